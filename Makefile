@@ -1,0 +1,60 @@
+# Each target sets up what it needs in .venv from nothing and is quick when that is there.
+#   make quickstart ARGS="--num-rounds 20"     make test ARGS="-k aggregation"     make lint PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# pyright runs on the Node.js that is installed beside it, not on whichever the machine has.
+export PYRIGHT_PYTHON_GLOBAL_NODE := 0
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help quickstart test lint format bench clean
+
+# An environment whose interpreter is gone (upgraded or moved away) counts as not installed.
+ifneq ($(shell $(BIN)/python -c "print('runs')" 2>/dev/null),runs)
+$(shell rm -f $(VENV)/.runtime $(VENV)/.dev)
+endif
+
+help: ## Show this list.
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
+
+quickstart: $(VENV)/.runtime ## Train federated averaging on a small data set that needs no download.
+	$(BIN)/python -m benchmarks.quickstart $(ARGS)
+
+test: $(VENV)/.dev ## Run the tests, the doctests and the code in the documents.
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+lint: $(VENV)/.dev ## Check format, style and types.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+format: $(VENV)/.dev ## Format the code and repair what can be repaired.
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# A short smoke run until there are benchmarks that time a round.
+bench: $(VENV)/.runtime ## Run a short benchmark.
+	$(BIN)/python -m benchmarks.quickstart --num-rounds 5 $(ARGS)
+
+clean: ## Remove the environment, caches and build outputs (not runs/).
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp is written last, so an interrupted installation is taken up again by the next make.
+$(VENV)/.runtime: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "fedjx needs Python 3.11 or newer; got '$(PYTHON)' = $$($(PYTHON) --version 2>/dev/null || echo nothing). Name one that is: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+	  echo "Creating $(VENV) with $$($(PYTHON) --version)."; $(PYTHON) -m venv --clear $(VENV); } || { \
+	  echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu, install it with: apt-get install python3-venv" >&2; exit 1; }
+	@echo "Installing fedjx and what it needs into $(VENV) (about 200 MB to download, one to three minutes)."
+	@$(PIP_INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	@echo "Installing the development tools into $(VENV) (about 75 MB to download, under a minute)."
+	@$(PIP_INSTALL) --editable ".[dev]"
+	@touch $@

@@ -1,0 +1,1 @@
+"""Runnable scripts: ``python -m benchmarks.NAME``."""

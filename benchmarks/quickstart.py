@@ -1,0 +1,201 @@
+"""Federated averaging on real handwriting, from non-IID clients. Copy this file and change it.
+
+Shows progress while it trains, compares with training on the pooled images, and leaves in the
+output directory TensorBoard events, `curves.png` and Orbax checkpoints. The last line it prints
+is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib as mpl
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from fedjx.algorithms import fed_avg, local_evaluate, local_train
+from fedjx.data import Cohort, central, digits, label_counts, uniform_sampler
+from fedjx.models import cnn, finalize_metrics, mlp
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+
+def parse_flags(args: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    summary = (__doc__ or "").splitlines()[0]
+    parser = argparse.ArgumentParser(description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    flag = parser.add_argument
+    flag("--model", choices=["mlp", "cnn"], default="mlp", help="small network to train")
+    flag("--num-clients", type=int, default=50, help="clients that share the training images")
+    flag("--alpha", type=float, default=0.5, help="label skew: small is skewed, large is even")
+    flag("--clients-per-round", type=int, default=10, help="size of the cohort")
+    flag("--chunk-size", type=int, default=5, help="clients mapped at once")
+    flag("--num-rounds", type=int, default=200, help="rounds in all, resumed ones included")
+    flag("--num-epochs", type=int, default=5, help="local epochs")
+    flag("--batch-size", type=int, default=10, help="images in a local batch")
+    flag("--client-rate", type=float, default=0.05, help="learning rate of the clients' SGD")
+    flag("--server-rate", type=float, default=1.0, help="learning rate of the server's SGD")
+    flag("--server-momentum", type=float, default=0.9, help="momentum of the server's SGD")
+    flag("--eval-every", type=int, default=10, help="rounds between evaluations and checkpoints")
+    flag("--seed", type=int, default=0, help="of the partition, the cohorts and the model")
+    flag("--output", type=Path, default=Path("runs/quickstart"), help="directory for the results")
+    flag("--resume", action="store_true", help="go on from the last checkpoint in the output directory")
+    return parser.parse_args(args)
+
+
+def main(flags: argparse.Namespace) -> dict[str, Any]:
+    """Trains, compares, draws and reports."""
+    data, test = digits(flags.num_clients, alpha=flags.alpha, seed=flags.seed)
+    network = {"mlp": mlp, "cnn": cnn}[flags.model]
+    model = network(10, input_shape=(8, 8, 1), scale=1 / 16)
+    algorithm = fed_avg(
+        model,
+        client_optimizer=optax.sgd(flags.client_rate),
+        server_optimizer=optax.sgd(flags.server_rate, momentum=flags.server_momentum),
+        num_epochs=flags.num_epochs,
+    )
+    test_batches = central(test, batch_size=100)
+
+    @jax.jit
+    def evaluate(params: Any) -> dict[str, jax.Array]:
+        return finalize_metrics(local_evaluate(model, params, test_batches))
+
+    @jax.jit
+    def train_centrally(key: jax.Array) -> Any:
+        epochs = round(flags.num_epochs * flags.num_rounds * flags.clients_per_round / flags.num_clients)
+        batches = central(data, batch_size=flags.batch_size)
+        optimizer = optax.sgd(flags.client_rate)
+        return local_train(model, model.init(key), batches, key, optimizer=optimizer, num_epochs=max(epochs, 1)).params
+
+    history, timing = train(flags, data, algorithm, evaluate)
+    centralised = float(evaluate(train_centrally(jax.random.key(flags.seed)))["accuracy"])
+    draw(flags.output / "curves.png", history, centralised, label_counts(data, num_classes=10))
+    accuracy = history[-1]["test_accuracy"]
+    print(f"\n{'test accuracy':<28}\n  federated, {len(data.sizes)} clients {accuracy:>11.4f}")
+    print(f"  centralised, same images {centralised:.4f}\n\nResults are in {flags.output}.")
+    report = {
+        "test_accuracy": round(accuracy, 4),
+        "centralised_accuracy": round(centralised, 4),
+        "rounds": history[-1]["round"],
+        "num_clients": data.num_clients,
+        **timing,
+    }
+    print(json.dumps(report))
+    return report
+
+
+def train(flags: argparse.Namespace, data: Any, algorithm: Any, evaluate: Any) -> tuple[list[dict], dict[str, float]]:
+    """Runs the rounds that are left to do; returns the history of evaluations, and the speed."""
+    state = algorithm.init(jax.random.key(flags.seed))
+    with open_checkpoints(flags) as checkpoints, SummaryWriter(str(flags.output)) as events:
+        state, history = restore(checkpoints, state, flags)
+        done = int(state.round)
+        history = history or [{"round": done, "test_accuracy": float(evaluate(state.params)["accuracy"])}]
+        sample = uniform_sampler(data.num_clients, flags.clients_per_round, seed=flags.seed)
+        num_examples, started = 0, time.perf_counter()
+        progress = tqdm(range(done + 1, flags.num_rounds + 1), "training", unit=" rounds", smoothing=0)
+        for number in progress:
+            ids = sample(number)
+            cohort = Cohort(data, ids, batch_size=flags.batch_size, chunk_size=flags.chunk_size)
+            state, metrics = algorithm.next(state, cohort)
+            loss = float(metrics["loss"])
+            num_examples += flags.num_epochs * int(metrics["num_examples"])
+            seconds = time.perf_counter() - started
+            if number % flags.eval_every == 0 or number == flags.num_rounds:
+                row = {"round": number, "train_loss": loss} | {
+                    f"test_{name}": float(value) for name, value in evaluate(state.params).items()
+                }
+                history.append(row)
+                save(checkpoints, state, history, flags)
+                events.add_scalar("test/accuracy", row["test_accuracy"], number)
+            events.add_scalar("train/loss", loss, number)
+            progress.set_postfix_str(
+                f"{(number - done) * len(ids) / seconds:.0f} clients/s, {num_examples / seconds:.0f} examples/s, "
+                f"loss {loss:.3f}, test accuracy {history[-1]['test_accuracy']:.3f}"
+            )
+    seconds = time.perf_counter() - started
+    return history, {"train_seconds": round(seconds, 2), "examples_per_second": round(num_examples / seconds, 1)}
+
+
+# --- checkpoints --------------------------------------------------------------------------------
+
+
+def open_checkpoints(flags: argparse.Namespace) -> ocp.CheckpointManager:
+    """Opens the checkpoints of the output directory, emptied unless the run resumes."""
+    directory = flags.output.absolute() / "checkpoints"
+    if directory.exists() and not flags.resume:
+        print(f"Replacing the earlier run in {flags.output}; to go on with it, pass --resume.")
+        shutil.rmtree(flags.output)
+    return ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(max_to_keep=3, create=True))
+
+
+def save(checkpoints: ocp.CheckpointManager, state: Any, history: list[dict], flags: argparse.Namespace) -> None:
+    """Saves the whole state of the run; a crash while it does leaves the checkpoint before."""
+    about = {"history": history, "flags": comparable(flags)}
+    checkpoints.save(
+        int(state.round), args=ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(about))
+    )
+
+
+def restore(checkpoints: ocp.CheckpointManager, state: Any, flags: argparse.Namespace) -> tuple[Any, list[dict]]:
+    """Returns the last checkpoint's state and history, or the given state and none."""
+    last = checkpoints.latest_step()
+    if last is None:
+        return state, []
+    wanted = ocp.args.Composite(state=ocp.args.StandardRestore(state), run=ocp.args.JsonRestore())
+    saved = checkpoints.restore(last, args=wanted)
+    differ = {k: v for k, v in comparable(flags).items() if saved["run"]["flags"].get(k) != v}
+    if differ:
+        raise SystemExit(
+            f"a resumed run needs the flags it began with; got {differ}, saved was {saved['run']['flags']}. "
+            "Repeat them, or choose another --output."
+        )
+    print(f"Resuming after round {last}.")
+    return saved["state"], saved["run"]["history"]
+
+
+def comparable(flags: argparse.Namespace) -> dict[str, Any]:
+    """Returns the flags that must not change when a run resumes."""
+    return {name: value for name, value in vars(flags).items() if name not in ("num_rounds", "output", "resume")}
+
+
+# --- picture ------------------------------------------------------------------------------------
+
+
+def draw(path: Path, history: list[dict], centralised: float, counts: np.ndarray) -> None:
+    """Draws the learning curves, and how many images of each digit every client holds."""
+    figure, (curve, clients) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    rounds = [row["round"] for row in history]
+    curve.plot(rounds, [row["test_accuracy"] for row in history], color="tab:blue", label="federated")
+    curve.axhline(centralised, color="black", linestyle="--", linewidth=1, label="centralised")
+    curve.set(xlabel="round", ylabel="test accuracy", ylim=(0, 1), title="Learning")
+    trained = [row for row in history if "train_loss" in row]
+    loss = curve.twinx()
+    loss.plot([r["round"] for r in trained], [r["train_loss"] for r in trained], color="tab:orange", label="loss")
+    loss.set_ylabel("clients' training loss", color="tab:orange")
+    loss.set_ylim(bottom=0)
+    curve.legend(loc="center right")
+
+    order = np.argsort(-counts.sum(axis=1))
+    bottom = np.zeros(len(counts))
+    for digit in range(counts.shape[1]):
+        clients.bar(np.arange(len(counts)), counts[order, digit], 1.0, bottom=bottom, color=f"C{digit}", label=digit)
+        bottom += counts[order, digit]
+    clients.set(xlabel="client, largest first", ylabel="training images", title="What the clients hold")
+    clients.legend(title="digit", ncols=2)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main(parse_flags())

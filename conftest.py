@@ -1,0 +1,39 @@
+"""The settings of every test and doctest: four simulated devices, strict ranks, one namespace for doctests.
+
+This file is at the root, and not in `tests/`, because the doctests of `fedjx/` need it too.
+"""
+
+import os
+
+# JAX reads these when it is first used. The flags are appended, so what the user has set stays; the last one counts.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4".strip()
+os.environ["MPLBACKEND"] = "Agg"
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # Workers share the cores: thread pools of NumPy and scikit-learn get in the way.
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fedjx
+
+# Only ranks are strict: optax.adam, for one, relies on promotion of dtypes.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Stops at once where another plugin has initialised JAX with other devices."""
+    del session
+    if jax.device_count() != 4 or jax.default_backend() != "cpu":
+        pytest.exit(f"the tests need 4 simulated CPU devices; got {jax.devices()}.", returncode=3)
+
+
+@pytest.fixture(autouse=True)
+def _doctest_names(doctest_namespace: dict[str, object]) -> None:
+    """Gives doctests these four names, and no others, without an import."""
+    doctest_namespace.update(np=np, jnp=jnp, jax=jax, fedjx=fedjx)

@@ -1,0 +1,74 @@
+"""fedjx: federated learning, simulated in JAX.
+
+Write pure functions of one client, put them together with federated operators on values placed
+at `SERVER` and `CLIENTS`, and run the computation over any number of simulated clients.
+"""
+
+from fedjx import aggregation, algorithms, data, models
+from fedjx.algorithms import fed_avg, federated_evaluation
+from fedjx.core.computation import Computation, federated_computation
+from fedjx.core.export import LoadedComputation, export, load
+from fedjx.core.operators import (
+    federated_aggregate,
+    federated_broadcast,
+    federated_collect,
+    federated_eval,
+    federated_keys,
+    federated_max,
+    federated_mean,
+    federated_min,
+    federated_reduce,
+    federated_secure_sum,
+    federated_select,
+    federated_sum,
+    federated_value,
+    federated_zip,
+)
+from fedjx.core.placed import FederatedValue, federated_map
+from fedjx.core.process import Aggregator, Algorithm
+from fedjx.core.sequence import sequence_map, sequence_reduce, sequence_sum
+from fedjx.core.types import CLIENTS, SERVER, FederatedType, FunctionType, parse_type
+from fedjx.core.values import Batches, Clients, Sequence
+
+__all__ = [
+    "CLIENTS",
+    "SERVER",
+    "Aggregator",
+    "Algorithm",
+    "Batches",
+    "Clients",
+    "Computation",
+    "FederatedType",
+    "FederatedValue",
+    "FunctionType",
+    "LoadedComputation",
+    "Sequence",
+    "aggregation",
+    "algorithms",
+    "data",
+    "export",
+    "fed_avg",
+    "federated_aggregate",
+    "federated_broadcast",
+    "federated_collect",
+    "federated_computation",
+    "federated_eval",
+    "federated_evaluation",
+    "federated_keys",
+    "federated_map",
+    "federated_max",
+    "federated_mean",
+    "federated_min",
+    "federated_reduce",
+    "federated_secure_sum",
+    "federated_select",
+    "federated_sum",
+    "federated_value",
+    "federated_zip",
+    "load",
+    "models",
+    "parse_type",
+    "sequence_map",
+    "sequence_reduce",
+    "sequence_sum",
+]

@@ -1,0 +1,38 @@
+"""The weighted mean, and how a client is weighted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedjx.core.computation import federated_computation
+from fedjx.core.operators import federated_mean, federated_value
+from fedjx.core.process import Aggregator
+from fedjx.core.types import SERVER
+
+
+def mean() -> Aggregator:
+    """Averages the clients' values by their weights; 0 if no client has weight."""
+
+    def init(member: Any) -> Any:
+        del member
+        return ()
+
+    @federated_computation
+    def next(key: Any, state: Any, value: Any, weight: Any) -> Any:
+        del key
+        return state, federated_mean(value, weight), federated_value({}, SERVER)
+
+    return Aggregator(init, next)
+
+
+def by_examples(num_examples: jax.Array) -> jax.Array:
+    """Weights a client by its number of examples, so that every example has equal influence."""
+    return num_examples.astype(jnp.float32)
+
+
+def uniform(num_examples: jax.Array) -> jax.Array:
+    """Weights every client that has examples alike."""
+    return (num_examples > 0).astype(jnp.float32)

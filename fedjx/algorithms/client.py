@@ -1,0 +1,193 @@
+"""What one client does: train and evaluate on its own data. Pure functions, of use on their own.
+
+Padded examples are masked here and nowhere else: a model gives one loss per example, and the
+means and sums over them are taken with the batch's mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjx.core.sequence import sequence_reduce
+from fedjx.core.values import MASK, Batches, Sequence
+from fedjx.models.model import Model, Ratio, mean_loss, sum_metrics
+
+PyTree = Any
+
+
+class LocalResult(NamedTuple):
+    """What local training returns.
+
+    Attributes:
+      params: The trained parameters.
+      metrics: Summed over all steps, as `finalize_metrics` takes them.
+      num_examples: int32 ``[]``; how many examples the client has.
+    """
+
+    params: PyTree
+    metrics: dict[str, Ratio]
+    num_examples: jax.Array
+
+
+class ClientUpdate(NamedTuple):
+    """What a client reports.
+
+    Attributes:
+      delta: Initial minus trained parameters, the server's pseudo-gradient.
+      weight: float32 ``[]``.
+      metrics: Sums by name.
+    """
+
+    delta: PyTree
+    weight: jax.Array
+    metrics: dict[str, Any]
+
+
+def local_train(
+    model: Model,
+    params: PyTree,
+    data: Sequence,
+    key: jax.Array,
+    *,
+    optimizer: optax.GradientTransformation,
+    num_epochs: int | None = None,
+    num_steps: int | None = None,
+    shuffle: bool = True,
+    drop_remainder: bool = False,
+) -> LocalResult:
+    """Trains a model on one client's data by mini-batch gradient steps.
+
+    Args:
+      model: Its per-example loss is averaged over the real examples of a batch.
+      params: The initial parameters.
+      data: A sequence of batches: dicts of features ``[B, ...]``, with ``mask`` bool ``[B]``
+        where some are padding.
+      key: Makes the order of the examples, epoch by epoch, and the model's dropout.
+      optimizer: Starts from its initial state.
+      num_epochs: Passes over the data; one if neither this nor ``num_steps`` is given.
+      num_steps: Number of batches instead; wraps around into further epochs.
+      shuffle: Whether to draw a new order for every epoch.
+      drop_remainder: Whether to leave out an epoch's last batch when it is not full.
+
+    Guarantees: Every example is used once per epoch (but for dropped remainders). The result
+    depends neither on how far the data is padded nor on what the padding holds.
+
+    Raises:
+      ValueError: If both or a non-positive number of epochs or steps is asked for.
+    """
+    key_order, key_loss = jax.random.split(key)
+    batches = examples(data)
+    plan = _plan(batches.index, key_order, num_epochs, num_steps, shuffle, drop_remainder)
+
+    def loss(params: PyTree, batch: Any, key: jax.Array) -> Any:
+        losses = model.loss(params, batch, key)
+        return mean_loss(losses, batch[MASK]), sum_metrics({"loss": losses}, batch[MASK])
+
+    def step(carry: Any, batch: Any) -> Any:
+        params, state, sums, t = carry
+        grads, metrics = jax.grad(loss, has_aux=True)(params, batch, jax.random.fold_in(key_loss, t))
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, jax.tree.map(jnp.add, sums, metrics), t + 1
+
+    zero = {"loss": Ratio(jnp.float32(0), jnp.int32(0))}
+    start = (params, optimizer.init(params), zero, jnp.int32(0))
+    params, _, metrics, _ = sequence_reduce(step, start, Sequence(Batches(batches.pool, plan.elements), plan.length))
+    return LocalResult(params, metrics, jnp.sum(batches.index >= 0, dtype=jnp.int32))
+
+
+def local_evaluate(model: Model, params: PyTree, data: Sequence) -> dict[str, Ratio]:
+    """Sums a model's metrics over one client's data, in evaluation mode.
+
+    Guarantees: The sums of several clients add up to those of the union of their examples.
+    """
+    batches = examples(data)
+    num_steps = batches.index.shape[0]
+
+    def sums(batch: Any) -> dict[str, Ratio]:
+        return sum_metrics(model.metrics(params, batch), batch[MASK])
+
+    one = jax.eval_shape(lambda: sums(Batches(batches.pool, batches.index[0]).gather()))
+    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), one)
+    whole = Sequence(batches, jnp.int32(num_steps))
+    return sequence_reduce(lambda total, batch: jax.tree.map(jnp.add, total, sums(batch)), zero, whole)
+
+
+def examples(data: Sequence) -> Batches:
+    """Returns a client's data set as batches of indices, ``[S, B]``, -1 for every padded example."""
+    real = jnp.arange(_num_steps(data), dtype=jnp.int32)[:, None] < data.length
+    if isinstance(data.elements, Batches):
+        return Batches(data.elements.pool, jnp.where(real, data.elements.index, -1))
+    features = {name: x for name, x in data.elements.items() if name != MASK}
+    shape = jnp.shape(next(iter(features.values())))[:2]
+    mask = data.elements.get(MASK, jnp.ones(shape, bool)) & real
+    rows = jnp.arange(shape[0] * shape[1], dtype=jnp.int32).reshape(shape)
+    pool = {name: x.reshape(-1, *x.shape[2:]) for name, x in features.items()}
+    return Batches(pool, jnp.where(mask, rows, -1))
+
+
+def _num_steps(data: Sequence) -> int:
+    elements = data.elements.index if isinstance(data.elements, Batches) else data.elements
+    if not (isinstance(data.elements, (Batches, Mapping)) and all(jnp.ndim(x) > 1 for x in jax.tree.leaves(elements))):
+        raise TypeError(
+            "a client's data set is a sequence of batches, dicts of features [B, ...]; "
+            f"got elements {jax.tree.map(jnp.shape, elements)}. Make it with fedjx.data.cohort."
+        )
+    return jax.tree.leaves(elements)[0].shape[0]
+
+
+def _plan(
+    index: jax.Array,
+    key: jax.Array,
+    num_epochs: int | None,
+    num_steps: int | None,
+    shuffle: bool,
+    drop_remainder: bool,
+) -> Sequence:
+    """Plans which examples each step trains on: a sequence of index rows ``[B]``."""
+    given = [n for n in (num_epochs, num_steps) if n is not None]
+    if len(given) > 1 or any(n < 1 for n in given):
+        raise ValueError(
+            f"local training takes a positive number of epochs or of steps; got {num_epochs=}, {num_steps=}. Give one."
+        )
+    capacity, batch_size = index.shape
+    orders = _epochs(index, key, num_steps or num_epochs or 1, shuffle)
+    num_examples = jnp.sum(index >= 0, dtype=jnp.int32)
+    per_epoch = num_examples // batch_size if drop_remainder else -(-num_examples // batch_size)
+    total = jnp.where(per_epoch > 0, num_steps, 0) if num_steps else per_epoch * len(orders)
+    t = jnp.arange(num_steps or capacity * len(orders), dtype=jnp.int32)
+    epoch, step = t // jnp.maximum(per_epoch, 1), t % jnp.maximum(per_epoch, 1)
+    return Sequence(orders.at[epoch, step].get(mode="clip"), total)
+
+
+def _epochs(index: jax.Array, key: jax.Array, num_epochs: int, shuffle: bool) -> jax.Array:
+    """Returns the examples' indices in the order of each epoch, ``[E, S, B]``, padding last."""
+    flat = index.reshape(-1)
+
+    def epoch(key: jax.Array) -> jax.Array:
+        # Position i of the stream does not depend on how many follow, so neither on the padding.
+        noise = jax.random.bits(key, flat.shape) >> 1 if shuffle else jnp.zeros(flat.shape, jnp.uint32)
+        last = jnp.uint32(2**32 - 1)
+        return flat[jnp.argsort(jnp.where(flat < 0, last, noise), stable=True)].reshape(index.shape)
+
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(num_epochs))
+    return jax.vmap(epoch)(keys)
+
+
+def checked(update: ClientUpdate) -> ClientUpdate:
+    """Removes an update that is not finite: it is zeroed, weighs nothing and is counted.
+
+    Adds the counts ``num_clients`` (that contribute) and ``num_non_finite_clients``.
+    """
+    inexact = [x for x in jax.tree.leaves((update.delta, update.weight)) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in inexact]))
+    delta, weight, metrics = jax.tree.map(lambda x: jnp.where(finite, x, jnp.zeros_like(x)), tuple(update))
+    counts = {
+        "num_clients": (weight > 0).astype(jnp.int32),
+        "num_non_finite_clients": (~finite).astype(jnp.int32),
+    }
+    return ClientUpdate(delta, weight, {**metrics, **counts})

@@ -1,0 +1,38 @@
+"""Federated evaluation: a model's metrics over the clients' own data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from fedjx.algorithms.client import local_evaluate
+from fedjx.core.computation import Computation, federated_computation
+from fedjx.core.operators import federated_broadcast, federated_sum
+from fedjx.core.placed import federated_map
+from fedjx.models.model import Model, finalize_metrics
+
+PyTree = Any
+
+
+def federated_evaluation(model: Model) -> Computation:
+    """Builds the computation ``(params@SERVER, data@CLIENTS) -> metrics@SERVER``.
+
+    Guarantees: Every metric equals that of all clients' examples taken together, however they
+    are divided into clients and batches; exactly so for integer counts.
+    """
+
+    def client_evaluation(params: PyTree, data: Any) -> dict[str, Any]:
+        return local_evaluate(model, params, data)
+
+    @federated_computation
+    def evaluation(params: Any, data: Any) -> Any:
+        sums = federated_sum(federated_map(client_evaluation, federated_broadcast(params), data))
+        return federated_map(summary, sums)
+
+    return evaluation
+
+
+def summary(sums: dict[str, Any]) -> dict[str, jax.Array]:
+    """Finalises summed metrics, and says over how many examples they were taken."""
+    return {**finalize_metrics(sums), "num_examples": sums["loss"].denominator}

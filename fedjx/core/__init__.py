@@ -1,0 +1,1 @@
+"""The federated language and its engine."""

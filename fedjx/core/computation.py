@@ -1,0 +1,253 @@
+"""`federated_computation`: trace a function of placed values, and run it in one program or streamed."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from fedjx.core.arguments import as_declared, check_type, declared_type
+from fedjx.core.engine import map_reduce
+from fedjx.core.operators import federated_zip
+from fedjx.core.placed import FederatedValue, Node
+from fedjx.core.program import Environment, Message, Program
+from fedjx.core.streaming import Sink, Stream, first_chunk, is_stream
+from fedjx.core.types import CLIENTS, SERVER, FederatedType, FunctionType, Struct, notation, type_of
+from fedjx.core.values import Clients, side_by_side
+
+PyTree = Any
+
+
+def federated_computation(*types: Any) -> Any:
+    """Makes a federated computation of a function of placed values.
+
+    Used bare, the types of the arguments are inferred at each call: `Clients` (or a stream of
+    them) are at CLIENTS, everything else is at SERVER. Given types, or their notation, the
+    function is traced at once and its calls are checked. A function of unplaced types is a
+    local computation: an ordinary JAX function with a type.
+
+    >>> @fedjx.federated_computation(fedjx.FederatedType(jnp.float32, fedjx.CLIENTS))
+    ... def get_average_temperature(sensor_readings):
+    ...     return fedjx.federated_mean(sensor_readings)
+    >>> print(get_average_temperature.type_signature)
+    ({float32}@CLIENTS -> float32@SERVER)
+    >>> get_average_temperature([68.5, 70.3, 69.8])
+    Array(69.53334, dtype=float32)
+    """
+    if len(types) == 1 and (inspect.isroutine(types[0]) or isinstance(types[0], functools.partial)):
+        return Computation(types[0])
+    return functools.partial(Computation, types=types)
+
+
+class Computation:
+    """A function of placed values. Call it, or choose how it runs with `in_graph` or `streamed`.
+
+    A call with arrays runs as one compiled program, and inside another traced program as part
+    of it: `jit`, `grad`, `vmap`, `scan` and `jax.export` apply. A call with a stream of chunks
+    runs as a host loop.
+    """
+
+    def __init__(self, fn: Callable[..., PyTree], types: tuple[Any, ...] | None = None):
+        functools.update_wrapper(self, fn)
+        self.name = getattr(fn, "__name__", repr(fn))
+        self._fn = fn
+        self._signature = inspect.signature(fn)
+        self._parameters = _parameter_names(self.name, self._signature)
+        if types is None and not self._parameters:
+            types = ()
+        self._types = None if types is None else tuple(map(declared_type, types))
+        self._jitted = jax.jit(self.in_graph())
+        if self._types is not None:
+            self._declared_signature = self._signature_of(self._types)
+
+    def __repr__(self) -> str:
+        return f"<federated computation {self.name}>"
+
+    # --- types ---
+
+    @property
+    def type_signature(self) -> Any:
+        """The `FunctionType`; for a computation without declared types, a function of the arguments.
+
+        Arguments may be values, streams or types.
+        """
+        return self._inferred_signature if self._types is None else self._declared_signature
+
+    def _inferred_signature(self, *args: Any, **kwargs: Any) -> FunctionType:
+        return self._signature_of(self._types_of(args, kwargs))
+
+    def _signature_of(self, types: tuple[Any, ...]) -> FunctionType:
+        parameter = types[0] if len(types) == 1 else Struct(self._parameters, types) if types else None
+        if self._is_local(types):
+            return FunctionType(parameter, jax.eval_shape(self._fn, *types))
+        return FunctionType(parameter, _result_type(self.trace(types).result))
+
+    def _types_of(self, args: Any, kwargs: Any) -> tuple[Any, ...]:
+        return tuple(type_of(first_chunk(value)) for value in self.bind(args, kwargs))
+
+    def _is_local(self, types: tuple[Any, ...] | None) -> bool:
+        return bool(types) and not any(isinstance(t, FederatedType) for t in types)
+
+    def communication(self, *args: Any, **kwargs: Any) -> list[Message]:
+        """Lists the messages between the server and one client, without running anything.
+
+        Arguments may be values, streams or types; none are needed where types are declared.
+        """
+        types = self._types if self._types is not None and not args and not kwargs else self._types_of(args, kwargs)
+        return self.trace(types).communication()
+
+    # --- tracing ---
+
+    def trace(self, types: tuple[Any, ...]) -> Program:
+        """Runs the function on placed values of the types, and cuts its graph into passes."""
+        for name, type_ in zip(self._parameters, types, strict=True):
+            if not isinstance(type_, FederatedType):
+                raise TypeError(
+                    f"parameters must be all placed or all unplaced; got {notation(type_)} for {name!r}. "
+                    "Write FederatedType(member, SERVER)."
+                )
+        arguments = [Node("argument", type_) for type_ in types]
+        try:
+            result = self._fn(*map(FederatedValue, arguments))
+        except TypeError as error:
+            if FederatedValue.__name__ in str(error):
+                error.add_note("fedjx: a placed value is no array. Act on its members with federated_map.")
+            raise
+        return Program(arguments, _normal(result))
+
+    def bind(self, args: Any, kwargs: Any) -> list[Any]:
+        """Returns the arguments of a call in the order of the parameters."""
+        bound = self._signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return list(bound.arguments.values())
+
+    def converted(self, values: list[Any]) -> list[Any]:
+        """Brings arguments into their declared types, or leaves them if none are declared."""
+        if self._types is None:
+            return values
+        named = zip(self._parameters, values, self._types, strict=True)
+        return [as_declared(self.name, name, value, type_) for name, value, type_ in named]
+
+    # --- calling ---
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the computation; within another one, becomes part of it."""
+        values = self.bind(args, kwargs)
+        if any(isinstance(leaf, FederatedValue) for leaf in jax.tree.leaves(values)):
+            return self._inline(values)
+        if any(map(is_stream, values)):
+            return self._default_stream(*values)
+        return self._jitted(*self.converted(values))
+
+    def _inline(self, values: list[Any]) -> Any:
+        if self._types is not None:
+            values = [federated_zip(value) for value in values]
+            for name, value, type_ in zip(self._parameters, values, self._types, strict=True):
+                check_type(self.name, name, value.type, type_)
+        return self._fn(*values)
+
+    def in_graph(self, *, mesh: Mesh | None = None, chunk_size: int | None = None) -> Callable[..., Any]:
+        """Returns the computation as one traceable JAX function of arrays.
+
+        Args:
+          mesh: Devices with an axis ``clients`` to divide the cohort among, padded if need be.
+          chunk_size: How many clients each device maps at once: bounds the memory.
+        """
+        _check_chunk_size(chunk_size)
+
+        @functools.wraps(self._fn)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            values = self.converted(self.bind(args, kwargs))
+            if self._is_local(self._types):
+                return self._fn(*values)
+            program = self.trace(tuple(map(type_of, values)))
+            return _run_in_graph(program, values, chunk_size, mesh)
+
+        return run
+
+    def streamed(
+        self, *, mesh: Mesh | None = None, chunk_size: int | None = None, sink: Sink | None = None
+    ) -> Callable[..., Any]:
+        """Returns the computation as a host loop over chunks of the cohort, in constant memory.
+
+        Keep the returned function: it holds the compiled programs.
+
+        Args:
+          mesh: Devices with an axis ``clients``; the default device if not given.
+          chunk_size: Into how large chunks to cut `Clients` that are given whole; streams come
+            in chunks already.
+          sink: Called with the results at CLIENTS, chunk by chunk, on the device; they are then
+            None in the result. Without a sink they are gathered in host memory.
+        """
+        _check_chunk_size(chunk_size)
+        return functools.update_wrapper(Stream(self, mesh, chunk_size, sink), self._fn)
+
+    @functools.cached_property
+    def _default_stream(self) -> Callable[..., Any]:
+        return self.streamed()
+
+
+def _parameter_names(name: str, signature: inspect.Signature) -> tuple[str, ...]:
+    for parameter in signature.parameters.values():
+        if parameter.kind not in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            raise TypeError(f"a federated computation has positional parameters; got {parameter} in {name}. Name each.")
+    return tuple(signature.parameters)
+
+
+def _check_chunk_size(chunk_size: int | None) -> None:
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"a chunk needs at least one client; got {chunk_size=}. Leave it out for one chunk.")
+
+
+def _run_in_graph(program: Program, values: list[Any], chunk_size: int | None, mesh: Mesh | None) -> Any:
+    environment = program.server_stage(0, program.server_arguments(values))
+    clients = _cohort([v for v in values if isinstance(v, Clients)]) if program.num_passes else None
+    finished: Environment = {}
+    for level in range(program.num_passes):
+        assert clients is not None
+        run = program.client_pass(level)
+        reduced, (members, outputs) = map_reduce(run, environment, clients, chunk_size=chunk_size, mesh=mesh)
+        results = [Clients(x, clients.mask, clients.id) for x in outputs]
+        finished.update(zip(program.outputs(level), results, strict=True))
+        environment = program.after_pass(level, environment, reduced, members, clients.mask)
+    return program.assemble({**environment, **finished})
+
+
+def _cohort(arguments: list[Clients]) -> Clients:
+    if not arguments:
+        raise ValueError("a pass over the clients needs to know who they are; got no argument at CLIENTS. Pass one.")
+    return side_by_side(arguments)
+
+
+# --- results --------------------------------------------------------------------------------------
+
+
+def _normal(result: PyTree, top: bool = True) -> PyTree:
+    """Checks that all of a result is placed, and zips structures that are wholly at CLIENTS."""
+    leaves = jax.tree.leaves(result)
+    for leaf in leaves:
+        if not isinstance(leaf, FederatedValue):
+            raise TypeError(
+                f"a federated computation returns placed values; got {leaf!r}. "
+                "Place it with federated_value(x, fedjx.SERVER)."
+            )
+    if top and type(result) is tuple:
+        return tuple(_normal(part, top=False) for part in result)
+    at_clients = leaves and all(leaf.type.placement == CLIENTS for leaf in leaves)
+    return federated_zip(result) if at_clients else result
+
+
+def _result_type(result: PyTree, top: bool = True) -> Any:
+    """Types a result: what is wholly at the server is one value, but for the parts of a returned tuple."""
+    if isinstance(result, FederatedValue):
+        return result.type
+    if not (top and type(result) is tuple):
+        leaves = jax.tree.leaves(result)
+        if all(leaf.type.placement == SERVER for leaf in leaves):
+            return FederatedType(jax.tree.map(lambda leaf: leaf.type.member, result), SERVER)
+    parts, treedef = jax.tree.flatten(result, is_leaf=lambda x: x is not result)
+    return treedef.unflatten([_result_type(part, top=False) for part in parts])

@@ -1,0 +1,350 @@
+"""The lower layer: one pass over a cohort, in one program or streamed chunk by chunk.
+
+Nothing here knows of graphs, types or algorithms; everything that knows of meshes, chunks and
+padding is here. A `Pass` is a function of one client and the reductions of what it returns.
+It is run by `map_reduce` inside a traced program, or by `PassStream` from a host loop. Both
+take the same step: map one chunk, add it to accumulators that stay on their device, and, after
+the last chunk, reduce across devices once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fedjx.core.values import Clients, per_client
+
+PyTree = Any
+
+AXIS = "clients"
+_SPLIT, _WHOLE = PartitionSpec(AXIS), PartitionSpec()
+
+
+class Reduction(NamedTuple):
+    """How members become one value.
+
+    Attributes:
+      zero: From the type of one member to the empty accumulator.
+      update: ``(accumulator, members [C, ...], mask [C]) -> accumulator``.
+      across: How the accumulators of two devices combine: a sum, a minimum, a maximum, or
+        any associative and commutative function of two accumulators.
+      report: From the accumulator to the result.
+    """
+
+    zero: Callable[[PyTree], PyTree]
+    update: Callable[[PyTree, PyTree, jax.Array], PyTree]
+    across: Literal["sum", "min", "max"] | Callable[[PyTree, PyTree], PyTree]
+    report: Callable[[PyTree], PyTree] = lambda accumulator: accumulator
+
+
+class Pass(NamedTuple):
+    """One sweep over the cohort.
+
+    Attributes:
+      fn: ``(server values, one client's member, id) -> (one value per reduction, outputs)``.
+      reductions: What becomes of the values; outputs stay with their client.
+    """
+
+    fn: Callable[[PyTree, PyTree, jax.Array], tuple[tuple[PyTree, ...], PyTree]]
+    reductions: tuple[Reduction, ...]
+
+
+# --- one chunk ----------------------------------------------------------------------------------
+
+
+def _map(run: Pass, server: PyTree, clients: Clients) -> tuple[tuple[PyTree, ...], PyTree]:
+    own, pools, join = per_client(clients.value)
+    return jax.vmap(lambda member, client_id: run.fn(server, join(member, pools), client_id))(own, clients.id)
+
+
+def _zeros(run: Pass, server: PyTree, clients: Clients) -> tuple[PyTree, ...]:
+    values, _ = jax.eval_shape(lambda *args: _map(run, *args), server, clients)
+    members = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), values)
+    return tuple(r.zero(member) for r, member in zip(run.reductions, members, strict=True))
+
+
+def _step(run: Pass, accumulators: PyTree, server: PyTree, clients: Clients) -> tuple[PyTree, PyTree]:
+    values, outputs = _map(run, server, clients)
+    updated = tuple(
+        r.update(accumulator, value, clients.mask)
+        for r, accumulator, value in zip(run.reductions, accumulators, values, strict=True)
+    )
+    _check_same_shapes(accumulators, updated)
+    return updated, outputs
+
+
+def _check_same_shapes(before: PyTree, after: PyTree) -> None:
+    old, new = ([leaf.shape for leaf in jax.tree.leaves(tree)] for tree in (before, after))
+    if old != new:
+        raise ValueError(
+            "a reduced value needs one shape in every chunk, so it cannot depend on the padded length of a sequence; "
+            f"got {new} after {old}. Reduce over the sequence first (sequence_reduce)."
+        )
+
+
+# --- in one program -----------------------------------------------------------------------------
+
+
+def map_reduce(
+    run: Pass, server: PyTree, clients: Clients, *, chunk_size: int | None = None, mesh: Mesh | None = None
+) -> tuple[tuple[PyTree, ...], PyTree]:
+    """Runs a pass over a whole cohort inside one traceable program.
+
+    Args:
+      run: The pass.
+      server: Values that every client sees.
+      clients: The cohort; padded here as chunks and devices require.
+      chunk_size: How many clients each device maps at once; all of its clients if not given.
+      mesh: Devices with an axis ``clients``; without one the cohort stays where it is.
+
+    Returns:
+      The reduced values, and the outputs ``[C, ...]``.
+    """
+    if mesh is None:
+        accumulators, outputs = _scan_chunks(run, server, clients, chunk_size)
+        return _report(run, accumulators), outputs
+
+    mesh = auto_mesh(mesh)
+    num_clients = clients.num_clients
+    padded = clients
+    if num_clients % mesh.shape[AXIS]:
+        # A cohort that does not divide is not divided yet: say so, or XLA pads it with collectives.
+        padded = lax.with_sharding_constraint(_pad(clients, mesh.shape[AXIS]), NamedSharding(mesh, _WHOLE))
+    own, pools, join = per_client(padded.value)
+
+    def device(server: PyTree, own: PyTree, mask: jax.Array, ids: jax.Array, pools: PyTree) -> Any:
+        shard = Clients(join(own, pools), mask, ids)
+        accumulators, outputs = _scan_chunks(run, server, shard, chunk_size)
+        return _report(run, _all_reduce(run, accumulators)), outputs
+
+    # Without replication checks a gradient inside stays on its device (with them JAX sums it over
+    # all devices behind our back), and the users' scans need no annotations.
+    reduced, outputs = jax.shard_map(
+        device,
+        mesh=mesh,
+        in_specs=(_WHOLE, _SPLIT, _SPLIT, _SPLIT, _WHOLE),
+        out_specs=(_WHOLE, _SPLIT),
+        check_vma=False,
+    )(server, own, padded.mask, padded.id, pools)
+    return reduced, jax.tree.map(lambda x: x[:num_clients], outputs)
+
+
+def _scan_chunks(run: Pass, server: PyTree, clients: Clients, chunk_size: int | None) -> tuple[PyTree, PyTree]:
+    zeros = _zeros(run, server, clients)
+    num_clients = clients.num_clients
+    if chunk_size is None or chunk_size >= num_clients:
+        return _step(run, zeros, server, clients)
+    clients = _pad(clients, chunk_size)
+    own, pools, join = per_client(clients.value)
+    chunks = jax.tree.map(lambda x: x.reshape(-1, chunk_size, *x.shape[1:]), (own, clients.mask, clients.id))
+
+    def step(accumulators: PyTree, chunk: PyTree) -> tuple[PyTree, PyTree]:
+        own, mask, ids = chunk
+        return _step(run, accumulators, server, Clients(join(own, pools), mask, ids))
+
+    accumulators, outputs = lax.scan(step, zeros, chunks)
+    return accumulators, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num_clients], outputs)
+
+
+def _pad(clients: Clients, multiple: int) -> Clients:
+    """Pads a cohort with copies of its first client, which no reduction counts."""
+    missing = -clients.num_clients % multiple
+    if not missing:
+        return clients
+    own, pools, join = per_client(clients.value)
+
+    def pad(x: Any) -> jax.Array:
+        return jnp.concatenate([x, jnp.repeat(x[:1], missing, axis=0)])
+
+    mask = jnp.concatenate([clients.mask, jnp.zeros(missing, bool)])
+    ids = jnp.concatenate([clients.id, jnp.full(missing, -1, clients.id.dtype)])
+    return Clients(join(jax.tree.map(pad, own), pools), mask, ids)
+
+
+def _report(run: Pass, accumulators: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
+    return tuple(r.report(accumulator) for r, accumulator in zip(run.reductions, accumulators, strict=True))
+
+
+# --- across devices -----------------------------------------------------------------------------
+
+
+def auto_mesh(mesh: Mesh) -> Mesh:
+    """Returns the mesh with automatic axis types, the only ones that mix with users' own code.
+
+    Raises:
+      ValueError: If the mesh has no axis ``clients``.
+    """
+    if AXIS not in mesh.shape:
+        raise ValueError(
+            f"a mesh needs an axis named {AXIS!r}; got {tuple(mesh.shape)}. "
+            f"Make one with jax.make_mesh((jax.device_count(),), ({AXIS!r},))."
+        )
+    return Mesh(mesh.devices, mesh.axis_names)
+
+
+def _all_reduce(run: Pass, accumulators: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
+    """Combines the devices' accumulators: all sums of the pass in one collective."""
+    sums = [a for r, a in zip(run.reductions, accumulators, strict=True) if r.across == "sum"]
+    totals = iter(_sum_in_one(sums))
+    return tuple(
+        next(totals) if r.across == "sum" else _combine(r.across, accumulator)
+        for r, accumulator in zip(run.reductions, accumulators, strict=True)
+    )
+
+
+def _combine(across: Any, accumulator: PyTree) -> PyTree:
+    if across == "min":
+        return lax.pmin(accumulator, AXIS)
+    if across == "max":
+        return lax.pmax(accumulator, AXIS)
+    gathered = lax.all_gather(accumulator, AXIS)
+    first, rest = (jax.tree.map(lambda x, s=s: x[s], gathered) for s in (0, slice(1, None)))
+    combined, _ = lax.scan(lambda total, one: (across(total, one), None), first, rest)
+    return combined
+
+
+def _sum_in_one(tree: PyTree) -> PyTree:
+    """Sums a pytree over the devices with a single all-reduce of one float32 vector.
+
+    XLA would use one collective per dtype. A 32-bit integer travels as three 12-bit pieces, whose
+    float32 sums are exact for up to 4,096 devices. Leaves of other widths go by themselves.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    pieces = [_to_float32(leaf) for leaf in leaves]
+    flat = jnp.concatenate([jnp.ravel(p) for p in pieces if p is not None] or [jnp.zeros(0, jnp.float32)])
+    total = lax.psum(flat, AXIS) if flat.size else flat
+    summed, start = [], 0
+    for leaf, piece in zip(leaves, pieces, strict=True):
+        if piece is None:
+            summed.append(lax.psum(leaf, AXIS))
+            continue
+        summed.append(_from_float32(total[start : start + piece.size].reshape(piece.shape), leaf.dtype))
+        start += piece.size
+    return treedef.unflatten(summed)
+
+
+_SHIFTS = (0, 12, 24)
+
+
+def _to_float32(leaf: jax.Array) -> jax.Array | None:
+    if leaf.dtype == jnp.float32:
+        return leaf
+    if leaf.dtype not in (jnp.int32, jnp.uint32):
+        return None
+    bits = lax.bitcast_convert_type(leaf, jnp.uint32)
+    return jnp.stack([(bits >> s & 0xFFF).astype(jnp.float32) for s in _SHIFTS])
+
+
+def _from_float32(piece: jax.Array, dtype: Any) -> jax.Array:
+    if dtype == jnp.float32:
+        return piece
+    bits = sum((piece[i].astype(jnp.uint32) << s for i, s in enumerate(_SHIFTS)), start=jnp.uint32(0))
+    return lax.bitcast_convert_type(bits, dtype)
+
+
+# --- streamed -----------------------------------------------------------------------------------
+
+# Dispatch runs ahead of the device; more chunks in flight only cost memory.
+_IN_FLIGHT = 2
+
+
+class PassStream:
+    """Runs one pass from a host loop over chunks, in memory that does not grow with the cohort.
+
+    The step has no collective and donates its accumulators, ``[D, ...]`` for D devices; `finish`
+    traces the one reduction across devices. Compiled programs are kept for the object's life.
+    """
+
+    def __init__(self, run: Pass, mesh: Mesh):
+        self.mesh = mesh
+        self._run = run
+        self._start = jax.jit(self._zeros, out_shardings=NamedSharding(mesh, _SPLIT))
+        self._step = jax.jit(self._sharded_step, donate_argnums=0)
+
+    def __call__(
+        self, server: PyTree, chunks: Iterable[Clients], sink: Callable[[Clients], None]
+    ) -> tuple[PyTree, ...]:
+        """Maps all chunks and returns the accumulators, to be given to `finish`.
+
+        Args:
+          server: Values that every client sees, on the mesh.
+          chunks: The cohort.
+          sink: Called with each chunk's outputs, on the device, once they are computed.
+        """
+        place = _Placer(self.mesh)
+        accumulators, waiting = None, deque()
+        for chunk in chunks:
+            own, mask, ids, pools, join = place(_pad(chunk, self.mesh.shape[AXIS]))
+            if accumulators is None:
+                accumulators = self._start(server, Clients(join(own, pools), mask, ids))
+            accumulators, outputs, done = self._step(accumulators, server, Clients(join(own, pools), mask, ids))
+            waiting.append((done, Clients(outputs, mask, ids)))
+            if len(waiting) > _IN_FLIGHT:
+                _hand_over(waiting, sink)
+        if accumulators is None:
+            raise ValueError("a cohort needs at least one client; got no chunk. Sample again, or skip the round.")
+        while waiting:
+            _hand_over(waiting, sink)
+        return accumulators
+
+    def finish(self, accumulators: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
+        """Reduces the devices' accumulators to the pass's values; traceable."""
+
+        def device(accumulators: PyTree) -> PyTree:
+            return _report(self._run, _all_reduce(self._run, _unstacked(accumulators)))
+
+        return jax.shard_map(device, mesh=self.mesh, in_specs=_SPLIT, out_specs=_WHOLE, check_vma=False)(accumulators)
+
+    def _zeros(self, server: PyTree, clients: Clients) -> PyTree:
+        zeros = _zeros(self._run, server, clients)
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (self.mesh.shape[AXIS], *jnp.shape(x))), zeros)
+
+    def _sharded_step(self, accumulators: PyTree, server: PyTree, clients: Clients) -> Any:
+        own, pools, join = per_client(clients.value)
+
+        def device(accumulators: Any, server: Any, own: Any, mask: Any, ids: Any, pools: Any) -> Any:
+            shard = Clients(join(own, pools), mask, ids)
+            updated, outputs = _step(self._run, _unstacked(accumulators), server, shard)
+            return jax.tree.map(lambda x: x[None], updated), outputs
+
+        accumulators, outputs = jax.shard_map(
+            device,
+            mesh=self.mesh,
+            in_specs=(_SPLIT, _WHOLE, _SPLIT, _SPLIT, _SPLIT, _WHOLE),
+            out_specs=_SPLIT,
+            check_vma=False,
+        )(accumulators, server, own, clients.mask, clients.id, pools)
+        # Donated accumulators cannot be waited on; this small array can.
+        return accumulators, outputs, jnp.any(clients.mask)
+
+
+def _unstacked(accumulators: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: x[0], accumulators)
+
+
+def _hand_over(waiting: deque, sink: Callable[[Clients], None]) -> None:
+    done, outputs = waiting.popleft()
+    jax.block_until_ready(done)
+    sink(outputs)
+
+
+class _Placer:
+    """Puts chunks on a mesh; a pool that comes with every chunk is placed once."""
+
+    def __init__(self, mesh: Mesh):
+        self.split, self.whole = NamedSharding(mesh, _SPLIT), NamedSharding(mesh, _WHOLE)
+        self.last: tuple[list[Any], PyTree] = ([], None)
+
+    def __call__(self, clients: Clients) -> tuple[Any, ...]:
+        own, pools, join = per_client(clients.value)
+        leaves = jax.tree.leaves(pools)
+        if len(leaves) != len(self.last[0]) or any(a is not b for a, b in zip(leaves, self.last[0], strict=True)):
+            self.last = (leaves, jax.device_put(pools, self.whole))
+        own, mask, ids = jax.device_put((own, clients.mask, clients.id), self.split)
+        return own, mask, ids, self.last[1] if leaves else pools, join

@@ -1,0 +1,260 @@
+"""The federated operators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjx.core.engine import Reduction
+from fedjx.core.placed import (
+    FederatedValue,
+    Node,
+    check_numeric,
+    function_name,
+    map_node,
+    one_value,
+    value_at,
+)
+from fedjx.core.reductions import MAX, MIN, SECURE_SUM, SUM, aggregate_of, divide, mean_of
+from fedjx.core.types import CLIENTS, SERVER, FederatedType, Placement, member_type, notation, sequence_type
+
+PyTree = Any
+
+_REDUCE_HINT = "Server values are single already; unplaced ones go in as arguments at CLIENTS."
+
+
+def federated_zip(values: PyTree) -> FederatedValue:
+    """Turns a pytree of values of one placement into one value of that pytree."""
+    return one_value("federated_zip", values)
+
+
+def federated_broadcast(value: PyTree) -> FederatedValue:
+    """Sends a server value to every client: ``T@SERVER -> T@CLIENTS``; its transpose is the sum."""
+    value = value_at("federated_broadcast", value, SERVER, "It is at the clients already: use it there as it is.")
+    return _broadcast(value, value.type.member)
+
+
+def _broadcast(value: FederatedValue, sent: PyTree) -> FederatedValue:
+    type_ = FederatedType(value.type.member, CLIENTS, all_equal=True)
+    return FederatedValue(Node("broadcast", type_, (value._node,), sent=sent))
+
+
+def federated_value(value: PyTree, placement: Placement) -> FederatedValue:
+    """Places a constant, the same for all participants."""
+    type_ = FederatedType(value, placement, all_equal=True)
+    return FederatedValue(Node("constant", type_, fn=jax.tree.map(jnp.asarray, value)))
+
+
+def federated_eval(fn: Callable[[], PyTree], placement: Placement) -> FederatedValue:
+    """Evaluates a function of no arguments at the server, or at every client."""
+    if placement == SERVER:
+        value = FederatedValue(Node("constant", FederatedType((), SERVER), fn=()))
+    else:
+        value = _client_ids()
+    return map_node(_WithoutArguments(fn), [value])
+
+
+class _WithoutArguments(NamedTuple):
+    fn: Callable
+
+    def __call__(self, _: Any) -> PyTree:
+        return self.fn()
+
+
+def _client_ids() -> FederatedValue:
+    return FederatedValue(Node("client_id", FederatedType(jnp.int32, CLIENTS)))
+
+
+def federated_keys(key: PyTree) -> FederatedValue:
+    """Gives every client its own random key, ``fold_in(key, client id)``.
+
+    Guarantees: A client's key depends on nothing but the server's key and its id: not on the
+    cohort, its order, chunks, padding or devices.
+    """
+    hint = "Keep one key in the server's state and fold the round into it."
+    return map_node(
+        jax.random.fold_in, [federated_broadcast(value_at("federated_keys", key, SERVER, hint)), _client_ids()]
+    )
+
+
+def federated_select(client_keys: PyTree, server_value: PyTree, select_fn: Callable) -> FederatedValue:
+    """Sends every client only the slices of a server value that it asks for.
+
+    Args:
+      client_keys: int32 ``[K]`` at CLIENTS; which slices each client wants.
+      server_value: The value at SERVER.
+      select_fn: ``(server value, key) -> slice``.
+
+    Returns:
+      The slices, leaves ``[K, ...]``, at CLIENTS. The communication bill counts the slices
+      going down, not the whole value (nor the keys going up).
+    """
+    name = "federated_select"
+    keys = value_at(name, client_keys, CLIENTS, "Every client chooses its keys.")
+    value = value_at(name, server_value, SERVER, "Clients select from what the server has.")
+    select = _SelectSlices(select_fn)
+    slices = jax.eval_shape(select.__call__, value.type.member, keys.type.member)
+    return map_node(select, [_broadcast(value, slices), keys])
+
+
+class _SelectSlices(NamedTuple):
+    select_fn: Callable
+
+    def __call__(self, server_value: PyTree, keys: jax.Array) -> PyTree:
+        return jax.vmap(lambda key: self.select_fn(server_value, key))(keys)
+
+
+# --- reductions -----------------------------------------------------------------------------------
+
+
+def _reduced(reduction: Reduction, value: FederatedValue, sent: PyTree = None) -> FederatedValue:
+    member = value.type.member
+    result = jax.eval_shape(lambda: reduction.report(reduction.zero(member)))
+    node = Node("reduce", FederatedType(result, SERVER), (value._node,), reduction, member if sent is None else sent)
+    return FederatedValue(node)
+
+
+def federated_sum(value: PyTree, *, decode: Callable[[PyTree], PyTree] | None = None) -> FederatedValue:
+    """Sums over the clients: ``{T}@CLIENTS -> T@SERVER``; 0 over no client.
+
+    Args:
+      value: Numbers or booleans at CLIENTS. Types narrower than 32 bits are summed, and
+        returned, in float32, int32 or uint32.
+      decode: Applied to each member on arrival, before it is added. What is typed before it is
+        what travels: the whole hook for compression.
+    """
+    value = value_at("federated_sum", value, CLIENTS, _REDUCE_HINT)
+    decoded = value if decode is None else map_node(decode, [value])
+    check_numeric(
+        "federated_sum", decoded, (jnp.number, jnp.bool_), "numeric", "Map keys and the like to numbers first."
+    )
+    return _reduced(SUM, decoded, sent=value.type.member)
+
+
+def federated_secure_sum(value: PyTree) -> FederatedValue:
+    """Sums integers of which the server is to see only the total, modulo 2^32.
+
+    The protocol that hides the summands is not simulated here; the communication bill marks the
+    message as secure.
+    """
+    value = value_at("federated_secure_sum", value, CLIENTS, _REDUCE_HINT)
+    check_numeric("federated_secure_sum", value, (jnp.integer,), "integer", "Encode floats in fixed point first.")
+    return _reduced(SECURE_SUM, value)
+
+
+def federated_mean(value: PyTree, weight: PyTree = None) -> FederatedValue:
+    """Averages over the clients: ``{T}@CLIENTS -> T@SERVER``.
+
+    Args:
+      value: Floats at CLIENTS.
+      weight: A scalar number per client; equal weights if not given. A client of weight 0
+        changes nothing, whatever its value.
+
+    Returns:
+      ``sum(weight * value) / sum(weight)``; 0 over no client or if all weights are 0.
+    """
+    value = value_at("federated_mean", value, CLIENTS, _REDUCE_HINT)
+    hint = "Use federated_sum, or map the members to float32 first."
+    check_numeric("federated_mean", value, (jnp.inexact,), "floating-point", hint)
+    dtypes = tuple(leaf.dtype for leaf in jax.tree.leaves(value.type.member))
+    if weight is None:
+        return _reduced(mean_of(dtypes), value)
+    weight = value_at("federated_mean", weight, CLIENTS, _REDUCE_HINT)
+    leaves = jax.tree.leaves(weight.type.member)
+    if len(leaves) != 1 or leaves[0].shape or jnp.issubdtype(leaves[0].dtype, jnp.complexfloating):
+        raise TypeError(f"a weight is one real number per client; got {weight.type}. Map it to a scalar first.")
+    return map_node(_Divide(dtypes), [_reduced(SUM, map_node(_weighted, [value, weight]))])
+
+
+def _weighted(value: PyTree, weight: PyTree) -> Any:
+    (weight,) = (leaf.astype(jnp.float32) for leaf in jax.tree.leaves(weight))
+    return jax.tree.map(lambda v: jnp.where(weight == 0, 0, v * weight), value), weight
+
+
+class _Divide(NamedTuple):
+    dtypes: tuple[Any, ...]
+
+    def __call__(self, sums: Any) -> PyTree:
+        total, weight = sums
+        return divide(total, weight, self.dtypes)
+
+
+def federated_min(value: PyTree) -> FederatedValue:
+    """Takes the elementwise minimum over the clients; over no client, the dtype's largest value."""
+    return _extremum("federated_min", MIN, value)
+
+
+def federated_max(value: PyTree) -> FederatedValue:
+    """Takes the elementwise maximum over the clients; over no client, the dtype's smallest value."""
+    return _extremum("federated_max", MAX, value)
+
+
+def _extremum(name: str, reduction: Reduction, value: PyTree) -> FederatedValue:
+    value = value_at(name, value, CLIENTS, _REDUCE_HINT)
+    check_numeric(
+        name, value, (jnp.integer, jnp.floating, jnp.bool_), "ordered", "Map the members to real numbers first."
+    )
+    return _reduced(reduction, value)
+
+
+def federated_aggregate(
+    value: PyTree,
+    zero: PyTree,
+    accumulate: Callable[[PyTree, PyTree], PyTree],
+    merge: Callable[[PyTree, PyTree], PyTree],
+    report: Callable[[PyTree], PyTree] = lambda accumulator: accumulator,
+) -> FederatedValue:
+    """Folds the members with any commutative operation.
+
+    Args:
+      value: A value at CLIENTS.
+      zero: The empty accumulator, neutral for ``merge``: arrays, no placed values.
+      accumulate: ``(accumulator, member) -> accumulator``; the type of ``zero`` in and out.
+      merge: ``(accumulator, accumulator) -> accumulator``, for partial results of devices.
+      report: From the accumulator to the result.
+
+    The order in which clients are folded is not defined: ``accumulate`` and ``merge`` must be
+    associative and commutative for a result that does not depend on chunks and devices.
+    """
+    value = value_at("federated_aggregate", value, CLIENTS, _REDUCE_HINT)
+    expected = member_type(zero)
+    for fn, other in ((accumulate, value.type.member), (merge, expected)):
+        got = jax.eval_shape(fn, expected, other)
+        if notation(got) != notation(expected):
+            raise TypeError(
+                f"an accumulator keeps its type; got {notation(got)} from {function_name(fn)} "
+                f"for a zero of {notation(expected)}. Give zero the dtype and shape of the result."
+            )
+    return _reduced(aggregate_of(zero, accumulate, merge, report), value)
+
+
+def federated_reduce(value: PyTree, zero: PyTree, op: Callable[[PyTree, PyTree], PyTree]) -> FederatedValue:
+    """Folds the members with ``op``: ``(U, T) -> U``, where T and U are one type.
+
+    ``op`` must be associative and commutative and ``zero`` its neutral element. For an
+    accumulator of another type than the members, use `federated_aggregate`.
+    """
+    value = value_at("federated_reduce", value, CLIENTS, _REDUCE_HINT)
+    if notation(member_type(zero)) != notation(value.type.member):
+        raise TypeError(
+            f"federated_reduce needs a zero of the member's type; got {notation(member_type(zero))} for {value.type}. "
+            "Use federated_aggregate, which merges accumulators of their own type."
+        )
+    return federated_aggregate(value, zero, op, op)
+
+
+def federated_collect(value: PyTree) -> FederatedValue:
+    """Brings every member to the server: ``{T}@CLIENTS -> T*@SERVER``.
+
+    The one operator that materialises all members, in memory that grows with the cohort: for
+    medians and the like. The sequence holds the real clients in the cohort's order; its capacity
+    is that of the padded cohort.
+    """
+    value = value_at("federated_collect", value, CLIENTS, _REDUCE_HINT)
+    node = Node(
+        "collect", FederatedType(sequence_type(value.type.member), SERVER), (value._node,), sent=value.type.member
+    )
+    return FederatedValue(node)

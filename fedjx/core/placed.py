@@ -1,0 +1,291 @@
+"""Placed values: the nodes of the graph, and what may be done with a value directly.
+
+Operators build a graph of immutable nodes and nothing else: there is no context, stack or
+global, so a computation called inside another is simply inlined, and threads do not disturb
+each other. Seven kinds of node suffice: argument, constant, client id, broadcast, map, reduce
+and collect.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+import jax.numpy as jnp
+
+from fedjx.core.types import FederatedType, Placement, children, member_type, notation
+
+PyTree = Any
+
+
+class Node:
+    """A node of the graph.
+
+    Attributes:
+      kind: argument, constant, client_id, broadcast, map, reduce or collect.
+      type: The `FederatedType` of its value.
+      inputs: The nodes it is computed from.
+      fn: What is applied: a function for map, a `Reduction` for reduce, the value of a constant.
+      sent: For broadcast, reduce and collect, the member type that travels.
+    """
+
+    __slots__ = ("fn", "inputs", "kind", "sent", "type")
+
+    def __init__(
+        self, kind: str, type_: FederatedType, inputs: tuple[Node, ...] = (), fn: Any = None, sent: PyTree = None
+    ):
+        self.kind, self.type, self.inputs, self.fn, self.sent = kind, type_, inputs, fn, sent
+
+
+class FederatedValue:
+    """A value placed at the server or at the clients, while a computation is traced.
+
+    It is not an array: only federated operators act on it. Fields of a structured member are
+    selected by ``value.name`` or ``value["name"]``, and values of one placement may be added,
+    subtracted, multiplied and divided. Everything else goes through `federated_map`.
+    """
+
+    __slots__ = ("_node",)
+    __array_ufunc__ = None  # or NumPy would make arrays of objects
+
+    def __init__(self, node: Node):
+        object.__setattr__(self, "_node", node)
+
+    @property
+    def type(self) -> FederatedType:
+        """The value's federated type."""
+        return self._node.type
+
+    def __repr__(self) -> str:
+        return f"<FederatedValue {self.type}>"
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise TypeError(f"placed values are immutable; got an assignment to {name!r}. Use federated_map.")
+
+    def __getattr__(self, name: str) -> FederatedValue:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _select(self, name, AttributeError)
+
+    def __getitem__(self, key: Any) -> FederatedValue:
+        return _select(self, key, TypeError)
+
+    def __iter__(self) -> Iterator[FederatedValue]:
+        fields = children(self.type.member)
+        if not isinstance(self.type.member, (tuple, list)) or fields is None:
+            _refuse(self, "iterated over")
+        return iter([self[i] for i in range(len(fields))])
+
+    def __bool__(self) -> NoReturn:
+        _refuse(self, "used as a truth value")
+
+    def __len__(self) -> NoReturn:
+        _refuse(self, "measured with len")
+
+    def _no_number(self, *_: Any) -> NoReturn:
+        _refuse(self, "turned into a number or an array")
+
+    __float__ = __int__ = __index__ = __complex__ = __array__ = __jax_array__ = _no_number
+
+    def _no_comparison(self, _: Any) -> NoReturn:
+        _refuse(self, "compared")
+
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _no_comparison  # type: ignore[assignment]
+    __hash__ = object.__hash__
+
+    def __add__(self, other: Any) -> FederatedValue:
+        return _arithmetic("add", self, other)
+
+    def __radd__(self, other: Any) -> FederatedValue:
+        return _arithmetic("add", other, self)
+
+    def __sub__(self, other: Any) -> FederatedValue:
+        return _arithmetic("sub", self, other)
+
+    def __rsub__(self, other: Any) -> FederatedValue:
+        return _arithmetic("sub", other, self)
+
+    def __mul__(self, other: Any) -> FederatedValue:
+        return _arithmetic("mul", self, other)
+
+    def __rmul__(self, other: Any) -> FederatedValue:
+        return _arithmetic("mul", other, self)
+
+    def __truediv__(self, other: Any) -> FederatedValue:
+        return _arithmetic("truediv", self, other)
+
+    def __rtruediv__(self, other: Any) -> FederatedValue:
+        return _arithmetic("truediv", other, self)
+
+    def __neg__(self) -> FederatedValue:
+        return _arithmetic("mul", self, -1)
+
+
+def _refuse(value: FederatedValue, done: str) -> NoReturn:
+    raise TypeError(
+        f"a placed value cannot be {done}: its members are not at hand while tracing; got {value.type}. "
+        "Act on members with federated_map, combine them with federated_sum or federated_mean."
+    )
+
+
+# --- sugar: selection and arithmetic --------------------------------------------------------------
+# What operators apply are small comparable objects, so that the same expression written twice
+# becomes one node (and one message in the communication bill).
+
+
+class _Field(NamedTuple):
+    key: Any
+    position: int
+
+    def __call__(self, member: PyTree) -> PyTree:
+        return jax.tree.leaves(member, is_leaf=lambda x: x is not member)[self.position]
+
+
+def _select(value: FederatedValue, key: Any, error: type[Exception]) -> FederatedValue:
+    fields = children(value.type.member)
+    if fields is None:
+        raise error(
+            f"members of a placed value cannot be accessed, so [{key!r}] selects a field of a structure; "
+            f"got {value.type}. Act on members with federated_map."
+        )
+    names = [name for name, _ in fields]
+    if isinstance(key, int) and -len(names) <= key < len(names):
+        return federated_map(_Field(key, key % len(names)), value)
+    if isinstance(key, str) and key in names:
+        return federated_map(_Field(key, names.index(key)), value)
+    raise error(f"a selection names a field of the structure; got {key!r} for {value.type}. Choose one of {names}.")
+
+
+class _Arithmetic(NamedTuple):
+    name: str
+    left: Any = None
+    right: Any = None
+
+    def __call__(self, *operands: PyTree) -> PyTree:
+        fn = getattr(operator, self.name)
+        if self.left is not None:
+            return jax.tree.map(lambda y: fn(self.left, y), operands[0])
+        if self.right is not None:
+            return jax.tree.map(lambda x: fn(x, self.right), operands[0])
+        return jax.tree.map(fn, *operands)
+
+
+def _arithmetic(name: str, left: Any, right: Any) -> FederatedValue:
+    placed = [x for x in (left, right) if isinstance(x, FederatedValue)]
+    constants = [x for x in (left, right) if not isinstance(x, FederatedValue)]
+    if constants and jnp.ndim(constants[0]) != 0:
+        raise TypeError(
+            f"arithmetic on placed values takes another of the same placement, or a number; got {constants[0]!r} "
+            f"with {placed[0].type}. Use federated_map with a function that holds the array."
+        )
+    if placed[0] is not left:
+        return federated_map(_Arithmetic(name, left=left), right)
+    return federated_map(_Arithmetic(name, right=right) if constants else _Arithmetic(name), *placed)
+
+
+# --- checks ---------------------------------------------------------------------------------------
+
+
+def one_value(name: str, value: PyTree) -> FederatedValue:
+    """Returns a pytree of placed values as a single placed value."""
+    if isinstance(value, FederatedValue):
+        return value
+    leaves, treedef = jax.tree.flatten(value)
+    _common_placement(name, leaves)
+    return map_node(_Structure(treedef), leaves)
+
+
+def _common_placement(name: str, leaves: list[Any]) -> Placement:
+    for leaf in leaves:
+        if not isinstance(leaf, FederatedValue):
+            raise TypeError(
+                f"{name} takes placed values; got {_shown(leaf)}. Pass it as an argument of the computation, "
+                "place it with federated_value, or let the mapped function hold it."
+            )
+    placements = {leaf.type.placement for leaf in leaves}
+    if len(placements) != 1:
+        got = ", ".join(str(leaf.type) for leaf in leaves) or "nothing"
+        raise TypeError(
+            f"{name} takes values of one placement; got {got}. "
+            "Bring server values to the clients with federated_broadcast, client values to the server with a reduction."
+        )
+    return placements.pop()
+
+
+def _shown(value: Any) -> str:
+    try:
+        return f"the unplaced {notation(member_type(value))}"
+    except TypeError:
+        return repr(value)
+
+
+def value_at(name: str, value: PyTree, placement: Placement, hint: str) -> FederatedValue:
+    value = one_value(name, value)
+    if value.type.placement != placement:
+        raise TypeError(f"{name} takes a value at {placement}; got {value.type}. {hint}")
+    return value
+
+
+def check_numeric(name: str, value: FederatedValue, allowed: Any, needed: str, hint: str) -> None:
+    for leaf in jax.tree.leaves(value.type.member):
+        if not any(jnp.issubdtype(leaf.dtype, kind) for kind in allowed):
+            raise TypeError(f"{name} needs {needed} members; got {value.type}. {hint}")
+
+
+# --- map ------------------------------------------------------------------------------------------
+
+
+class _Applied(NamedTuple):
+    """A function of pytrees as a function of their leaves."""
+
+    fn: Callable
+    treedef: Any
+
+    def __call__(self, *leaves: Any) -> PyTree:
+        return self.fn(*self.treedef.unflatten(leaves))
+
+
+class _Structure(NamedTuple):
+    treedef: Any
+
+    def __call__(self, *leaves: Any) -> PyTree:
+        return self.treedef.unflatten(leaves)
+
+
+def map_node(fn: Callable, inputs: list[FederatedValue]) -> FederatedValue:
+    types = [x.type for x in inputs]
+    try:
+        member = jax.eval_shape(lambda *members: fn(*members), *[t.member for t in types])
+    except Exception as error:
+        shown = ", ".join(notation(t.member) for t in types)
+        error.add_note(f"fedjx: in federated_map of {function_name(fn)} over one member of type ({shown})")
+        raise
+    placement = types[0].placement
+    return FederatedValue(Node("map", FederatedType(member, placement), tuple(x._node for x in inputs), fn))
+
+
+def function_name(fn: Any) -> str:
+    fn = fn.fn if isinstance(fn, _Applied) else fn
+    return getattr(fn, "__qualname__", None) or repr(fn)
+
+
+def federated_map(fn: Callable, *values: PyTree) -> FederatedValue:
+    """Applies a function of one member to every member.
+
+    Args:
+      fn: An ordinary JAX function; takes one member of each value, returns a pytree of arrays.
+      *values: Placed values, or pytrees of them, all at one placement.
+
+    Returns:
+      A value of the same placement. Select its fields to take it apart.
+
+    Raises:
+      TypeError: If the values are not placed, or at different placements.
+      Exception: Whatever ``fn`` raises, with a note that says which map it was.
+    """
+    leaves, treedef = jax.tree.flatten(values)
+    _common_placement("federated_map", leaves)
+    direct = all(isinstance(value, FederatedValue) for value in values)
+    return map_node(fn if direct else _Applied(fn, treedef), leaves)

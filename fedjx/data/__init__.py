@@ -1,0 +1,19 @@
+"""Federated data: flat columns with client offsets, partitions, cohorts and samplers."""
+
+from fedjx.data.cohort import Cohort, central, cohort
+from fedjx.data.digits import digits
+from fedjx.data.federated_data import FederatedData
+from fedjx.data.partition import dirichlet_partition, iid_partition, label_counts
+from fedjx.data.sampling import uniform_sampler
+
+__all__ = [
+    "Cohort",
+    "FederatedData",
+    "central",
+    "cohort",
+    "digits",
+    "dirichlet_partition",
+    "iid_partition",
+    "label_counts",
+    "uniform_sampler",
+]

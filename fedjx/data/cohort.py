@@ -1,0 +1,180 @@
+"""Cohorts in device form: a pool of examples and the plan of who trains on which of them when."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fedjx.core.values import Batches, Clients, Sequence
+from fedjx.data.federated_data import FederatedData
+
+
+def cohort(
+    data: FederatedData,
+    ids: ArrayLike,
+    *,
+    batch_size: int,
+    num_steps: int | None = None,
+    num_clients: int | None = None,
+) -> Clients:
+    """Plans the batches of some clients, one rectangle for all of them.
+
+    Each client goes once through its examples in their order; its last batch may be short.
+
+    Args:
+      data: The clients' examples.
+      ids: Integers ``[C]``, the members of the cohort.
+      batch_size: Examples in a batch, B.
+      num_steps: Capacity S of the clients' sequences; by default the longest client's number of
+        batches, rounded up to 1, 2, 3, 4, 6, 8, 12, 16, 24, ... so that few shapes are compiled.
+      num_clients: Pads the clients axis to this number with copies of the first client (a real
+        client, so that nothing computed on padding is non-finite), with id -1 and mask False.
+
+    Returns:
+      `Clients` of a `Sequence` of `Batches` with index int32 ``[C, S, B]`` and length int32 ``[C]``.
+
+    Raises:
+      ValueError: If there is no client, an id does not exist, or `batch_size`, `num_steps` or
+        `num_clients` is too small.
+
+    >>> data = FederatedData({"x": np.arange(5)}, offsets=np.array([0, 2, 5]))
+    >>> clients = cohort(data, [1, 0], batch_size=2)
+    >>> clients.value.elements.index.tolist()
+    [[[2, 3], [4, -1]], [[0, 1], [-1, -1]]]
+    >>> clients.value.length.tolist()
+    [2, 1]
+    """
+    ids = _checked_ids(data, ids)
+    lengths = _num_batches(data.sizes[ids], batch_size)
+    longest = int(lengths.max())
+    if num_steps is None:
+        num_steps = _bucket(longest)
+    if num_steps < longest:
+        raise ValueError(
+            f"num_steps needs to hold the longest client; got {num_steps=} and {longest} batches for client "
+            f"{ids[lengths.argmax()]}. Raise num_steps, or leave it out."
+        )
+    if num_clients is None:
+        num_clients = len(ids)
+    if num_clients < len(ids):
+        raise ValueError(
+            f"num_clients needs to hold the cohort; got {num_clients=} for {len(ids)} ids. Raise it, or use Cohort."
+        )
+    mask = np.arange(num_clients) < len(ids)
+    padded = np.concatenate([ids, np.full(num_clients - len(ids), ids[0])])
+    index = _plan(data.offsets[padded], data.sizes[padded], num_steps, batch_size)
+    length = _num_batches(data.sizes[padded], batch_size)
+    return Clients(
+        Sequence(Batches(data.pool, jnp.asarray(index)), jnp.asarray(length, jnp.int32)),
+        mask=jnp.asarray(mask),
+        id=jnp.asarray(np.where(mask, padded, -1), jnp.int32),
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cohort:
+    """A cohort of any size as equally large chunks of clients, planned one by one while iterating.
+
+    The clients are sorted by size, longest first, and each chunk has the capacity of its own
+    longest client, so that little of a chunk is padding. It can be iterated any number of times.
+
+    Attributes:
+      data: The clients' examples.
+      ids: Integers, the members of the cohort.
+      batch_size: Examples in a batch.
+      chunk_size: Clients in a chunk; the last chunk is padded to it.
+
+    Raises:
+      ValueError: If there is no client, an id does not exist, or a size is less than one.
+
+    >>> data = FederatedData({"x": np.arange(6)}, offsets=np.array([0, 1, 4, 6]))
+    >>> [chunk.id.tolist() for chunk in Cohort(data, [0, 1, 2], batch_size=1, chunk_size=2)]
+    [[1, 2], [0, -1]]
+    """
+
+    data: FederatedData
+    ids: ArrayLike
+    _: dataclasses.KW_ONLY
+    batch_size: int
+    chunk_size: int
+
+    def __post_init__(self):
+        object.__setattr__(self, "ids", _checked_ids(self.data, self.ids))
+        _check_positive("batch_size", self.batch_size)
+        _check_positive("chunk_size", self.chunk_size)
+
+    def __len__(self) -> int:
+        """Number of chunks."""
+        return -(-np.size(self.ids) // self.chunk_size)
+
+    def __iter__(self) -> Iterator[Clients]:
+        ids = np.asarray(self.ids)
+        ids = ids[np.argsort(-self.data.sizes[ids], kind="stable")]
+        for start in range(0, len(ids), self.chunk_size):
+            chunk = ids[start : start + self.chunk_size]
+            yield cohort(self.data, chunk, batch_size=self.batch_size, num_clients=self.chunk_size)
+
+
+def central(data: FederatedData | Mapping[str, ArrayLike], *, batch_size: int) -> Sequence:
+    """Plans the batches of all examples as one sequence, for centralised training and evaluation.
+
+    Args:
+      data: A federated data set, whose clients follow one another in their order, or features by
+        name, each ``[N, ...]``. Nothing is shuffled.
+      batch_size: Examples in a batch, B.
+
+    Returns:
+      A `Sequence` of `Batches` with index int32 ``[S, B]``, where ``S = ceil(N / B)``.
+
+    >>> central({"x": np.arange(3)}, batch_size=2).elements.index.tolist()
+    [[0, 1], [2, -1]]
+    """
+    if not isinstance(data, FederatedData):
+        data = FederatedData.from_clients([data])
+    num_steps = int(_num_batches(data.num_examples, batch_size))
+    index = _plan(np.zeros(1, np.int64), np.array([data.num_examples]), num_steps, batch_size)[0]
+    return Sequence(Batches(data.pool, jnp.asarray(index)), jnp.int32(num_steps))
+
+
+def _plan(first: np.ndarray, sizes: np.ndarray, num_steps: int, batch_size: int) -> np.ndarray:
+    """Returns int32 ``[C, S, B]``: rows ``first, first + 1, ...`` of each client, then -1."""
+    position = np.arange(num_steps * batch_size, dtype=np.int32).reshape(num_steps, batch_size)
+    # int32 throughout, since this is the large array; what overflows is past the end and becomes -1.
+    rows = first.astype(np.int32)[:, None, None] + position
+    return np.where(position < sizes[:, None, None], rows, np.int32(-1))
+
+
+def _num_batches(sizes, batch_size: int):
+    _check_positive("batch_size", batch_size)
+    return -(-sizes // batch_size)
+
+
+def _bucket(num_steps: int) -> int:
+    """Rounds up to a power of two or three times one: two shapes per doubling, at most 1.5 times as long."""
+    power = 1 << (num_steps - 1).bit_length()
+    three_quarters = 3 * power // 4
+    return three_quarters if power >= 4 and num_steps <= three_quarters else power
+
+
+def _checked_ids(data: FederatedData, ids: ArrayLike) -> np.ndarray:
+    ids = np.asarray(ids)
+    if ids.size == 0:
+        raise ValueError("a cohort needs at least one client; got ids=[]. Sample again, or skip the round.")
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise TypeError(f"ids need to be a vector of integers; got {ids.dtype}{list(ids.shape)}. Give int32 [C].")
+    unknown = ids[(ids < 0) | (ids >= data.num_clients)]
+    if len(unknown):
+        raise ValueError(
+            f"ids need to be clients of the data set, 0 to {data.num_clients - 1}; got {unknown[:5].tolist()} "
+            f"({len(unknown)} in all). Sample from range(data.num_clients)."
+        )
+    return ids.astype(np.int64)
+
+
+def _check_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name} needs to be at least 1; got {name}={value}. Give a positive number.")

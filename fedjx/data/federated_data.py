@@ -1,0 +1,208 @@
+"""A federated data set: flat columns of examples, and where each client's rows begin."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from collections.abc import Sequence as PySequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fedjx.core.values import MASK
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class FederatedData:
+    """The examples of all clients, one client after another.
+
+    The examples of client ``k`` are the rows ``offsets[k]:offsets[k+1]`` of every feature.
+
+    Attributes:
+      examples: Features by name, each ``[N, ...]``, in the narrowest dtype that holds them;
+        casting and scaling belong to the jitted step.
+      offsets: int64 ``[K+1]``, increasing from 0 to N.
+
+    Raises:
+      ValueError: If there is no feature or no client, a feature is named "mask", the features
+        disagree on N, the offsets do not increase from 0 to N, or a client has no example.
+      TypeError: If a feature is not numeric or the offsets are not integers.
+
+    >>> data = FederatedData({"x": np.arange(10, 15), "y": np.eye(5)}, offsets=np.array([0, 2, 5]))
+    >>> data
+    FederatedData(num_clients=2, num_examples=5, examples=<x=int64,y=float64[5]>)
+    >>> data.client(1)["x"]
+    array([12, 13, 14])
+    """
+
+    examples: Mapping[str, np.ndarray]
+    offsets: np.ndarray
+
+    def __post_init__(self):
+        examples = {name: np.asarray(column) for name, column in self.examples.items()}
+        offsets = _integers("offsets", self.offsets)
+        num_examples = _num_examples(examples)
+        if len(offsets) < 2:
+            raise ValueError(f"a federated data set needs at least one client; got {offsets=}. Give [0, ..., N].")
+        if offsets[0] != 0 or offsets[-1] != num_examples or (np.diff(offsets) < 0).any():
+            raise ValueError(
+                f"offsets need to increase from 0 to the number of examples; got {offsets=} and {num_examples=}. "
+                "Cumulate the clients' sizes: [0, n_0, n_0 + n_1, ...]."
+            )
+        empty = np.flatnonzero(np.diff(offsets) == 0)
+        if len(empty):
+            raise ValueError(
+                f"every client needs at least one example; got none for client {empty[0]} ({len(empty)} empty in all). "
+                "Leave these clients out."
+            )
+        object.__setattr__(self, "examples", examples)
+        object.__setattr__(self, "offsets", offsets)
+
+    @classmethod
+    def from_clients(cls, clients: PySequence[Mapping[str, ArrayLike]]) -> FederatedData:
+        """Joins one dict of arrays per client.
+
+        Args:
+          clients: For each client its features by name, each ``[n_k, ...]``.
+
+        Raises:
+          ValueError: If a client's features disagree on ``n_k``, or two clients disagree on the
+            features' names, dtypes or shapes of one example; and as the class.
+
+        >>> FederatedData.from_clients([{"x": [1, 2]}, {"x": [3]}]).offsets
+        array([0, 2, 3])
+        """
+        arrays = [{name: np.asarray(column) for name, column in client.items()} for client in clients]
+        if not arrays:
+            raise ValueError("a federated data set needs at least one client; got clients=[]. Give one dict each.")
+        sizes = [_num_examples(client, f" of client {k}") for k, client in enumerate(arrays)]
+        first = _notation(arrays[0])
+        for k, client in enumerate(arrays):
+            if _notation(client) != first:
+                raise ValueError(
+                    "all clients need the same features, dtypes and shapes of one example; got "
+                    f"{_notation(client)} for client {k} and {first} for client 0. Convert them first."
+                )
+        examples = {name: np.concatenate([client[name] for client in arrays]) for name in arrays[0]}
+        return cls(examples, np.cumsum([0, *sizes]))
+
+    @classmethod
+    def from_partition(cls, examples: Mapping[str, ArrayLike], partition: PySequence[ArrayLike]) -> FederatedData:
+        """Distributes the examples of a central data set over clients.
+
+        Args:
+          examples: Features by name, each ``[N, ...]``.
+          partition: For each client the rows it gets, integers in ``[0, N)``. Rows may be left
+            out or given to several clients.
+
+        Raises:
+          ValueError: If a row is outside ``[0, N)``, or a client gets none.
+          TypeError: If the rows are not integers.
+
+        >>> FederatedData.from_partition({"x": [7, 8, 9]}, [[2, 0], [1]]).client(0)["x"]
+        array([9, 7])
+        """
+        arrays = {name: np.asarray(column) for name, column in examples.items()}
+        num_examples = _num_examples(arrays)
+        parts = [_integers(f"rows of client {k}", rows) for k, rows in enumerate(partition)]
+        for k, rows in enumerate(parts):
+            if len(rows) and not (0 <= rows.min() and rows.max() < num_examples):
+                raise ValueError(
+                    f"rows of a partition need to be in [0, {num_examples}); got {rows.min()} to {rows.max()} for "
+                    f"client {k}. Partition the same examples."
+                )
+        order = np.concatenate([np.empty(0, np.int64), *parts])
+        return cls({name: column[order] for name, column in arrays.items()}, np.cumsum([0, *map(len, parts)]))
+
+    @property
+    def num_clients(self) -> int:
+        """Number of clients K."""
+        return len(self.offsets) - 1
+
+    @property
+    def num_examples(self) -> int:
+        """Number of examples N of all clients together."""
+        return int(self.offsets[-1])
+
+    @functools.cached_property
+    def sizes(self) -> np.ndarray:
+        """Number of examples of each client, int64 ``[K]``."""
+        return np.diff(self.offsets)
+
+    def client(self, k: int) -> dict[str, np.ndarray]:
+        """Returns the examples of one client, each feature ``[n_k, ...]``, without a copy."""
+        if not 0 <= k < self.num_clients:
+            raise ValueError(f"clients are numbered from 0 to {self.num_clients - 1}; got {k=}. Choose one of them.")
+        return {name: column[self.offsets[k] : self.offsets[k + 1]] for name, column in self.examples.items()}
+
+    @functools.cached_property
+    def pool(self) -> dict[str, jax.Array]:
+        """The examples on the device, each feature ``[N, ...]``; a copy, placed at first use, once.
+
+        Columns of 64 bits become 32 bits wide, unless jax_enable_x64 is on.
+        """
+        if self.num_examples > np.iinfo(np.int32).max:
+            raise ValueError(
+                f"a pool is indexed with int32; got num_examples={self.num_examples}. Split the data set by clients."
+            )
+        # At first use a round may be being traced; the pool must outlive that trace.
+        with jax.ensure_compile_time_eval():
+            return {name: _placed(name, column) for name, column in self.examples.items()}
+
+    def __repr__(self) -> str:
+        return (
+            f"FederatedData(num_clients={self.num_clients}, num_examples={self.num_examples}, "
+            f"examples={_notation(self.examples)})"
+        )
+
+
+def _placed(name: str, column: np.ndarray) -> jax.Array:
+    """Copies a column to the device."""
+    # On CPU a placed array may alias the host's; jnp.array(copy=True) does not promise a copy before it returns.
+    placed = jnp.asarray(np.array(column))
+    if column.dtype.kind in "iu" and placed.dtype != column.dtype and (column.astype(placed.dtype) != column).any():
+        raise ValueError(
+            f"a column of 64-bit integers needs to fit in 32 bits on the device; got '{name}' with values from "
+            f"{column.min()} to {column.max()}. Renumber it, or enable jax_enable_x64."
+        )
+    return placed
+
+
+def _num_examples(examples: Mapping[str, np.ndarray], owner: str = "") -> int:
+    """Checks the features and returns the number of examples on which they agree."""
+    if not examples:
+        raise ValueError(f"the examples{owner} need at least one feature; got examples={{}}. Give arrays by name.")
+    if MASK in examples:
+        raise ValueError(f"'{MASK}' names the padding of a batch; got it as a feature{owner}. Rename the feature.")
+    for name, column in examples.items():
+        if not (jnp.issubdtype(column.dtype, np.number) or column.dtype == bool):
+            raise TypeError(f"features{owner} need to be numeric; got '{name}' of {column.dtype=}. Encode it first.")
+        if column.ndim == 0:
+            raise ValueError(f"features{owner} need an examples axis; got the scalar '{name}'. Give an array [N, ...].")
+    first, size = next((name, len(column)) for name, column in examples.items())
+    for name, column in examples.items():
+        if len(column) != size:
+            raise ValueError(
+                f"all features{owner} need the same number of examples; got '{first}' with {size} and '{name}' with "
+                f"{len(column)}. Give one row per example in each."
+            )
+    return size
+
+
+def _notation(examples: Mapping[str, np.ndarray]) -> str:
+    """Prints the type of one example as types are printed: ``<x=uint8[8,8,1],y=int32>``."""
+    shapes = {name: str(list(column.shape[1:])).replace(" ", "") for name, column in examples.items()}
+    return "<" + ",".join(f"{n}={examples[n].dtype}{shapes[n].replace('[]', '')}" for n in sorted(shapes)) + ">"
+
+
+def _integers(name: str, values: ArrayLike) -> np.ndarray:
+    """Returns a copy of a vector of integers; an empty one may have any dtype."""
+    array = np.asarray(values)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise TypeError(
+            f"{name} need to be a vector of integers; got {array.dtype}{list(array.shape)}. Give int64 [...] indices."
+        )
+    return array.astype(np.int64)

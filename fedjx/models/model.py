@@ -1,0 +1,126 @@
+"""What a model is, and the one place where per-example values become sums and means.
+
+A batch is a dict of features ``[B, ...]`` with ``"mask"``, bool ``[B]``. A model gives one
+value per example and never looks at the mask; the functions below apply it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+Batch = Mapping[str, Any]
+
+
+class Ratio(NamedTuple):
+    """A metric that is the quotient of two sums, such as a perplexity per token.
+
+    Attributes:
+      numerator: Per-example values ``[B]``, or their sum ``[]``.
+      denominator: Likewise; what one example counts for.
+    """
+
+    numerator: Any
+    denominator: Any
+
+
+class Model(NamedTuple):
+    """A model as three pure functions.
+
+    Attributes:
+      init: ``key -> params``.
+      loss: ``(params, batch, key) -> [B]``; the loss of each example in training mode, with
+        dropout drawn from the key.
+      metrics: ``(params, batch) -> {name: [B] or Ratio([B], [B])}`` in evaluation mode,
+        ``"loss"`` among them.
+    """
+
+    init: Callable[[jax.Array], PyTree]
+    loss: Callable[[PyTree, Batch, jax.Array], jax.Array]
+    metrics: Callable[[PyTree, Batch], dict[str, Any]]
+
+
+def sum_metrics(values: Mapping[str, Any], mask: Any) -> dict[str, Ratio]:
+    """Sums per-example metrics over the valid examples of a batch.
+
+    Guarantees: The sums add over batches and clients to those of the union. Booleans and
+    integers are summed as int32, exactly up to 2**31; floats in float32. What stands where
+    the mask is False, NaN included, has no influence.
+
+    Args:
+      values: By name, per-example values ``[B]`` (for a mean) or ``Ratio([B], [B])``.
+      mask: bool ``[B]``; False marks padding.
+
+    Returns:
+      By name, ``Ratio([], [])``; the denominator of a mean is the number of valid examples.
+
+    Raises:
+      ValueError: If a value does not have one number per example.
+
+    >>> sum_metrics({"accuracy": jnp.array([True, False, True])}, jnp.array([True, True, False]))
+    {'accuracy': Ratio(numerator=Array(1, dtype=int32), denominator=Array(2, dtype=int32))}
+    """
+    return {name: _sum_metric(name, value, mask) for name, value in values.items()}
+
+
+def finalize_metrics(sums: Mapping[str, Ratio]) -> dict[str, jax.Array]:
+    """Divides summed metrics into their values.
+
+    Args:
+      sums: By name, what `sum_metrics` returned, added over batches and clients.
+
+    Returns:
+      By name, float32 ``[]``; 0 where the denominator is 0.
+
+    >>> float(finalize_metrics({"accuracy": Ratio(3, 4)})["accuracy"])
+    0.75
+    """
+    return {name: _divide(ratio) for name, ratio in sums.items()}
+
+
+def mean_loss(loss_values: Any, mask: Any) -> jax.Array:
+    """Averages per-example losses over the valid examples.
+
+    Args:
+      loss_values: ``[B]``; what `Model.loss` returned.
+      mask: bool ``[B]``; False marks padding.
+
+    Returns:
+      float32 ``[]``; 0 when no example is valid.
+
+    Raises:
+      ValueError: If there is not one loss per example.
+
+    >>> float(mean_loss(jnp.array([1.0, 3.0, jnp.nan]), jnp.array([True, True, False])))
+    2.0
+    """
+    return _divide(_sum_metric("loss", loss_values, mask))
+
+
+def _sum_metric(name: str, value: Any, mask: Any) -> Ratio:
+    if isinstance(value, Ratio):
+        return Ratio(*(_masked_sum(f"{name}.{field}", x, mask) for field, x in value._asdict().items()))
+    return Ratio(_masked_sum(name, value, mask), jnp.sum(mask, dtype=jnp.int32))
+
+
+def _masked_sum(name: str, value: Any, mask: Any) -> jax.Array:
+    value, mask = jnp.asarray(value), jnp.asarray(mask)
+    if value.shape != mask.shape:
+        raise ValueError(
+            f"a loss or metric must be one number per example, of the shape of the mask; got {name} with "
+            f"{value.shape=} and {mask.shape=}. Return it without averaging over the batch, and reduce every "
+            "axis after the first."
+        )
+    dtype = jnp.float32 if jnp.issubdtype(value.dtype, jnp.inexact) else jnp.int32
+    # `where`, not a product: NaN * 0 is NaN.
+    return jnp.sum(jnp.where(mask, value.astype(dtype), 0), dtype=dtype)
+
+
+def _divide(ratio: Ratio) -> jax.Array:
+    numerator, denominator = (jnp.asarray(x, jnp.float32) for x in ratio)
+    # The inner `where` keeps the gradient finite too where the denominator is 0.
+    return jnp.where(denominator == 0, 0.0, numerator / jnp.where(denominator == 0, 1.0, denominator))

@@ -1,0 +1,187 @@
+"""Tests of cohort plans: what is gathered is what the client owns, in few shapes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjx.core.values import Batches, Clients, Sequence
+from fedjx.data import Cohort, FederatedData, central, cohort
+
+BUCKETS = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96]
+
+
+def federated(sizes):
+    """Examples that are all different from one another and from zero."""
+    num_examples = sum(sizes)
+    x = 100 + np.arange(2 * num_examples, dtype=np.int32).reshape(num_examples, 2)
+    return FederatedData({"x": x, "y": np.arange(num_examples, dtype=np.int32)}, np.cumsum([0, *sizes]))
+
+
+def heavy_tailed(num_clients=200, seed=0):
+    return federated(np.random.default_rng(seed).geometric(0.03, num_clients).tolist())
+
+
+def gathered(clients, c):
+    """The real examples of lane c, in order, by gathering its batches."""
+    sequence = clients.value
+    batches = Batches(sequence.elements.pool, sequence.elements.index[c]).gather()
+    mask = np.asarray(batches["mask"])
+    assert not mask[int(sequence.length[c]) :].any(), "an example lies past the length of the sequence"
+    return {name: np.asarray(batches[name])[mask] for name in ("x", "y")}
+
+
+def test_form():
+    clients = cohort(federated([5, 1, 3]), [2, 0], batch_size=2, num_clients=4)
+    assert isinstance(clients, Clients)
+    assert isinstance(clients.value, Sequence)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(clients))
+    assert clients.value.elements.index.shape == (4, 3, 2)
+    assert clients.value.elements.index.dtype == jnp.int32
+    assert clients.value.length.shape == (4,)
+    assert clients.value.length.dtype == jnp.int32
+    assert clients.mask.tolist() == [True, True, False, False]
+    assert clients.mask.dtype == bool
+    assert clients.id.tolist() == [2, 0, -1, -1]
+    assert clients.id.dtype == jnp.int32
+
+
+def test_plan_by_hand():
+    clients = cohort(federated([5, 1, 3]), [2, 0], batch_size=2, num_steps=4)
+    assert clients.value.elements.index.tolist() == [
+        [[6, 7], [8, -1], [-1, -1], [-1, -1]],
+        [[0, 1], [2, 3], [4, -1], [-1, -1]],
+    ]
+    assert clients.value.length.tolist() == [2, 3]
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 20, 1000])
+def test_each_example_of_a_client_appears_once_in_order(batch_size):
+    data = heavy_tailed()
+    ids = np.random.default_rng(1).permutation(data.num_clients)[:50]
+    clients = cohort(data, ids, batch_size=batch_size)
+    assert clients.id.tolist() == ids.tolist()
+    np.testing.assert_array_equal(clients.value.length, -(-data.sizes[ids] // batch_size))
+    for c, k in enumerate(ids):
+        own = data.client(k)
+        for name, column in gathered(clients, c).items():
+            np.testing.assert_array_equal(column, own[name])
+
+
+def test_only_the_last_batch_is_short():
+    mask = np.asarray(cohort(heavy_tailed(), range(200), batch_size=8).value.elements.index) >= 0
+    full = mask.sum(-1)
+    for c, length in enumerate(-(-heavy_tailed().sizes // 8)):
+        assert (full[c, : length - 1] == 8).all()
+        assert 1 <= full[c, length - 1] <= 8
+        assert not full[c, length:].any()
+
+
+def test_padding_clients_are_copies_of_the_first():
+    clients = cohort(federated([5, 1, 3]), [1, 0], batch_size=2, num_clients=5)
+    for c in (2, 3, 4):
+        np.testing.assert_array_equal(clients.value.elements.index[c], clients.value.elements.index[0])
+        assert clients.value.length[c] == 1
+    assert clients.members().keys() == {0, 1}
+
+
+def test_the_pool_is_shared_between_cohorts():
+    data = federated([2, 3])
+    first, second = cohort(data, [0], batch_size=1), cohort(data, [1], batch_size=2)
+    assert first.value.elements.pool["x"] is second.value.elements.pool["x"] is data.pool["x"]
+
+
+@pytest.mark.parametrize(("num_batches", "capacity"), [(b, min(s for s in BUCKETS if s >= b)) for b in range(1, 65)])
+def test_capacity_is_the_next_bucket(num_batches, capacity):
+    clients = cohort(federated([num_batches * 3 - 2, 1]), [0, 1], batch_size=3)
+    assert clients.value.elements.index.shape == (2, capacity, 3)
+
+
+def test_random_cohorts_have_few_shapes():
+    data, random = heavy_tailed(2000), np.random.default_rng(2)
+    cohorts = [cohort(data, random.choice(2000, 10, replace=False), batch_size=4) for _ in range(100)]
+    shapes = {clients.value.elements.index.shape for clients in cohorts}
+    longest = {int(clients.value.length.max()) for clients in cohorts}
+    assert len(shapes) <= 8 < 20 <= len(longest)
+    assert all(capacity in BUCKETS for _, capacity, _ in shapes)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, 64, 200, 300])
+def test_chunks_hold_every_client_once(chunk_size):
+    data = heavy_tailed()
+    ids = np.random.default_rng(3).permutation(200)[:150]
+    chunks = Cohort(data, ids, batch_size=5, chunk_size=chunk_size)
+    seen = []
+    for chunk in chunks:
+        assert chunk.num_clients == chunk_size
+        for c in np.flatnonzero(chunk.mask):
+            k = int(chunk.id[c])
+            np.testing.assert_array_equal(gathered(chunk, c)["y"], data.client(k)["y"])
+            seen.append(k)
+    assert sorted(seen) == sorted(ids.tolist())
+    assert len(chunks) == len(list(chunks)) == -(-150 // chunk_size)
+
+
+def test_chunks_are_longest_first_and_little_padded():
+    data = heavy_tailed()
+    chunks = list(Cohort(data, range(200), batch_size=5, chunk_size=8))
+    sizes = np.concatenate([data.sizes[np.asarray(chunk.id)[np.asarray(chunk.mask)]] for chunk in chunks])
+    assert (np.diff(sizes) <= 0).all()
+    assert len(sizes) == 200
+    capacity = [chunk.value.elements.index.shape[1] for chunk in chunks]
+    for chunk, steps in zip(chunks, capacity, strict=True):
+        assert steps == min(s for s in BUCKETS if s >= chunk.value.length.max())
+    floor = int((-(-data.sizes // 5)).sum())
+    whole = 200 * cohort(data, range(200), batch_size=5).value.elements.index.shape[1]
+    assert floor <= 8 * sum(capacity) < 1.4 * floor < 3 * floor < whole
+
+
+def test_chunks_can_be_iterated_again():
+    chunks = Cohort(heavy_tailed(), range(20), batch_size=5, chunk_size=8)
+    first, second = ([chunk.id.tolist() for chunk in chunks] for _ in range(2))
+    assert first == second
+    assert len(first) == 3
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 9, 100])
+def test_central_is_all_examples_in_order(batch_size):
+    data = federated([5, 1, 3])
+    for sequence in (central(data, batch_size=batch_size), central(data.examples, batch_size=batch_size)):
+        assert sequence.elements.index.shape == (-(-9 // batch_size), batch_size)
+        assert sequence.length == -(-9 // batch_size)
+        assert sequence.length.dtype == jnp.int32
+        batches = sequence.elements.gather()
+        for name, column in data.examples.items():
+            np.testing.assert_array_equal(np.asarray(batches[name])[np.asarray(batches["mask"])], column)
+
+
+DATA = federated([5, 1, 3])
+
+
+@pytest.mark.parametrize(
+    ("ids", "options", "error", "message"),
+    [
+        ([], {}, ValueError, "a cohort needs at least one client; got ids=.*Sample again, or skip the round"),
+        ([0, 3, -1], {}, ValueError, r"clients of the data set, 0 to 2; got \[3, -1\] \(2 in all\)"),
+        ([0.0, 1.0], {}, TypeError, r"ids need to be a vector of integers; got float64\[2\]"),
+        ([True, False, True], {}, TypeError, r"vector of integers; got bool\[3\]"),
+        ([[0, 1]], {}, TypeError, r"vector of integers; got int64\[1, 2\]"),
+        ([0], {"batch_size": 0}, ValueError, "batch_size needs to be at least 1; got batch_size=0"),
+    ],
+)
+def test_errors_of_cohorts(ids, options, error, message):
+    with pytest.raises(error, match=message):
+        cohort(DATA, ids, **{"batch_size": 2, **options})
+    with pytest.raises(error, match=message):
+        Cohort(DATA, ids, chunk_size=2, **{"batch_size": 2, **options})
+
+
+def test_errors_of_capacities():
+    with pytest.raises(ValueError, match="got num_steps=2 and 3 batches for client 0"):
+        cohort(DATA, [1, 0], batch_size=2, num_steps=2)
+    with pytest.raises(ValueError, match="got num_clients=1 for 2 ids"):
+        cohort(DATA, [1, 0], batch_size=2, num_clients=1)
+    with pytest.raises(ValueError, match="chunk_size needs to be at least 1; got chunk_size=0"):
+        Cohort(DATA, [0], batch_size=2, chunk_size=0)
+    with pytest.raises(ValueError, match="batch_size needs to be at least 1; got batch_size=-1"):
+        central(DATA, batch_size=-1)

@@ -1,0 +1,68 @@
+"""The small networks: their sizes, and their values against references."""
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fedjx.models import Model, cnn, linear, mlp
+
+KEY = jax.random.key(0)
+DIGITS = {"input_shape": (8, 8, 1), "scale": 1 / 16}
+
+
+def digits(size: int = 12, seed: int = 0, shape=(8, 8, 1)) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    x = rng.integers(0, 17, (size, *shape), dtype=np.uint8)
+    return {"x": x, "y": rng.integers(0, 10, size), "mask": np.ones(size, bool)}
+
+
+def num_parameters(model: Model) -> int:
+    return sum(x.size for x in jax.tree.leaves(jax.eval_shape(model.init, KEY)))
+
+
+def test_the_linear_model_is_the_softmax_regression_of_numpy():
+    model, batch = linear(10, **DIGITS), digits()
+    params = model.init(KEY)
+    kernel, bias = (np.asarray(params["head"][name], np.float64) for name in ("kernel", "bias"))
+    logits = batch["x"].reshape(12, 64) / 16 @ kernel + bias
+    expected = np.log(np.exp(logits).sum(-1)) - logits[np.arange(12), batch["y"]]
+    metrics = model.metrics(params, batch)
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+    np.testing.assert_allclose(model.loss(params, batch, KEY), expected, rtol=1e-5)
+    np.testing.assert_array_equal(metrics["accuracy"], logits.argmax(-1) == batch["y"])
+
+
+def test_parameter_counts():
+    assert num_parameters(linear(10, **DIGITS)) == 64 * 10 + 10
+    assert num_parameters(mlp(10, hidden=(20, 30), **DIGITS)) == 64 * 20 + 20 + 20 * 30 + 30 + 30 * 10 + 10
+    convolutions = (9 * 1 * 16 + 16) + (9 * 16 * 32 + 32)
+    assert num_parameters(cnn(10, **DIGITS)) == convolutions + 2 * 2 * 32 * 10 + 10
+    assert num_parameters(cnn(62, input_shape=(28, 28, 1))) == convolutions + 7 * 7 * 32 * 62 + 62
+
+
+def test_cnn_pools_like_the_reference_and_takes_odd_images():
+    model, batch = cnn(10, input_shape=(7, 9, 1), channels=(3,)), digits(shape=(7, 9, 1))
+    params = jax.jit(model.init)(KEY)
+    conv, head = params["layers"][0], params["head"]
+    x = jnp.asarray(batch["x"], jnp.float32)
+    x = jax.lax.conv_general_dilated(x, conv["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    x = nn.max_pool(nn.relu(x + conv["bias"][None, None, None]), (2, 2), (2, 2))
+    logits = x.reshape(12, -1) @ head["kernel"] + head["bias"][None]
+    expected = optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
+    np.testing.assert_allclose(model.metrics(params, batch)["loss"], expected, rtol=1e-4)
+    for shape in ((8, 8), (3, 8, 1)):
+        with pytest.raises(ValueError, match=r"images must be \(height, width, channels\)"):
+            cnn(10, input_shape=shape)
+
+
+def test_scale_is_applied_after_the_cast():
+    batch = digits()
+    model = linear(10, **DIGITS)
+    params = model.init(KEY)
+    scaled = {**batch, "x": batch["x"].astype(np.float32) / 16}
+    expected = linear(10, input_shape=(8, 8, 1)).metrics(params, scaled)
+    chex.assert_trees_all_close(model.metrics(params, batch), expected, rtol=1e-6)
