@@ -80,6 +80,7 @@ def fed_avg(
     server_optimizer = optax.sgd(1.0) if server_optimizer is None else server_optimizer
     aggregator = mean() if aggregator is None else aggregator
 
+    @jax.jit
     def init(key: jax.Array) -> FedAvgState:
         key_params, key_rounds = jax.random.split(key)
         params = model.init(key_params)

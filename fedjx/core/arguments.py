@@ -8,7 +8,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjx.core.types import SERVER, FederatedType, children, element_type, member_type, parse_type, type_of
+from fedjx.core.types import (
+    SERVER,
+    FederatedType,
+    children,
+    element_type,
+    member_accepts,
+    member_type,
+    notation,
+    parse_type,
+    type_of,
+)
 from fedjx.core.values import Clients, Sequence, stack
 
 PyTree = Any
@@ -23,13 +33,20 @@ def declared_type(type_: Any) -> Any:
 def check_type(function: str, name: str, got: FederatedType, declared: FederatedType) -> None:
     """Refuses an argument that is not of the declared type."""
     if not declared.accepts(got):
-        raise TypeError(f"{function} declares {name!r} as {declared}; got {got}. Pass a value of the declared type.")
+        raise _mismatch(function, name, got, declared)
+
+
+def _mismatch(function: str, name: str, got: Any, declared: Any) -> TypeError:
+    return TypeError(f"{function} declares {name!r} as {declared}; got {got}. Pass a value of the declared type.")
 
 
 def as_declared(function: str, name: str, value: Any, declared: Any) -> Any:
     """Brings an argument into its device form: a list of members becomes `Clients`, a list a sequence."""
     if not isinstance(declared, FederatedType):
-        return _as_member(value, declared)
+        value = _as_member(value, declared)
+        if not member_accepts(declared, member_type(value)):
+            raise _mismatch(function, name, notation(member_type(value)), notation(declared))
+        return value
     if declared.placement == SERVER:
         value = _as_member(value, declared.member)
     elif not isinstance(value, Clients):
@@ -56,9 +73,15 @@ def _as_member(value: Any, type_: PyTree) -> PyTree:
 def _as_array(value: Any, type_: Any) -> Any:
     if isinstance(value, (bool, int, float, complex, list)):
         array = np.asarray(value)
-        if array.shape == type_.shape and np.can_cast(array.dtype, type_.dtype, "same_kind"):
+        if array.shape == type_.shape and _fits(array, type_.dtype):
             return array.astype(type_.dtype)
     return value
+
+
+def _fits(array: np.ndarray, dtype: Any) -> bool:
+    if array.dtype.kind == "i" and np.issubdtype(dtype, np.integer):
+        return bool(np.all(array == array.astype(dtype)))
+    return array.dtype.kind in "biufc" and np.can_cast(array.dtype, dtype, "same_kind")
 
 
 def _as_sequence(elements: list[Any], type_: PyTree) -> Sequence:

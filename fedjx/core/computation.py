@@ -11,13 +11,13 @@ import jax
 from jax.sharding import Mesh
 
 from fedjx.core.arguments import as_declared, check_type, declared_type
-from fedjx.core.engine import map_reduce
+from fedjx.core.engine import map_reduce, place
 from fedjx.core.operators import federated_zip
 from fedjx.core.placed import FederatedValue, Node
 from fedjx.core.program import Environment, Message, Program
 from fedjx.core.streaming import Sink, Stream, first_chunk, is_stream
 from fedjx.core.types import CLIENTS, SERVER, FederatedType, FunctionType, Struct, notation, type_of
-from fedjx.core.values import Clients, side_by_side
+from fedjx.core.values import Clients, check_same_clients, side_by_side
 
 PyTree = Any
 
@@ -60,7 +60,6 @@ class Computation:
         if types is None and not self._parameters:
             types = ()
         self._types = None if types is None else tuple(map(declared_type, types))
-        self._jitted = jax.jit(self.in_graph())
         if self._types is not None:
             self._declared_signature = self._signature_of(self._types)
 
@@ -110,10 +109,12 @@ class Computation:
                     f"parameters must be all placed or all unplaced; got {notation(type_)} for {name!r}. "
                     "Write FederatedType(member, SERVER)."
                 )
+            if "?" in str(type_):
+                raise TypeError(f"a computation is traced for arrays of known size; got {type_} for {name!r}. Give it.")
         arguments = [Node("argument", type_) for type_ in types]
         try:
             result = self._fn(*map(FederatedValue, arguments))
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             if FederatedValue.__name__ in str(error):
                 error.add_note("fedjx: a placed value is no array. Act on its members with federated_map.")
             raise
@@ -123,7 +124,7 @@ class Computation:
         """Returns the arguments of a call in the order of the parameters."""
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        return list(bound.arguments.values())
+        return [bound.arguments[name] for name in self._parameters]
 
     def converted(self, values: list[Any]) -> list[Any]:
         """Brings arguments into their declared types, or leaves them if none are declared."""
@@ -137,11 +138,11 @@ class Computation:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the computation; within another one, becomes part of it."""
         values = self.bind(args, kwargs)
+        if any(map(is_stream, values)):
+            return self._streamed(*values)
         if any(isinstance(leaf, FederatedValue) for leaf in jax.tree.leaves(values)):
             return self._inline(values)
-        if any(map(is_stream, values)):
-            return self._default_stream(*values)
-        return self._jitted(*self.converted(values))
+        return self._in_graph(*values)
 
     def _inline(self, values: list[Any]) -> Any:
         if self._types is not None:
@@ -151,7 +152,9 @@ class Computation:
         return self._fn(*values)
 
     def in_graph(self, *, mesh: Mesh | None = None, chunk_size: int | None = None) -> Callable[..., Any]:
-        """Returns the computation as one traceable JAX function of arrays.
+        """Returns the computation as one compiled, traceable JAX function of arrays.
+
+        Keep the returned function: it holds the compiled programs.
 
         Args:
           mesh: Devices with an axis ``clients`` to divide the cohort among, padded if need be.
@@ -159,13 +162,17 @@ class Computation:
         """
         _check_chunk_size(chunk_size)
 
+        @jax.jit
+        def compiled(*values: Any) -> Any:
+            if self._is_local(self._types):
+                return self._fn(*values)
+            return _run_in_graph(self.trace(tuple(map(type_of, values))), values, chunk_size, mesh)
+
         @functools.wraps(self._fn)
         def run(*args: Any, **kwargs: Any) -> Any:
             values = self.converted(self.bind(args, kwargs))
-            if self._is_local(self._types):
-                return self._fn(*values)
-            program = self.trace(tuple(map(type_of, values)))
-            return _run_in_graph(program, values, chunk_size, mesh)
+            check_same_clients([v for v in values if isinstance(v, Clients)])
+            return compiled(*(values if mesh is None else place(values, mesh)))
 
         return run
 
@@ -187,15 +194,22 @@ class Computation:
         return functools.update_wrapper(Stream(self, mesh, chunk_size, sink), self._fn)
 
     @functools.cached_property
-    def _default_stream(self) -> Callable[..., Any]:
+    def _in_graph(self) -> Callable[..., Any]:
+        return self.in_graph()
+
+    @functools.cached_property
+    def _streamed(self) -> Callable[..., Any]:
         return self.streamed()
 
 
 def _parameter_names(name: str, signature: inspect.Signature) -> tuple[str, ...]:
+    names = []
     for parameter in signature.parameters.values():
-        if parameter.kind not in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            names.append(parameter.name)
+        elif parameter.kind != parameter.KEYWORD_ONLY or parameter.default is parameter.empty:
             raise TypeError(f"a federated computation has positional parameters; got {parameter} in {name}. Name each.")
-    return tuple(signature.parameters)
+    return tuple(names)
 
 
 def _check_chunk_size(chunk_size: int | None) -> None:
@@ -203,7 +217,7 @@ def _check_chunk_size(chunk_size: int | None) -> None:
         raise ValueError(f"a chunk needs at least one client; got {chunk_size=}. Leave it out for one chunk.")
 
 
-def _run_in_graph(program: Program, values: list[Any], chunk_size: int | None, mesh: Mesh | None) -> Any:
+def _run_in_graph(program: Program, values: tuple[Any, ...], chunk_size: int | None, mesh: Mesh | None) -> Any:
     environment = program.server_stage(0, program.server_arguments(values))
     clients = _cohort([v for v in values if isinstance(v, Clients)]) if program.num_passes else None
     finished: Environment = {}
@@ -219,7 +233,7 @@ def _run_in_graph(program: Program, values: list[Any], chunk_size: int | None, m
 
 def _cohort(arguments: list[Clients]) -> Clients:
     if not arguments:
-        raise ValueError("a pass over the clients needs to know who they are; got no argument at CLIENTS. Pass one.")
+        raise ValueError("a cohort needs at least one client; got no argument at CLIENTS. Pass Clients.")
     return side_by_side(arguments)
 
 

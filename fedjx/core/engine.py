@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -65,17 +67,21 @@ def _map(run: Pass, server: PyTree, clients: Clients) -> tuple[tuple[PyTree, ...
 
 def _zeros(run: Pass, server: PyTree, clients: Clients) -> tuple[PyTree, ...]:
     values, _ = jax.eval_shape(lambda *args: _map(run, *args), server, clients)
+    return _empty(run, values)
+
+
+def _empty(run: Pass, values: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
     members = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), values)
     return tuple(r.zero(member) for r, member in zip(run.reductions, members, strict=True))
 
 
 def _step(run: Pass, accumulators: PyTree, server: PyTree, clients: Clients) -> tuple[PyTree, PyTree]:
     values, outputs = _map(run, server, clients)
+    _check_same_shapes(accumulators, _empty(run, values))
     updated = tuple(
         r.update(accumulator, value, clients.mask)
         for r, accumulator, value in zip(run.reductions, accumulators, values, strict=True)
     )
-    _check_same_shapes(accumulators, updated)
     return updated, outputs
 
 
@@ -159,12 +165,12 @@ def _pad(clients: Clients, multiple: int) -> Clients:
         return clients
     own, pools, join = per_client(clients.value)
 
-    def pad(x: Any) -> jax.Array:
-        return jnp.concatenate([x, jnp.repeat(x[:1], missing, axis=0)])
+    def pad(x: Any, filler: Any = None) -> Any:
+        module = np if isinstance(x, np.ndarray) else jnp  # a chunk on the host stays there
+        rows = module.repeat(x[:1], missing, axis=0) if filler is None else module.full(missing, filler, x.dtype)
+        return module.concatenate([x, rows])
 
-    mask = jnp.concatenate([clients.mask, jnp.zeros(missing, bool)])
-    ids = jnp.concatenate([clients.id, jnp.full(missing, -1, clients.id.dtype)])
-    return Clients(join(jax.tree.map(pad, own), pools), mask, ids)
+    return Clients(join(jax.tree.map(pad, own), pools), pad(clients.mask, False), pad(clients.id, -1))
 
 
 def _report(run: Pass, accumulators: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
@@ -186,6 +192,26 @@ def auto_mesh(mesh: Mesh) -> Mesh:
             f"Make one with jax.make_mesh((jax.device_count(),), ({AXIS!r},))."
         )
     return Mesh(mesh.devices, mesh.axis_names)
+
+
+def place(values: list[Any], mesh: Mesh) -> list[Any]:
+    """Puts arguments on a mesh: cohorts divided where they can be, everything else whole.
+
+    Otherwise the second round, whose state comes from the mesh, would compile again. Does
+    nothing while tracing.
+    """
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values)):
+        return values
+    return [_placed(v, auto_mesh(mesh)) for v in values]
+
+
+def _placed(value: Any, mesh: Mesh) -> Any:
+    split, whole = NamedSharding(mesh, _SPLIT), NamedSharding(mesh, _WHOLE)
+    if not isinstance(value, Clients) or value.num_clients % mesh.shape[AXIS]:
+        return jax.device_put(value, whole)
+    own, pools, join = per_client(value.value)
+    own, mask, ids = jax.device_put((own, value.mask, value.id), split)
+    return Clients(join(own, jax.device_put(pools, whole)), mask, ids)
 
 
 def _all_reduce(run: Pass, accumulators: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
@@ -311,17 +337,16 @@ class PassStream:
         def device(accumulators: Any, server: Any, own: Any, mask: Any, ids: Any, pools: Any) -> Any:
             shard = Clients(join(own, pools), mask, ids)
             updated, outputs = _step(self._run, _unstacked(accumulators), server, shard)
-            return jax.tree.map(lambda x: x[None], updated), outputs
+            # Donated accumulators cannot be waited on; this small array can.
+            return jax.tree.map(lambda x: x[None], updated), outputs, jnp.any(mask)[None]
 
-        accumulators, outputs = jax.shard_map(
+        return jax.shard_map(
             device,
             mesh=self.mesh,
             in_specs=(_SPLIT, _WHOLE, _SPLIT, _SPLIT, _SPLIT, _WHOLE),
             out_specs=_SPLIT,
             check_vma=False,
         )(accumulators, server, own, clients.mask, clients.id, pools)
-        # Donated accumulators cannot be waited on; this small array can.
-        return accumulators, outputs, jnp.any(clients.mask)
 
 
 def _unstacked(accumulators: PyTree) -> PyTree:

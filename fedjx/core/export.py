@@ -89,6 +89,7 @@ class LoadedComputation:
         self._program = program
 
     def __call__(self, *args: Any) -> Any:
+        """Runs the computation on arguments of the types in its signature."""
         if len(args) != len(self._arguments):
             raise TypeError(f"this computation takes {len(self._arguments)} arguments; got {len(args)}.")
         pairs = enumerate(zip(args, self._arguments, strict=True))

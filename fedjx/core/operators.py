@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import numbers
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjx.core.engine import Reduction
 from fedjx.core.placed import (
     FederatedValue,
     Node,
     check_numeric,
+    function_key,
     function_name,
     map_node,
     one_value,
@@ -45,13 +48,19 @@ def _broadcast(value: FederatedValue, sent: PyTree) -> FederatedValue:
 def federated_value(value: PyTree, placement: Placement) -> FederatedValue:
     """Places a constant, the same for all participants."""
     type_ = FederatedType(value, placement, all_equal=True)
-    return FederatedValue(Node("constant", type_, fn=jax.tree.map(jnp.asarray, value)))
+    return FederatedValue(Node("constant", type_, fn=jax.tree.map(jnp.asarray, value), key=_constant_key(value)))
+
+
+def _constant_key(value: PyTree) -> Hashable:
+    leaves, treedef = jax.tree.flatten(value)
+    plain = all(isinstance(x, (numbers.Number, np.ndarray)) for x in leaves)
+    return (treedef, *((np.asarray(x).tobytes() if plain else id(x)) for x in leaves))
 
 
 def federated_eval(fn: Callable[[], PyTree], placement: Placement) -> FederatedValue:
     """Evaluates a function of no arguments at the server, or at every client."""
     if placement == SERVER:
-        value = FederatedValue(Node("constant", FederatedType((), SERVER), fn=()))
+        value = federated_value((), SERVER)
     else:
         value = _client_ids()
     return map_node(_WithoutArguments(fn), [value])
@@ -110,10 +119,11 @@ class _SelectSlices(NamedTuple):
 # --- reductions -----------------------------------------------------------------------------------
 
 
-def _reduced(reduction: Reduction, value: FederatedValue, sent: PyTree = None) -> FederatedValue:
+def _reduced(reduction: Reduction, value: FederatedValue, sent: PyTree = None, key: Hashable = None) -> FederatedValue:
     member = value.type.member
     result = jax.eval_shape(lambda: reduction.report(reduction.zero(member)))
-    node = Node("reduce", FederatedType(result, SERVER), (value._node,), reduction, member if sent is None else sent)
+    sent = member if sent is None else sent
+    node = Node("reduce", FederatedType(result, SERVER), (value._node,), reduction, sent, key or reduction)
     return FederatedValue(node)
 
 
@@ -228,7 +238,8 @@ def federated_aggregate(
                 f"an accumulator keeps its type; got {notation(got)} from {function_name(fn)} "
                 f"for a zero of {notation(expected)}. Give zero the dtype and shape of the result."
             )
-    return _reduced(aggregate_of(zero, accumulate, merge, report), value)
+    key = (*map(function_key, (accumulate, merge, report)), _constant_key(zero))
+    return _reduced(aggregate_of(zero, accumulate, merge, report), value, key=key)
 
 
 def federated_reduce(value: PyTree, zero: PyTree, op: Callable[[PyTree, PyTree], PyTree]) -> FederatedValue:

@@ -8,14 +8,17 @@ and collect.
 
 from __future__ import annotations
 
+import numbers
 import operator
-from collections.abc import Callable, Iterator
+import types
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
 
 from fedjx.core.types import FederatedType, Placement, children, member_type, notation
+from fedjx.core.values import Sequence
 
 PyTree = Any
 
@@ -29,14 +32,21 @@ class Node:
       inputs: The nodes it is computed from.
       fn: What is applied: a function for map, a `Reduction` for reduce, the value of a constant.
       sent: For broadcast, reduce and collect, the member type that travels.
+      key: What tells ``fn`` from others; nodes that agree in all but their identity are one.
     """
 
-    __slots__ = ("fn", "inputs", "kind", "sent", "type")
+    __slots__ = ("fn", "inputs", "key", "kind", "sent", "type")
 
     def __init__(
-        self, kind: str, type_: FederatedType, inputs: tuple[Node, ...] = (), fn: Any = None, sent: PyTree = None
+        self,
+        kind: str,
+        type_: FederatedType,
+        inputs: tuple[Node, ...] = (),
+        fn: Any = None,
+        sent: PyTree = None,
+        key: Hashable = None,
     ):
-        self.kind, self.type, self.inputs, self.fn, self.sent = kind, type_, inputs, fn, sent
+        self.kind, self.type, self.inputs, self.fn, self.sent, self.key = kind, type_, inputs, fn, sent, key
 
 
 class FederatedValue:
@@ -87,7 +97,7 @@ class FederatedValue:
     def _no_number(self, *_: Any) -> NoReturn:
         _refuse(self, "turned into a number or an array")
 
-    __float__ = __int__ = __index__ = __complex__ = __array__ = __jax_array__ = _no_number
+    __float__ = __int__ = __index__ = __complex__ = __array__ = _no_number
 
     def _no_comparison(self, _: Any) -> NoReturn:
         _refuse(self, "compared")
@@ -131,8 +141,6 @@ def _refuse(value: FederatedValue, done: str) -> NoReturn:
 
 
 # --- sugar: selection and arithmetic --------------------------------------------------------------
-# What operators apply are small comparable objects, so that the same expression written twice
-# becomes one node (and one message in the communication bill).
 
 
 class _Field(NamedTuple):
@@ -175,7 +183,7 @@ class _Arithmetic(NamedTuple):
 def _arithmetic(name: str, left: Any, right: Any) -> FederatedValue:
     placed = [x for x in (left, right) if isinstance(x, FederatedValue)]
     constants = [x for x in (left, right) if not isinstance(x, FederatedValue)]
-    if constants and jnp.ndim(constants[0]) != 0:
+    if constants and not (isinstance(constants[0], numbers.Number) or getattr(constants[0], "shape", None) == ()):
         raise TypeError(
             f"arithmetic on placed values takes another of the same placement, or a number; got {constants[0]!r} "
             f"with {placed[0].type}. Use federated_map with a function that holds the array."
@@ -217,11 +225,12 @@ def _common_placement(name: str, leaves: list[Any]) -> Placement:
 def _shown(value: Any) -> str:
     try:
         return f"the unplaced {notation(member_type(value))}"
-    except TypeError:
+    except (TypeError, ValueError):
         return repr(value)
 
 
 def value_at(name: str, value: PyTree, placement: Placement, hint: str) -> FederatedValue:
+    """Returns a pytree of placed values as one, and refuses it at another placement."""
     value = one_value(name, value)
     if value.type.placement != placement:
         raise TypeError(f"{name} takes a value at {placement}; got {value.type}. {hint}")
@@ -229,8 +238,9 @@ def value_at(name: str, value: PyTree, placement: Placement, hint: str) -> Feder
 
 
 def check_numeric(name: str, value: FederatedValue, allowed: Any, needed: str, hint: str) -> None:
-    for leaf in jax.tree.leaves(value.type.member):
-        if not any(jnp.issubdtype(leaf.dtype, kind) for kind in allowed):
+    """Refuses members with a dtype outside the allowed kinds, and data sets."""
+    for leaf in jax.tree.leaves(value.type.member, is_leaf=lambda x: isinstance(x, Sequence)):
+        if isinstance(leaf, Sequence) or not any(jnp.issubdtype(leaf.dtype, kind) for kind in allowed):
             raise TypeError(f"{name} needs {needed} members; got {value.type}. {hint}")
 
 
@@ -255,18 +265,56 @@ class _Structure(NamedTuple):
 
 
 def map_node(fn: Callable, inputs: list[FederatedValue]) -> FederatedValue:
-    types = [x.type for x in inputs]
+    """Returns a map over values of one placement, as they come."""
+    members, fn = [x.type.member for x in inputs], _frozen(fn)
     try:
-        member = jax.eval_shape(lambda *members: fn(*members), *[t.member for t in types])
+        member = jax.eval_shape(lambda *members: fn(*members), *members)
     except Exception as error:
-        shown = ", ".join(notation(t.member) for t in types)
+        shown = ", ".join(map(notation, members))
         error.add_note(f"fedjx: in federated_map of {function_name(fn)} over one member of type ({shown})")
         raise
-    placement = types[0].placement
-    return FederatedValue(Node("map", FederatedType(member, placement), tuple(x._node for x in inputs), fn))
+    type_ = FederatedType(member, inputs[0].type.placement)
+    return FederatedValue(Node("map", type_, tuple(x._node for x in inputs), fn, key=function_key(fn)))
+
+
+def _frozen(fn: Any) -> Any:
+    """Binds a function's free variables as they are now.
+
+    It is called again when the program runs, and must not see what a loop has made of them since.
+    """
+    if isinstance(fn, _Applied):
+        return fn._replace(fn=_frozen(fn.fn))
+    if not isinstance(fn, types.FunctionType) or not fn.__closure__:
+        return fn
+    cells = tuple(types.CellType(cell.cell_contents) for cell in fn.__closure__ if _is_filled(cell))
+    if len(cells) != len(fn.__closure__):
+        return fn
+    bound = types.FunctionType(fn.__code__, fn.__globals__, fn.__name__, fn.__defaults__, cells)
+    bound.__kwdefaults__, bound.__qualname__ = fn.__kwdefaults__, fn.__qualname__
+    return bound
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return False
+    return True
+
+
+def function_key(fn: Any) -> Hashable:
+    """Tells functions apart by what they do: same code over the same free variables is the same function."""
+    if isinstance(fn, _Applied):
+        return function_key(fn.fn), fn.treedef
+    if isinstance(fn, types.FunctionType):
+        contents = tuple(id(cell.cell_contents) for cell in fn.__closure__ or () if _is_filled(cell))
+        defaults = tuple(map(id, [*(fn.__defaults__ or ()), *(fn.__kwdefaults__ or {}).values()]))
+        return fn.__code__, contents, defaults
+    return type(fn), repr(fn) if isinstance(fn, (_Arithmetic, _Field)) else fn
 
 
 def function_name(fn: Any) -> str:
+    """Names a function for a message."""
     fn = fn.fn if isinstance(fn, _Applied) else fn
     return getattr(fn, "__qualname__", None) or repr(fn)
 

@@ -8,6 +8,7 @@ computes; a client value that two passes need is computed in both.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Sequence as PySequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,8 +17,8 @@ import jax.numpy as jnp
 from fedjx.core.engine import Pass
 from fedjx.core.placed import Node
 from fedjx.core.reductions import SECURE_SUM
-from fedjx.core.types import CLIENTS, SERVER, FederatedType
-from fedjx.core.values import Sequence
+from fedjx.core.types import CLIENTS, SERVER, FederatedType, notation
+from fedjx.core.values import Sequence, gathered, strongly_typed
 
 PyTree = Any
 Environment = dict[int, PyTree]  # the server's values, by position of their node
@@ -96,10 +97,10 @@ class Program:
                 needed.update(self._inputs[i])
         return needed
 
-    def server_arguments(self, values: list[Any]) -> Environment:
+    def server_arguments(self, values: PySequence[Any]) -> Environment:
         """Returns the arguments that are at the server."""
         pairs = zip(self.arguments, values, strict=True)
-        return {i: jax.tree.map(jnp.asarray, value) for i, value in pairs if self._placed(i) == SERVER}
+        return {i: strongly_typed(value) for i, value in pairs if self._placed(i) == SERVER}
 
     def after_pass(
         self, level: int, environment: Environment, reduced: Any, members: list[PyTree], mask: Any
@@ -146,7 +147,8 @@ class Program:
             values = dict(zip(self.client_arguments(), member, strict=True))
             for i in needed:
                 values[i] = self._client_value(i, values, environment, client_id)
-            kept = ([values[i] for i in collect_inputs], [values[i] for i in outputs])
+            # A data set that is handed on is handed on whole: its pool stays behind.
+            kept = gathered(([values[i] for i in collect_inputs], [values[i] for i in outputs]))
             return tuple(values[i] for i in reduce_inputs), kept
 
         return Pass(fn, tuple(self._nodes[i].fn for i in self.reductions(level)))
@@ -239,9 +241,10 @@ def _merge(roots: list[Node]) -> tuple[list[Node], dict[Node, Node]]:
 
 
 def _identity(node: Node, canonical: dict[Node, Node]) -> Any:
-    if node.kind in ("argument", "constant"):
+    if node.kind == "argument":
         return node
-    key = (node.kind, node.fn, node.type, tuple(canonical[x] for x in node.inputs))
+    sent = None if node.sent is None else notation(node.sent)
+    key = (node.kind, node.key, node.type, sent, tuple(canonical[x] for x in node.inputs))
     try:
         hash(key)
     except TypeError:

@@ -35,7 +35,7 @@ def sequence_reduce(
     >>> sequence_reduce(jnp.add, jnp.int32(0), Sequence(jnp.array([1, 2, 3, 99]), jnp.int32(3)))
     Array(6, dtype=int32)
     """
-    own, pools, join = per_client(sequence.elements)
+    own, pools, join = per_client(jax.tree.map(jnp.asarray, sequence.elements))
     zero = jax.tree.map(jnp.asarray, zero)
 
     def step(total: PyTree, position: Any, row: PyTree) -> PyTree:
@@ -52,6 +52,8 @@ def sequence_reduce(
         position, total = state
         return position + 1, step(total, position, jax.tree.map(lambda x: x[position], own))
 
+    if capacity == 0:
+        return zero
     stop = jnp.minimum(sequence.length, capacity)
     return lax.while_loop(lambda state: state[0] < stop, body, (jnp.int32(0), zero))[1]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjx.core.engine import AXIS, PassStream, auto_mesh
+from fedjx.core.placed import FederatedValue
 from fedjx.core.program import Environment, Program
 from fedjx.core.types import FederatedType, type_of
-from fedjx.core.values import Clients, per_client, side_by_side
+from fedjx.core.values import Clients, check_same_clients, per_client, side_by_side
 
 if TYPE_CHECKING:
     from fedjx.core.computation import Computation
@@ -25,14 +27,14 @@ Sink = Callable[[Clients], None]
 
 
 def is_stream(value: Any) -> bool:
-    """Tells whether an argument is an iterable of `Clients`.
+    """Tells whether an argument is a cohort in chunks: an iterable of `Clients`, and no pytree.
 
     Raises:
       TypeError: If it can be iterated over only once; every pass reads it again.
     """
     if isinstance(value, (list, tuple)):
         return bool(value) and isinstance(value[0], Clients)
-    no_stream = isinstance(value, (Clients, FederatedType, Mapping, str)) or hasattr(value, "shape")
+    no_stream = isinstance(value, (FederatedValue, FederatedType, Mapping, str)) or hasattr(value, "shape")
     if no_stream or not isinstance(value, Iterable):
         return False
     if iter(value) is value:
@@ -40,12 +42,24 @@ def is_stream(value: Any) -> bool:
             f"a stream is read once per pass, so it must be iterable again; got {type(value).__name__}. "
             "Pass a list of chunks, or an object with __iter__."
         )
-    return isinstance(next(iter(value), None), Clients)
+    return jax.tree_util.all_leaves([value])
 
 
 def first_chunk(value: Any) -> Any:
-    """Returns the first chunk of a stream, anything else as it is."""
-    return next(iter(value)) if is_stream(value) else value
+    """Returns the first chunk of a stream, anything else as it is.
+
+    Raises:
+      ValueError: If the stream has no chunk.
+      TypeError: If it is no stream of `Clients`.
+    """
+    if not is_stream(value):
+        return value
+    first = next(iter(value), None)
+    if first is None:
+        raise ValueError("a cohort needs at least one client; got an empty stream. Sample again, or skip the round.")
+    if not isinstance(first, Clients):
+        raise TypeError(f"a stream yields Clients; got {type(first).__name__} from {type(value).__name__}. Wrap it.")
+    return first
 
 
 class Stream:
@@ -59,9 +73,10 @@ class Stream:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs every pass over the cohort's chunks."""
         values = self._computation.bind(args, kwargs)
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values)):
-            raise TypeError("a streamed computation is a host loop; got traced arrays. Use in_graph under jit.")
-        shown = self._computation.converted([first_chunk(value) for value in values])
+        shown = [first_chunk(value) for value in values]
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in [jnp.zeros(()), *jax.tree.leaves(shown)]):
+            raise TypeError("a streamed computation is a host loop; got called while tracing. Use in_graph under jit.")
+        shown = self._computation.converted(shown)
         at_clients = [(v, s) for v, s in zip(values, shown, strict=True) if isinstance(s, Clients)]
         chunks = _Chunks([v if is_stream(v) else s for v, s in at_clients], self._chunk_size)
         compiled = self._compile(shown)
@@ -119,19 +134,31 @@ class _Receiver:
         if results and self._sink is not None:
             self._sink(Clients(tuple(results), chunk.mask, chunk.id))
         elif results:
-            self._outputs.append(jax.device_get(Clients(results, chunk.mask, chunk.id)))
+            self._outputs.append(jax.tree.map(_to_host, Clients(results, chunk.mask, chunk.id)))
 
     def members(self) -> tuple[Any, Any]:
-        if not self._members:
-            return [], ()
-        return jax.tree.map(lambda *xs: jnp.concatenate(xs), *self._members)
+        return jax.tree.map(_concatenated, *self._members) if self._members else ([], ())
 
     def outputs(self) -> list[Clients]:
         if not self._outputs:
             return []
-        whole = jax.tree.map(lambda *xs: np.concatenate(xs), *self._outputs)
+        whole = jax.tree.map(_concatenated, *self._outputs)
         real = jax.tree.map(lambda x: x[whole.mask], whole)
         return [Clients(value, real.mask, real.id) for value in real.value]
+
+
+def _to_host(x: jax.Array) -> Any:
+    return x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else np.asarray(x)  # NumPy has no random keys
+
+
+def _concatenated(*parts: Any) -> Any:
+    shapes = sorted({x.shape[1:] for x in parts})
+    if len(shapes) > 1:
+        raise ValueError(
+            "what chunks leave at CLIENTS needs one shape, so it cannot depend on the padded length of a sequence; "
+            f"got {shapes}. Reduce over the sequence first, give the chunks one num_steps, or pass a sink."
+        )
+    return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else jnp.concatenate(parts)
 
 
 class _Chunks:
@@ -139,19 +166,16 @@ class _Chunks:
 
     def __init__(self, arguments: list[Any], chunk_size: int | None):
         if not arguments:
-            raise ValueError("a streamed computation needs an argument at CLIENTS; got none. Call it with arrays.")
-        whole = [a for a in arguments if isinstance(a, Clients)]
-        if whole:
-            side_by_side(whole)
+            raise ValueError("a cohort needs at least one client; got no argument at CLIENTS. Pass Clients.")
+        check_same_clients([a for a in arguments if isinstance(a, Clients)])
         self._arguments = [_cut(a, chunk_size) if isinstance(a, Clients) else a for a in arguments]
 
     def __iter__(self) -> Iterator[Clients]:
-        for chunks in zip(*self._arguments, strict=True):
-            ids = [np.asarray(c.id) for c in chunks]
-            if any(not np.array_equal(ids[0], other) for other in ids[1:]):
+        for number, chunks in enumerate(itertools.zip_longest(*self._arguments)):
+            if any(chunk is None for chunk in chunks):
                 raise ValueError(
-                    "all arguments at CLIENTS need the same clients in the same order; "
-                    f"got {ids[0].tolist()} and {ids[1].tolist()} in one chunk. Sample them together."
+                    "all arguments at CLIENTS need the same clients in the same chunks; "
+                    f"got one that ends after {number} chunks. Sample them together."
                 )
             yield side_by_side(list(chunks))
 

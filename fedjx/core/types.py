@@ -93,9 +93,7 @@ class FederatedType(_Notation):
         """
         if not isinstance(other, FederatedType) or self.placement != other.placement:
             return False
-        pattern = re.escape(notation(self.member)).replace(r"\?", r"(\d+|\?)")
-        fits = re.fullmatch(pattern, notation(other.member)) is not None
-        return fits and (other.all_equal or not self.all_equal)
+        return member_accepts(self.member, other.member) and (other.all_equal or not self.all_equal)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -227,8 +225,8 @@ class _Parser:
 
     def parse(self) -> Any:
         type_ = self.type()
-        if self.match(r".") is not None:
-            self.position -= 1
+        self.match("")
+        if self.position < len(self.text):
             self.fail("the end of the type")
         return type_
 
@@ -256,11 +254,15 @@ class _Parser:
             member = self.type()
             self.expect(r"\}", "'}'")
             self.expect("@", "'@' and a placement")
-            return FederatedType(member, self.placement(), all_equal=False)
+            return FederatedType(self.unplaced(member), self.placement(), all_equal=False)
         type_ = self.structure() if self.match("<") else self.array()
         while self.match(r"\*"):
-            type_ = sequence_type(type_)
-        return FederatedType(type_, self.placement(), all_equal=True) if self.match("@") else type_
+            type_ = sequence_type(self.unplaced(type_))
+        return FederatedType(self.unplaced(type_), self.placement(), all_equal=True) if self.match("@") else type_
+
+    def unplaced(self, member: Any) -> Any:
+        leaves = jax.tree.leaves(member)
+        return self.fail("an unplaced member") if any(isinstance(leaf, _Notation) for leaf in leaves) else member
 
     def function(self) -> FunctionType:
         parameter = None if self.match("->") else self.type()
@@ -291,11 +293,11 @@ class _Parser:
     def array(self) -> jax.ShapeDtypeStruct:
         start = self.position
         name = self.expect(r"[A-Za-z_]\w*(?:<\w+>)?", "an array type, '<', '{' or '('")
-        dims = self.match(r"\[[\d?,]*\]")
+        dims = self.match(r"\[(?:\d+|\?)(?:,(?:\d+|\?))*\]")
         shape = tuple(None if d == "?" else int(d) for d in dims[1:-1].split(",") if d) if dims else ()
         try:
             return jax.ShapeDtypeStruct(shape, _dtype(name))
-        except TypeError:
+        except (TypeError, KeyError):
             self.position = start
             return self.fail("a known dtype")
 
@@ -303,7 +305,10 @@ class _Parser:
 def _dtype(name: str) -> Any:
     if name.startswith("key<"):
         return jax.eval_shape(lambda: jax.random.key(0, impl=_KEY_IMPLEMENTATIONS[name[4:-1]])).dtype
-    return jnp.dtype(name)
+    dtype = jnp.dtype(name)
+    if dtype.name != name or not (jnp.issubdtype(dtype, jnp.number) or dtype == jnp.bool_):
+        raise TypeError(name)
+    return dtype
 
 
 _KEY_IMPLEMENTATIONS = {"fry": "threefry2x32", "rbg": "rbg", "urbg": "unsafe_rbg"}
@@ -325,7 +330,7 @@ def _leaf_type(leaf: Any) -> Any:
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return leaf
     if isinstance(leaf, jax.Array):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=jax.typeof(leaf).weak_type)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
     if isinstance(leaf, str):
         leaf = parse_type(leaf)
         return leaf if not isinstance(leaf, _Notation) else _leaf_type(leaf)
@@ -334,17 +339,25 @@ def _leaf_type(leaf: Any) -> Any:
     try:
         if isinstance(leaf, (type, np.dtype)) or (not hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
             return jax.eval_shape(lambda: jnp.zeros((), leaf))
-        return jax.eval_shape(lambda x: x, leaf)
+        array = jax.eval_shape(lambda x: x, leaf)
+        return jax.ShapeDtypeStruct(array.shape, array.dtype)
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"members are arrays, numbers and pytrees of these; got {leaf!r}. Keep other objects out of placed values."
         ) from error
 
 
+def member_accepts(declared: PyTree, other: PyTree) -> bool:
+    """Tells whether members of a type may stand where one is declared; ``?`` accepts any size."""
+    pattern = re.escape(notation(declared)).replace(r"\?", r"(\d+|\?)")
+    return re.fullmatch(pattern, notation(other)) is not None
+
+
 def element_type(sequence: Sequence) -> PyTree:
     """Returns the type of one element of a sequence: no leading axis, batches gathered."""
     own, pools, join = per_client(member_type(sequence.elements))
-    return jax.eval_shape(lambda row, pools: gathered(join(row, pools)), without_leading_axis(own), pools)
+    row = without_leading_axis(own)
+    return jax.eval_shape(lambda *args: gathered(join(*args)), row, pools) if jax.tree.leaves(pools) else row
 
 
 def without_leading_axis(tree: PyTree) -> PyTree:

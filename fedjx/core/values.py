@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -131,15 +132,35 @@ class Clients:
         return {int(ids[c]): jax.tree.map(lambda x, c=c: x[c], value) for c in np.flatnonzero(mask)}
 
 
-def side_by_side(arguments: list[Clients]) -> Clients:
-    """Makes one cohort of several: a client's member is the tuple of its members.
+def strongly_typed(value: PyTree) -> PyTree:
+    """Makes arrays of definite dtype out of numbers and weakly typed arrays."""
 
-    Raises:
-      ValueError: If they differ in the number of clients.
-    """
+    def strong(leaf: Any) -> jax.Array:
+        array = jnp.asarray(leaf)
+        return jnp.asarray(array, array.dtype) if jax.typeof(array).weak_type else array
+
+    return jax.tree.map(strong, value)
+
+
+def check_same_clients(arguments: list[Clients]) -> None:
+    """Refuses cohorts that are not of the same clients, as far as is known while tracing."""
     sizes = [c.num_clients for c in arguments]
     if any(size != sizes[0] for size in sizes[1:]):
         raise ValueError(f"all arguments at CLIENTS need the same clients; got {sizes} of them. Sample them together.")
+    if len(arguments) < 2:
+        return
+    known = [np.asarray(c.id) for c in arguments if not isinstance(c.id, jax.core.Tracer)]
+    for other in known[1:]:
+        if not np.array_equal(known[0], other):
+            raise ValueError(
+                "all arguments at CLIENTS need the same clients in the same order; "
+                f"got {known[0].tolist()} and {other.tolist()}. Sample them together."
+            )
+
+
+def side_by_side(arguments: list[Clients]) -> Clients:
+    """Makes one cohort of several: a client's member is the tuple of its members."""
+    check_same_clients(arguments)
     first, *rest = arguments
     mask = first.mask
     for other in rest:

@@ -1,0 +1,57 @@
+"""The quickstart: what it prints and writes, and that an interrupted run loses nothing."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+import pytest
+
+from benchmarks import quickstart
+
+SMALL = ["--model", "mlp", "--num-clients", "8", "--clients-per-round", "4", "--num-epochs", "1", "--eval-every", "2"]
+KEYS = {
+    "test_accuracy", "centralised_accuracy", "rounds", "num_clients", "train_seconds", "examples_per_second",
+}  # fmt: skip
+
+
+def run(output: Any, *more: str) -> dict[str, Any]:
+    return quickstart.main(quickstart.parse_flags([*SMALL, "--output", str(output), *more]))
+
+
+def last_state(output: Any) -> list[Any]:
+    with ocp.CheckpointManager(output / "checkpoints") as checkpoints:
+        last = checkpoints.latest_step()
+        state = checkpoints.restore(last, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
+    return [
+        jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+        for x in jax.tree.leaves(state)
+    ]
+
+
+def test_a_run_reports_writes_and_resumes_bitwise(tmp_path, capsys):
+    whole = run(tmp_path / "whole", "--num-rounds", "5")
+    printed = capsys.readouterr().out.strip().splitlines()
+    assert json.loads(printed[-1]) == whole
+    assert set(whole) == KEYS
+    assert (whole["rounds"], whole["num_clients"]) == (5, 8)
+    assert whole["train_seconds"] > 0
+    assert whole["examples_per_second"] > 0
+    assert 0 < whole["test_accuracy"] <= 1
+    assert (tmp_path / "whole" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list((tmp_path / "whole").glob("events.out.tfevents.*"))
+
+    run(tmp_path / "parts", "--num-rounds", "3")
+    resumed = run(tmp_path / "parts", "--num-rounds", "5", "--resume")
+    assert "Resuming after round 3." in capsys.readouterr().out
+    assert resumed["test_accuracy"] == whole["test_accuracy"]
+    for a, b in zip(last_state(tmp_path / "parts"), last_state(tmp_path / "whole"), strict=True):
+        assert (a == b).all()
+
+    again = run(tmp_path / "parts", "--num-rounds", "5", "--resume")  # a finished run has nothing left to do
+    assert again["test_accuracy"] == whole["test_accuracy"]
+
+    with pytest.raises(SystemExit, match=r"a resumed run needs the flags it began with; got \{'seed': 1\}"):
+        run(tmp_path / "parts", "--resume", "--seed", "1")
