@@ -81,8 +81,8 @@ def main(flags: argparse.Namespace) -> dict[str, Any]:
     centralised = float(evaluate(train_centrally(jax.random.key(flags.seed)))["accuracy"])
     draw(flags.output / "curves.png", history, centralised, label_counts(data, num_classes=10))
     accuracy = history[-1]["test_accuracy"]
-    print(f"\n{'test accuracy':<28}\n  federated, {len(data.sizes)} clients {accuracy:>11.4f}")
-    print(f"  centralised, same images {centralised:.4f}\n\nResults are in {flags.output}.")
+    print(f"\n{'':<14}test accuracy\nfederated     {accuracy:.4f}         {data.num_clients} clients")
+    print(f"centralised   {centralised:.4f}         the same images, pooled\n\nResults are in {flags.output}.")
     report = {
         "test_accuracy": round(accuracy, 4),
         "centralised_accuracy": round(centralised, 4),
@@ -135,7 +135,9 @@ def open_checkpoints(flags: argparse.Namespace) -> ocp.CheckpointManager:
     directory = flags.output.absolute() / "checkpoints"
     if directory.exists() and not flags.resume:
         print(f"Replacing the earlier run in {flags.output}; to go on with it, pass --resume.")
-        shutil.rmtree(flags.output)
+        shutil.rmtree(directory)
+        for events in flags.output.glob("events.out.tfevents.*"):
+            events.unlink()
     return ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(max_to_keep=3, create=True))
 
 
