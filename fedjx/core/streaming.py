@@ -68,7 +68,8 @@ class Stream:
     def __init__(self, computation: Computation, mesh: Mesh | None, chunk_size: int | None, sink: Sink | None):
         self._computation, self._chunk_size, self._sink = computation, chunk_size, sink
         self._mesh = auto_mesh(mesh or Mesh(np.array(jax.devices()[:1]), (AXIS,)))
-        self._compiled: dict[Any, _Compiled] = {}
+        self._by_arrays: dict[Any, _Compiled] = {}
+        self._by_type: dict[Any, _Compiled] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs every pass over the cohort's chunks."""
@@ -84,14 +85,17 @@ class Stream:
         return compiled.run(server, chunks, self._sink)
 
     def _compile(self, values: list[Any]) -> _Compiled:
-        types = tuple(map(type_of, values))
-        # The notation leaves out padded lengths, and so does a program: chunks of all lengths share it.
-        key = (types, tuple(map(jax.tree.structure, values)))
-        if key not in self._compiled:
-            # Constants that the traced function makes must outlive this call, even inside another trace.
-            with jax.ensure_compile_time_eval():
-                self._compiled[key] = _Compiled(self._computation.trace(types), self._mesh)
-        return self._compiled[key]
+        leaves, treedef = jax.tree.flatten(values)
+        arrays = (treedef, *((np.shape(x), getattr(x, "dtype", type(x))) for x in leaves))
+        if arrays not in self._by_arrays:
+            types = tuple(map(type_of, values))
+            # A type leaves out padded lengths, and so does a program: chunks of all lengths share it.
+            if (types, treedef) not in self._by_type:
+                # Constants that the traced function makes must outlive this call, even inside another trace.
+                with jax.ensure_compile_time_eval():
+                    self._by_type[types, treedef] = _Compiled(self._computation.trace(types), self._mesh)
+            self._by_arrays[arrays] = self._by_type[types, treedef]
+        return self._by_arrays[arrays]
 
 
 class _Compiled:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -36,6 +35,7 @@ def cohort(
 
     Returns:
       `Clients` of a `Sequence` of `Batches` with index int32 ``[C, S, B]`` and length int32 ``[C]``.
+      The plan is in NumPy, fresh at every call; the pool is on the device.
 
     Raises:
       ValueError: If there is no client, an id does not exist, or `batch_size`, `num_steps` or
@@ -69,9 +69,9 @@ def cohort(
     index = _plan(data.offsets[padded], data.sizes[padded], num_steps, batch_size)
     length = _num_batches(data.sizes[padded], batch_size)
     return Clients(
-        Sequence(Batches(data.pool, jnp.asarray(index)), jnp.asarray(length, jnp.int32)),
-        mask=jnp.asarray(mask),
-        id=jnp.asarray(np.where(mask, padded, -1), jnp.int32),
+        Sequence(Batches(data.pool, index), length.astype(np.int32)),
+        mask=mask,
+        id=np.where(mask, padded, -1).astype(np.int32),
     )
 
 
@@ -137,7 +137,7 @@ def central(data: FederatedData | Mapping[str, ArrayLike], *, batch_size: int) -
         data = FederatedData.from_clients([data])
     num_steps = int(_num_batches(data.num_examples, batch_size))
     index = _plan(np.zeros(1, np.int64), np.array([data.num_examples]), num_steps, batch_size)[0]
-    return Sequence(Batches(data.pool, jnp.asarray(index)), jnp.int32(num_steps))
+    return Sequence(Batches(data.pool, index), np.int32(num_steps))
 
 
 def _plan(first: np.ndarray, sizes: np.ndarray, num_steps: int, batch_size: int) -> np.ndarray:

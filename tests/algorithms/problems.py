@@ -73,7 +73,7 @@ def materialised(data: FederatedData, ids: Any, *, num_steps: int, num_clients: 
     return Clients.of(Sequence(elements, jnp.asarray(lengths)), ids=padded_ids, mask=real)
 
 
-def assert_trees_close(got: Any, expected: Any, rtol: float = 1e-5, atol: float = 1e-6) -> None:
+def assert_trees_close(got: Any, expected: Any, rtol: float = 1e-5, atol: float = 1e-7) -> None:
     """Compares two pytrees leaf by leaf."""
     assert jax.tree.structure(got) == jax.tree.structure(expected)
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(expected), strict=True):

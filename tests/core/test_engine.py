@@ -599,3 +599,38 @@ def test_the_lower_layer_alone():
     (total, ids), outputs = map_reduce(run, jnp.float32(2), cohort, chunk_size=4)
     assert (float(total), int(ids)) == (20.0, 15)
     assert outputs.tolist() == [1, 2, 3, 4, 5, 6]
+
+
+# --- aggregation in two levels --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"chunk_size": 2}, {"chunk_size": 1, "streamed": True}])
+def test_a_mean_in_two_levels_is_the_flat_mean(options):
+    """Intermediate aggregators: one sum per region, then the mean of the regions by their clients."""
+    num_regions = 3
+
+    @federated_computation
+    def means(value, region):
+        def add_to_region(sums, member):
+            value, region = member
+            return sums[0].at[region].add(value), sums[1].at[region].add(1)
+
+        def merge(a, b):
+            return jax.tree.map(jnp.add, a, b)
+
+        zero = (jnp.zeros((num_regions, 2)), jnp.zeros(num_regions, jnp.int32))
+        regions = federated_aggregate((value, region), zero, add_to_region, merge)
+        by_region = federated_map(lambda r: r[0] / r[1][:, None], regions)
+        flat = federated_map(lambda m, r: jnp.average(m, axis=0, weights=r[1]), by_region, regions)
+        return by_region, flat, federated_mean(value)
+
+    values = np.random.default_rng(0).normal(size=(10, 2)).astype(np.float32)
+    regions = np.arange(10, dtype=np.int32) % num_regions
+    mesh = jax.make_mesh((4,), ("clients",))
+    streamed = options.pop("streamed", False)
+    run = means.streamed(mesh=mesh, **options) if streamed else means.in_graph(mesh=mesh, **options)
+    by_region, two_levels, flat = run(Clients.of(values), Clients.of(regions))
+    expected = np.stack([values[regions == r].mean(axis=0) for r in range(num_regions)])
+    np.testing.assert_allclose(by_region, expected, rtol=1e-5)
+    np.testing.assert_allclose(two_levels, values.mean(axis=0), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(flat, two_levels, rtol=1e-5, atol=1e-7)

@@ -35,7 +35,8 @@ def test_form():
     clients = cohort(federated([5, 1, 3]), [2, 0], batch_size=2, num_clients=4)
     assert isinstance(clients, Clients)
     assert isinstance(clients.value, Sequence)
-    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(clients))
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(clients.value.elements.pool))
+    assert isinstance(clients.value.elements.index, np.ndarray)
     assert clients.value.elements.index.shape == (4, 3, 2)
     assert clients.value.elements.index.dtype == jnp.int32
     assert clients.value.length.shape == (4,)
