@@ -37,7 +37,7 @@ format: $(VENV)/.dev ## Format the code and repair what can be repaired.
 
 # A short smoke run until there are benchmarks that time a round.
 bench: $(VENV)/.runtime ## Run a short benchmark.
-	$(BIN)/python -m benchmarks.quickstart --num-rounds 5 $(ARGS)
+	$(BIN)/python -m benchmarks.quickstart --num-rounds 5 --output runs/bench $(ARGS)
 
 clean: ## Remove the environment, caches and build outputs (not runs/).
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from fedjx.core.sequence import sequence_reduce
 from fedjx.core.values import MASK, Batches, Sequence
@@ -79,6 +80,13 @@ def local_train(
 
     Raises:
       ValueError: If both or a non-positive number of epochs or steps is asked for.
+
+    >>> model = fedjx.models.linear(2, input_shape=(3,))
+    >>> data = fedjx.data.central({"x": np.ones((4, 3), np.float32), "y": np.zeros(4, np.int32)}, batch_size=2)
+    >>> key = jax.random.key(0)
+    >>> result = local_train(model, model.init(key), data, key, optimizer=optax.sgd(0.1))
+    >>> int(result.num_examples)
+    4
     """
     key_order, key_loss = jax.random.split(key)
     batches = examples(data)
@@ -119,7 +127,8 @@ def local_evaluate(model: Model, params: PyTree, data: Sequence) -> dict[str, Ra
 
 def examples(data: Sequence) -> Batches:
     """Returns a client's data set as batches of indices, ``[S, B]``, -1 for every padded example."""
-    real = jnp.arange(_num_steps(data), dtype=jnp.int32)[:, None] < data.length
+    num_steps = _num_steps(data)
+    real = jnp.arange(num_steps, dtype=jnp.int32)[:, None] < data.length
     if isinstance(data.elements, Batches):
         return Batches(data.elements.pool, jnp.where(real, data.elements.index, -1))
     features = {name: x for name, x in data.elements.items() if name != MASK}
@@ -131,13 +140,15 @@ def examples(data: Sequence) -> Batches:
 
 
 def _num_steps(data: Sequence) -> int:
-    elements = data.elements.index if isinstance(data.elements, Batches) else data.elements
-    if not (isinstance(data.elements, (Batches, Mapping)) and all(jnp.ndim(x) > 1 for x in jax.tree.leaves(elements))):
+    elements = data.elements if isinstance(data, Sequence) else data
+    leaves = jax.tree.leaves(elements.index if isinstance(elements, Batches) else elements)
+    batched = isinstance(elements, (Batches, Mapping)) and all(jnp.ndim(x) > 1 for x in leaves)
+    if not (isinstance(data, Sequence) and batched):
         raise TypeError(
             "a client's data set is a sequence of batches, dicts of features [B, ...]; "
             f"got elements {jax.tree.map(jnp.shape, elements)}. Make it with fedjx.data.cohort."
         )
-    return jax.tree.leaves(elements)[0].shape[0]
+    return leaves[0].shape[0]
 
 
 def _plan(
@@ -149,41 +160,52 @@ def _plan(
     drop_remainder: bool,
 ) -> Sequence:
     """Plans which examples each step trains on: a sequence of index rows ``[B]``."""
+    check_amount(num_epochs, num_steps)
+    capacity, batch_size = index.shape
+    num_examples = jnp.sum(index >= 0, dtype=jnp.int32)
+    per_epoch = num_examples // batch_size if drop_remainder else -(-num_examples // batch_size)
+    if num_steps is None:
+        epochs = num_epochs or 1
+        most, total = capacity * epochs, per_epoch * epochs
+    else:
+        epochs = -(-num_steps // jnp.maximum(per_epoch, 1))
+        most, total = num_steps, jnp.where(per_epoch > 0, num_steps, 0)
+
+    def add_epoch(epoch: jax.Array, rows: jax.Array) -> jax.Array:
+        order = _order(index, jax.random.fold_in(key, epoch)) if shuffle else _order(index, None)
+        # The padding at an epoch's end is overwritten by the next one.
+        return lax.dynamic_update_slice(rows, order, (epoch * per_epoch, 0))
+
+    rows = lax.fori_loop(0, epochs, add_epoch, jnp.full((most + capacity, batch_size), -1, jnp.int32))
+    return Sequence(rows[:most], total)
+
+
+def check_amount(num_epochs: int | None, num_steps: int | None) -> None:
+    """Refuses an amount of local training that is not a number of epochs or a number of steps."""
     given = [n for n in (num_epochs, num_steps) if n is not None]
     if len(given) > 1 or any(n < 1 for n in given):
         raise ValueError(
             f"local training takes a positive number of epochs or of steps; got {num_epochs=}, {num_steps=}. Give one."
         )
-    capacity, batch_size = index.shape
-    orders = _epochs(index, key, num_steps or num_epochs or 1, shuffle)
-    num_examples = jnp.sum(index >= 0, dtype=jnp.int32)
-    per_epoch = num_examples // batch_size if drop_remainder else -(-num_examples // batch_size)
-    total = jnp.where(per_epoch > 0, num_steps, 0) if num_steps else per_epoch * len(orders)
-    t = jnp.arange(num_steps or capacity * len(orders), dtype=jnp.int32)
-    epoch, step = t // jnp.maximum(per_epoch, 1), t % jnp.maximum(per_epoch, 1)
-    return Sequence(orders.at[epoch, step].get(mode="clip"), total)
 
 
-def _epochs(index: jax.Array, key: jax.Array, num_epochs: int, shuffle: bool) -> jax.Array:
-    """Returns the examples' indices in the order of each epoch, ``[E, S, B]``, padding last."""
+def _order(index: jax.Array, key: jax.Array | None) -> jax.Array:
+    """Returns the indices ``[S, B]`` in the order that a key draws, or as they are; padding last."""
     flat = index.reshape(-1)
-
-    def epoch(key: jax.Array) -> jax.Array:
-        # Position i of the stream does not depend on how many follow, so neither on the padding.
-        noise = jax.random.bits(key, flat.shape) >> 1 if shuffle else jnp.zeros(flat.shape, jnp.uint32)
-        last = jnp.uint32(2**32 - 1)
-        return flat[jnp.argsort(jnp.where(flat < 0, last, noise), stable=True)].reshape(index.shape)
-
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(num_epochs))
-    return jax.vmap(epoch)(keys)
+    # Position i of the stream does not depend on how many follow, so neither on the padding.
+    noise = jnp.zeros(flat.shape, jnp.uint32) if key is None else jax.random.bits(key, flat.shape) >> 1
+    last = jnp.uint32(2**32 - 1)
+    return flat[jnp.argsort(jnp.where(flat < 0, last, noise), stable=True)].reshape(index.shape)
 
 
 def checked(update: ClientUpdate) -> ClientUpdate:
-    """Removes an update that is not finite: it is zeroed, weighs nothing and is counted.
+    """Removes an update with a number that is not finite, in its delta, weight or metrics.
+
+    It is zeroed, weighs nothing and is counted.
 
     Adds the counts ``num_clients`` (that contribute) and ``num_non_finite_clients``.
     """
-    inexact = [x for x in jax.tree.leaves((update.delta, update.weight)) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    inexact = [x for x in jax.tree.leaves(tuple(update)) if jnp.issubdtype(x.dtype, jnp.inexact)]
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in inexact]))
     delta, weight, metrics = jax.tree.map(lambda x: jnp.where(finite, x, jnp.zeros_like(x)), tuple(update))
     counts = {

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import optax
 
 from fedjx.aggregation.mean import by_examples, mean
-from fedjx.algorithms.client import ClientUpdate, checked, local_train
+from fedjx.algorithms.client import ClientUpdate, check_amount, checked, local_train
 from fedjx.core.computation import federated_computation
 from fedjx.core.operators import federated_broadcast, federated_keys, federated_sum
 from fedjx.core.placed import federated_map
-from fedjx.core.process import Aggregator, Algorithm
+from fedjx.core.process import Aggregator, Algorithm, keeps_type
 from fedjx.models.model import Model, Ratio, finalize_metrics
 
 PyTree = Any
@@ -76,7 +76,15 @@ def fed_avg(
       An `Algorithm`. Its metrics are ``loss`` (the clients' mean over the examples they trained
       on), ``num_examples``, ``num_clients`` that contributed, ``num_non_finite_clients`` that
       were left out, and ``aggregation``, the aggregator's measurements.
+
+    >>> train, _ = fedjx.data.digits(num_clients=20)
+    >>> algorithm = fed_avg(fedjx.models.linear(10, input_shape=(8, 8, 1)), client_optimizer=optax.sgd(0.01))
+    >>> state = algorithm.init(jax.random.key(0))
+    >>> state, metrics = algorithm.next(state, fedjx.data.cohort(train, [3, 5, 8], batch_size=20))
+    >>> int(metrics["num_clients"]), int(state.round)
+    (3, 1)
     """
+    check_amount(num_epochs, num_steps)
     server_optimizer = optax.sgd(1.0) if server_optimizer is None else server_optimizer
     aggregator = mean() if aggregator is None else aggregator
 
@@ -112,8 +120,9 @@ def fed_avg(
         key = federated_map(jax.random.fold_in, state.key, state.round)
         update = federated_map(client_update, federated_broadcast(state.params), data, federated_keys(key))
         aggregator_state, delta, measured = aggregator.next(key, state.aggregator, update.delta, update.weight)
+        aggregator_state = keeps_type("an aggregator", state.aggregator, aggregator_state)
         metrics = federated_map(round_metrics, federated_sum(update.metrics), measured)
-        return federated_map(server_update, state, aggregator_state, delta), metrics
+        return keeps_type("fed_avg", state, federated_map(server_update, state, aggregator_state, delta)), metrics
 
     return Algorithm(init, next)
 

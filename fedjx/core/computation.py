@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.core
 from jax.sharding import Mesh
 
 from fedjx.core.arguments import as_declared, check_type, declared_type
-from fedjx.core.engine import map_reduce, place
+from fedjx.core.engine import Placer, auto_mesh, map_reduce
 from fedjx.core.operators import federated_zip
 from fedjx.core.placed import FederatedValue, Node
 from fedjx.core.program import Environment, Message, Program
@@ -38,7 +39,7 @@ def federated_computation(*types: Any) -> Any:
     >>> get_average_temperature([68.5, 70.3, 69.8])
     Array(69.53334, dtype=float32)
     """
-    if len(types) == 1 and (inspect.isroutine(types[0]) or isinstance(types[0], functools.partial)):
+    if len(types) == 1 and callable(types[0]) and not isinstance(types[0], type) and not hasattr(types[0], "dtype"):
         return Computation(types[0])
     return functools.partial(Computation, types=types)
 
@@ -60,6 +61,11 @@ class Computation:
         if types is None and not self._parameters:
             types = ()
         self._types = None if types is None else tuple(map(declared_type, types))
+        if self._types is not None and len(self._types) != len(self._parameters):
+            raise TypeError(
+                f"a computation declares one type per parameter; got {len(self._types)} for {self._parameters} of "
+                f"{self.name}. Declare all, or none."
+            )
         if self._types is not None:
             self._declared_signature = self._signature_of(self._types)
 
@@ -123,8 +129,16 @@ class Computation:
     def bind(self, args: Any, kwargs: Any) -> list[Any]:
         """Returns the arguments of a call in the order of the parameters."""
         bound = self._signature.bind(*args, **kwargs)
+        options = [name for name in bound.arguments if name not in self._parameters]
+        if options:
+            raise TypeError(
+                f"keyword-only parameters keep their defaults; {self.name} got {options}. Pass by position."
+            )
         bound.apply_defaults()
-        return [bound.arguments[name] for name in self._parameters]
+        values = [bound.arguments[name] for name in self._parameters]
+        if self._types is None and any(isinstance(v, list) and not v for v in values):
+            raise ValueError("a cohort needs at least one client; got []. Sample again, or skip the round.")
+        return values
 
     def converted(self, values: list[Any]) -> list[Any]:
         """Brings arguments into their declared types, or leaves them if none are declared."""
@@ -161,6 +175,7 @@ class Computation:
           chunk_size: How many clients each device maps at once: bounds the memory.
         """
         _check_chunk_size(chunk_size)
+        placer = None if mesh is None else Placer(auto_mesh(mesh))
 
         @jax.jit
         def compiled(*values: Any) -> Any:
@@ -172,7 +187,10 @@ class Computation:
         def run(*args: Any, **kwargs: Any) -> Any:
             values = self.converted(self.bind(args, kwargs))
             check_same_clients([v for v in values if isinstance(v, Clients)])
-            return compiled(*(values if mesh is None else place(values, mesh)))
+            if placer is not None and not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(values)):
+                # Or the second round, whose state comes from the mesh, would compile again.
+                values = [placer.clients(v) if isinstance(v, Clients) else placer.server(v) for v in values]
+            return compiled(*values)
 
         return run
 

@@ -194,26 +194,6 @@ def auto_mesh(mesh: Mesh) -> Mesh:
     return Mesh(mesh.devices, mesh.axis_names)
 
 
-def place(values: list[Any], mesh: Mesh) -> list[Any]:
-    """Puts arguments on a mesh: cohorts divided where they can be, everything else whole.
-
-    Otherwise the second round, whose state comes from the mesh, would compile again. Does
-    nothing while tracing.
-    """
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values)):
-        return values
-    return [_placed(v, auto_mesh(mesh)) for v in values]
-
-
-def _placed(value: Any, mesh: Mesh) -> Any:
-    split, whole = NamedSharding(mesh, _SPLIT), NamedSharding(mesh, _WHOLE)
-    if not isinstance(value, Clients) or value.num_clients % mesh.shape[AXIS]:
-        return jax.device_put(value, whole)
-    own, pools, join = per_client(value.value)
-    own, mask, ids = jax.device_put((own, value.mask, value.id), split)
-    return Clients(join(own, jax.device_put(pools, whole)), mask, ids)
-
-
 def _all_reduce(run: Pass, accumulators: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
     """Combines the devices' accumulators: all sums of the pass in one collective."""
     sums = [a for r, a in zip(run.reductions, accumulators, strict=True) if r.across == "sum"]
@@ -289,7 +269,7 @@ class PassStream:
 
     def __init__(self, run: Pass, mesh: Mesh):
         self.mesh = mesh
-        self._run = run
+        self._run, self._placer = run, Placer(mesh)
         self._start = jax.jit(self._zeros, out_shardings=NamedSharding(mesh, _SPLIT))
         self._step = jax.jit(self._sharded_step, donate_argnums=0)
 
@@ -303,14 +283,13 @@ class PassStream:
           chunks: The cohort.
           sink: Called with each chunk's outputs, on the device, once they are computed.
         """
-        place = _Placer(self.mesh)
         accumulators, waiting = None, deque()
         for chunk in chunks:
-            own, mask, ids, pools, join = place(_pad(chunk, self.mesh.shape[AXIS]))
+            chunk = self._placer.clients(_pad(chunk, self.mesh.shape[AXIS]))
             if accumulators is None:
-                accumulators = self._start(server, Clients(join(own, pools), mask, ids))
-            accumulators, outputs, done = self._step(accumulators, server, Clients(join(own, pools), mask, ids))
-            waiting.append((done, Clients(outputs, mask, ids)))
+                accumulators = self._start(server, chunk)
+            accumulators, outputs, done = self._step(accumulators, server, chunk)
+            waiting.append((done, Clients(outputs, chunk.mask, chunk.id)))
             if len(waiting) > _IN_FLIGHT:
                 _hand_over(waiting, sink)
         if accumulators is None:
@@ -359,23 +338,42 @@ def _hand_over(waiting: deque, sink: Callable[[Clients], None]) -> None:
     sink(outputs)
 
 
-class _Placer:
-    """Puts chunks on a mesh; a pool that comes with every chunk is placed once."""
+class Placer:
+    """Puts arguments on a mesh: cohorts divided, everything else whole.
+
+    Keeps the last pool it has placed, which comes again with every chunk and every round.
+    """
 
     def __init__(self, mesh: Mesh):
         self.split, self.whole = NamedSharding(mesh, _SPLIT), NamedSharding(mesh, _WHOLE)
-        self.last: tuple[list[Any], PyTree] = ([], None)
+        self._pools: tuple[list[Any], PyTree] = ([], None)
 
-    def __call__(self, clients: Clients) -> tuple[Any, ...]:
+    def server(self, value: PyTree) -> PyTree:
+        """Copies a value to every device, unless it is there."""
+        leaves = jax.tree.leaves(value)
+        there = all(isinstance(x, jax.Array) and x.sharding == self.whole for x in leaves)
+        return value if there else jax.device_put(value, self.whole)
+
+    def clients(self, clients: Clients) -> Clients:
+        """Divides a cohort among the devices; one that does not divide goes to all of them whole."""
         own, pools, join = per_client(clients.value)
+        divides = clients.num_clients % self.split.mesh.shape[AXIS] == 0
+        arrays = (own, clients.mask, clients.id)
+        own, mask, ids = self._divided(arrays) if divides else jax.device_put(arrays, self.whole)
+        return Clients(join(own, self._placed_pools(pools)), mask, ids)
+
+    def _placed_pools(self, pools: PyTree) -> PyTree:
         leaves = jax.tree.leaves(pools)
-        if len(leaves) != len(self.last[0]) or any(a is not b for a, b in zip(leaves, self.last[0], strict=True)):
-            self.last = (leaves, jax.device_put(pools, self.whole))
-        own, mask, ids = self._divided((own, clients.mask, clients.id))
-        return own, mask, ids, self.last[1] if leaves else pools, join
+        if not leaves:
+            return pools
+        known = self._pools[0]
+        if len(leaves) != len(known) or any(a is not b for a, b in zip(leaves, known, strict=True)):
+            self._pools = (leaves, jax.device_put(pools, self.whole))
+        return self._pools[1]
 
     def _divided(self, arrays: PyTree) -> PyTree:
+        # JAX may read host memory later than the call that is given it, and a loader may use it again.
+        arrays = jax.tree.map(lambda x: np.array(x) if isinstance(x, np.ndarray) else x, arrays)
         # For one device, the compiled step takes NumPy arrays nine times faster than device_put does.
-        if self.split.mesh.size == 1 and all(isinstance(x, np.ndarray) for x in jax.tree.leaves(arrays)):
-            return arrays
-        return jax.device_put(arrays, self.split)
+        on_host = all(isinstance(x, np.ndarray) for x in jax.tree.leaves(arrays))
+        return arrays if on_host and self.split.mesh.size == 1 else jax.device_put(arrays, self.split)

@@ -26,7 +26,7 @@ from fedjx.core.types import CLIENTS, SERVER, FederatedType, Placement, member_t
 
 PyTree = Any
 
-_REDUCE_HINT = "Server values are single already; unplaced ones go in as arguments at CLIENTS."
+_REDUCE_HINT = "Only arguments that are Clients are at CLIENTS: make them with Clients.of or fedjx.data.cohort."
 
 
 def federated_zip(values: PyTree) -> FederatedValue:
@@ -47,6 +47,9 @@ def _broadcast(value: FederatedValue, sent: PyTree) -> FederatedValue:
 
 def federated_value(value: PyTree, placement: Placement) -> FederatedValue:
     """Places a constant, the same for all participants."""
+    for leaf in jax.tree.leaves(value):
+        if isinstance(leaf, str):
+            raise TypeError(f"members are arrays, numbers and pytrees of these; got {leaf!r}. Keep text outside.")
     type_ = FederatedType(value, placement, all_equal=True)
     return FederatedValue(Node("constant", type_, fn=jax.tree.map(jnp.asarray, value), key=_constant_key(value)))
 
@@ -135,6 +138,10 @@ def federated_sum(value: PyTree, *, decode: Callable[[PyTree], PyTree] | None = 
         returned, in float32, int32 or uint32.
       decode: Applied to each member on arrival, before it is added. What is typed before it is
         what travels: the whole hook for compression.
+
+    >>> total = fedjx.federated_computation(lambda x: federated_sum(x))
+    >>> total(fedjx.Clients.of(np.array([1, 2, 3])))
+    Array(6, dtype=int32)
     """
     value = value_at("federated_sum", value, CLIENTS, _REDUCE_HINT)
     decoded = value if decode is None else map_node(decode, [value])
@@ -165,6 +172,10 @@ def federated_mean(value: PyTree, weight: PyTree = None) -> FederatedValue:
 
     Returns:
       ``sum(weight * value) / sum(weight)``; 0 over no client or if all weights are 0.
+
+    >>> mean = fedjx.federated_computation(lambda x, w: federated_mean(x, w))
+    >>> mean(fedjx.Clients.of(np.array([1.0, 4.0])), fedjx.Clients.of(np.array([1, 2])))
+    Array(3., dtype=float32)
     """
     value = value_at("federated_mean", value, CLIENTS, _REDUCE_HINT)
     hint = "Use federated_sum, or map the members to float32 first."
@@ -228,6 +239,12 @@ def federated_aggregate(
 
     The order in which clients are folded is not defined: ``accumulate`` and ``merge`` must be
     associative and commutative for a result that does not depend on chunks and devices.
+
+    >>> @fedjx.federated_computation
+    ... def histogram(label):
+    ...     return federated_aggregate(label, jnp.zeros(3, jnp.int32), lambda h, y: h.at[y].add(1), jnp.add)
+    >>> histogram(fedjx.Clients.of(np.array([0, 2, 2, 1])))
+    Array([1, 1, 2], dtype=int32)
     """
     value = value_at("federated_aggregate", value, CLIENTS, _REDUCE_HINT)
     expected = member_type(zero)
@@ -262,7 +279,15 @@ def federated_collect(value: PyTree) -> FederatedValue:
 
     The one operator that materialises all members, in memory that grows with the cohort: for
     medians and the like. The sequence holds the real clients in the cohort's order; its capacity
-    is that of the padded cohort.
+    is that of the padded cohort, so look at its ``mask``.
+
+    >>> @fedjx.federated_computation
+    ... def median(x):
+    ...     def of_real(xs):
+    ...         return jnp.nanmedian(jnp.where(xs.mask, xs.elements, jnp.nan))
+    ...     return fedjx.federated_map(of_real, federated_collect(x))
+    >>> median(fedjx.Clients.of(np.array([1.0, 5.0, 2.0])))
+    Array(2., dtype=float32)
     """
     value = value_at("federated_collect", value, CLIENTS, _REDUCE_HINT)
     node = Node(

@@ -217,7 +217,8 @@ def _common_placement(name: str, leaves: list[Any]) -> Placement:
         got = ", ".join(str(leaf.type) for leaf in leaves) or "nothing"
         raise TypeError(
             f"{name} takes values of one placement; got {got}. "
-            "Bring server values to the clients with federated_broadcast, client values to the server with a reduction."
+            "Bring server values to the clients with federated_broadcast, client values to the server by a reduction; "
+            "only arguments that are Clients are at CLIENTS (Clients.of, fedjx.data.cohort)."
         )
     return placements.pop()
 
@@ -332,6 +333,13 @@ def federated_map(fn: Callable, *values: PyTree) -> FederatedValue:
     Raises:
       TypeError: If the values are not placed, or at different placements.
       Exception: Whatever ``fn`` raises, with a note that says which map it was.
+
+    >>> @fedjx.federated_computation
+    ... def shifted_sum(x, shift):
+    ...     moved = federated_map(jnp.add, x, fedjx.federated_broadcast(shift))
+    ...     return fedjx.federated_sum(moved)
+    >>> shifted_sum(fedjx.Clients.of(np.array([1.0, 2.0])), 10.0)
+    Array(23., dtype=float32)
     """
     leaves, treedef = jax.tree.flatten(values)
     _common_placement("federated_map", leaves)

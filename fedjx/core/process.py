@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from fedjx.core.operators import federated_zip
+
 
 class Algorithm(NamedTuple):
     """An iterative federated algorithm.
@@ -30,3 +32,18 @@ class Aggregator(NamedTuple):
 
     init: Callable[..., Any]
     next: Callable[..., Any]
+
+
+def keeps_type(name: str, before: Any, after: Any) -> Any:
+    """Returns a new state, if it has the type of the one before.
+
+    Raises:
+      TypeError: If not: the next round would be another computation.
+    """
+    new = federated_zip(after)
+    if new.type != before.type:
+        raise TypeError(
+            f"{name} keeps the type of its state; got {new.type} from {before.type}. "
+            "Return the dtypes and the structure that init makes."
+        )
+    return new

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjx.core.engine import AXIS, PassStream, auto_mesh
+from fedjx.core.engine import AXIS, PassStream, Placer, auto_mesh
 from fedjx.core.placed import FederatedValue
 from fedjx.core.program import Environment, Program
 from fedjx.core.types import FederatedType, type_of
@@ -27,12 +27,12 @@ Sink = Callable[[Clients], None]
 
 
 def is_stream(value: Any) -> bool:
-    """Tells whether an argument is a cohort in chunks: an iterable of `Clients`, and no pytree.
+    """Tells whether an argument is a cohort in chunks: a list of `Clients`, or an iterable that is no pytree.
 
     Raises:
       TypeError: If it can be iterated over only once; every pass reads it again.
     """
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, list):
         return bool(value) and isinstance(value[0], Clients)
     no_stream = isinstance(value, (FederatedValue, FederatedType, Mapping, str)) or hasattr(value, "shape")
     if no_stream or not isinstance(value, Iterable):
@@ -68,6 +68,7 @@ class Stream:
     def __init__(self, computation: Computation, mesh: Mesh | None, chunk_size: int | None, sink: Sink | None):
         self._computation, self._chunk_size, self._sink = computation, chunk_size, sink
         self._mesh = auto_mesh(mesh or Mesh(np.array(jax.devices()[:1]), (AXIS,)))
+        self._placer = Placer(self._mesh)
         self._by_arrays: dict[Any, _Compiled] = {}
         self._by_type: dict[Any, _Compiled] = {}
 
@@ -81,7 +82,7 @@ class Stream:
         at_clients = [(v, s) for v, s in zip(values, shown, strict=True) if isinstance(s, Clients)]
         chunks = _Chunks([v if is_stream(v) else s for v, s in at_clients], self._chunk_size)
         compiled = self._compile(shown)
-        server = jax.device_put(compiled.program.server_arguments(shown), NamedSharding(self._mesh, PartitionSpec()))
+        server = self._placer.server(compiled.program.server_arguments(shown))
         return compiled.run(server, chunks, self._sink)
 
     def _compile(self, values: list[Any]) -> _Compiled:
@@ -91,9 +92,7 @@ class Stream:
             types = tuple(map(type_of, values))
             # A type leaves out padded lengths, and so does a program: chunks of all lengths share it.
             if (types, treedef) not in self._by_type:
-                # Constants that the traced function makes must outlive this call, even inside another trace.
-                with jax.ensure_compile_time_eval():
-                    self._by_type[types, treedef] = _Compiled(self._computation.trace(types), self._mesh)
+                self._by_type[types, treedef] = _Compiled(self._computation.trace(types), self._mesh)
             self._by_arrays[arrays] = self._by_type[types, treedef]
         return self._by_arrays[arrays]
 

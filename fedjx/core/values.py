@@ -57,6 +57,11 @@ class Sequence:
     elements: PyTree
     length: Any
 
+    @property
+    def mask(self) -> jax.Array:
+        """Tells which positions hold an element: bool ``[S]``."""
+        return jnp.arange(_capacity(self), dtype=jnp.int32) < self.length
+
     @classmethod
     def of(cls, elements: PyTree) -> Sequence:
         """Makes a full sequence of arrays with a common leading axis.
@@ -94,8 +99,9 @@ class Clients:
         """Makes a cohort of arrays whose leading axis is the clients.
 
         Args:
-          value: Pytree of leaves ``[C, ...]``.
-          ids: int32 ``[C]``; ``0 .. C-1`` if not given.
+          value: Pytree of leaves ``[C, ...]``, or a list with one member per client.
+          ids: int32 ``[C]``; ``0 .. C-1`` if not given. Random keys are made from them: name the
+            clients when a cohort comes in several chunks.
           mask: bool ``[C]``; all True if not given.
 
         Raises:
@@ -103,8 +109,13 @@ class Clients:
 
         >>> Clients.of(np.zeros((3, 2))).num_clients
         3
+        >>> Clients.of([{"age": 31}, {"age": 45}]).value
+        {'age': array([31, 45])}
         """
+        value = stack(value) if isinstance(value, list) else value
         own, _, _ = per_client(value)
+        for leaf in jax.tree.leaves(own):
+            check_32_bits(leaf)
         sizes = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else None for leaf in jax.tree.leaves(own)}
         sizes |= {len(x) for x in (ids, mask) if x is not None}
         if len(sizes) != 1 or None in sizes:
@@ -132,12 +143,26 @@ class Clients:
         return {int(ids[c]): jax.tree.map(lambda x, c=c: x[c], value) for c in np.flatnonzero(mask)}
 
 
+def check_32_bits(leaf: Any) -> None:
+    """Refuses integers that JAX would wrap around in silence when it stores them in 32 bits."""
+    if not isinstance(leaf, np.ndarray) or leaf.dtype not in (np.int64, np.uint64) or not leaf.size:
+        return
+    kept = leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype))
+    if not np.array_equal(kept, leaf):
+        raise ValueError(
+            f"integers must fit in 32 bits; got values from {leaf.min()} to {leaf.max()}. "
+            "Subtract an offset, use floats, or enable jax_enable_x64."
+        )
+
+
 def strongly_typed(value: PyTree) -> PyTree:
     """Makes arrays of definite dtype out of numbers and weakly typed arrays."""
 
     def strong(leaf: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and not getattr(leaf, "weak_type", False):
+            return leaf
         array = jnp.asarray(leaf)
-        return jnp.asarray(array, array.dtype) if jax.typeof(array).weak_type else array
+        return jnp.asarray(array, array.dtype)
 
     return jax.tree.map(strong, value)
 
@@ -216,7 +241,8 @@ def _stack_leaf(*leaves: Any) -> Any:
 
 
 def _capacity(sequence: Sequence) -> int:
-    return min(len(leaf) for leaf in jax.tree.leaves(sequence.elements))
+    own, _, _ = per_client(sequence.elements)
+    return min(leaf.shape[0] for leaf in jax.tree.leaves(own))
 
 
 def _padded(sequence: Sequence, capacity: int, donor: Sequence | None) -> Sequence:

@@ -75,7 +75,7 @@ class FederatedData:
         >>> FederatedData.from_clients([{"x": [1, 2]}, {"x": [3]}]).offsets
         array([0, 2, 3])
         """
-        arrays = [{name: np.asarray(column) for name, column in client.items()} for client in clients]
+        arrays = [_columns(client, k) for k, client in enumerate(clients)]
         if not arrays:
             raise ValueError("a federated data set needs at least one client; got clients=[]. Give one dict each.")
         sizes = [_num_examples(client, f" of client {k}") for k, client in enumerate(arrays)]
@@ -169,6 +169,21 @@ def _placed(name: str, column: np.ndarray) -> jax.Array:
             f"{column.min()} to {column.max()}. Renumber it, or enable jax_enable_x64."
         )
     return placed
+
+
+def _columns(client: Mapping[str, ArrayLike], k: int) -> dict[str, np.ndarray]:
+    if not isinstance(client, Mapping):
+        raise TypeError(f"a client is a dict of arrays by name; got {type(client).__name__} for client {k}. Name them.")
+    columns = {}
+    for name, column in client.items():
+        try:
+            columns[name] = np.asarray(column)
+        except ValueError as error:
+            raise ValueError(
+                f"every example of a feature needs the same shape; got rows of different length in '{name}' of "
+                f"client {k}. Pad them."
+            ) from error
+    return columns
 
 
 def _num_examples(examples: Mapping[str, np.ndarray], owner: str = "") -> int:

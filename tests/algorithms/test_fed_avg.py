@@ -367,6 +367,47 @@ def test_checked_zeroes_everything_of_a_non_finite_update(bad, where):
     assert (int(zeroed.metrics["num_clients"]), int(zeroed.metrics["num_non_finite_clients"])) == (0, 1)
 
 
+def test_a_client_whose_loss_is_not_finite_is_left_out_even_if_its_gradient_is(data):
+    model = plain_model()
+
+    def loss(params: Any, batch: Any, key: Any) -> Any:
+        bad = jnp.where(batch["x"][:, 0] > 1e6, jnp.inf, 0.0)
+        return model.loss(params, {**batch, "x": jnp.clip(batch["x"], -10, 10)}, key) + bad
+
+    x = np.array(data.examples["x"])
+    x[data.offsets[5]] = 1e7
+    algorithm = fed_avg(model._replace(loss=loss), client_optimizer=optax.sgd(0.1))
+    state = algorithm.init(jax.random.key(0))
+    poisoned = FederatedData({**data.examples, "x": x}, data.offsets)
+    after, metrics = algorithm.next(state, cohort(poisoned, COHORT, batch_size=BATCH_SIZE))
+    expected, clean = algorithm.next(state, cohort(data, [k for k in COHORT if k != 5], batch_size=BATCH_SIZE))
+    assert int(metrics["num_non_finite_clients"]) == 1
+    assert_trees_close(after, expected)
+    np.testing.assert_allclose(metrics["loss"], clean["loss"], rtol=1e-5)
+
+
+def test_an_aggregator_that_changes_the_type_of_its_state_is_refused(data):
+    @fedjx.federated_computation
+    def drifting(key: Any, state: Any, value: Any, weight: Any) -> Any:
+        del key
+        return state + 0.5, fedjx.federated_mean(value, weight), fedjx.federated_value({}, fedjx.SERVER)
+
+    aggregator = Aggregator(lambda member: jnp.int32(0), drifting)
+    algorithm = fed_avg(softmax_regression(), client_optimizer=optax.sgd(0.1), aggregator=aggregator)
+    with pytest.raises(
+        TypeError, match="an aggregator keeps the type of its state; got float32@SERVER from int32@SERVER"
+    ):
+        algorithm.next(algorithm.init(jax.random.key(0)), cohort(data, COHORT, batch_size=BATCH_SIZE))
+
+
+def test_no_cohort_is_refused_in_one_sentence(data):
+    algorithm = fed_avg(softmax_regression(), client_optimizer=optax.sgd(0.1))
+    with pytest.raises(ValueError, match="a cohort needs at least one client; got"):
+        algorithm.next(algorithm.init(jax.random.key(0)), [])
+    with pytest.raises(ValueError, match="a cohort needs at least one client; got"):
+        cohort(data, [], batch_size=BATCH_SIZE)
+
+
 def test_a_loss_that_is_not_per_example_is_refused(data):
     model = softmax_regression()
     averaged = model._replace(loss=lambda params, batch, key: model.loss(params, batch, key).mean())
@@ -388,6 +429,8 @@ def test_data_that_is_no_sequence_of_batches_is_refused(data):
 
 @pytest.mark.parametrize("given", [{"num_epochs": 1, "num_steps": 1}, {"num_steps": 0}, {"num_epochs": -1}])
 def test_epochs_or_steps(data, given):
+    with pytest.raises(ValueError, match="a positive number of epochs or of steps; got"):
+        fed_avg(softmax_regression(), client_optimizer=optax.sgd(0.1), **given)
     with pytest.raises(ValueError, match="a positive number of epochs or of steps; got"):
         local_train(
             softmax_regression(),

@@ -153,9 +153,9 @@ def test_the_state_keeps_its_type(case, data):
 
 
 @cases
-@pytest.mark.parametrize("streamed", [False, True])
-def test_rounds_do_not_recompile(case, data, streamed):
-    step = case.algorithm.next.streamed(mesh=mesh(4)) if streamed else case.algorithm.next
+@pytest.mark.parametrize("how", ["call", "in_graph", "streamed"])
+def test_rounds_do_not_recompile(case, data, how):
+    step = case.algorithm.next if how == "call" else getattr(case.algorithm.next, how)(mesh=mesh(4))
     cohorts = [cohort(data, ids, batch_size=BATCH_SIZE, num_steps=3) for ids in ((9, 4, 5, 0), (1, 7, 3, 5))]
     with Compilations() as first:
         state, _ = step(case.algorithm.init(jax.random.key(1)), cohorts[0])

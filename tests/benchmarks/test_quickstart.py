@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from typing import Any
 
 import jax
@@ -55,3 +59,35 @@ def test_a_run_reports_writes_and_resumes_bitwise(tmp_path, capsys):
 
     with pytest.raises(SystemExit, match=r"a resumed run needs the flags it began with; got \{'seed': 1\}"):
         run(tmp_path / "parts", "--resume", "--seed", "1")
+
+
+def test_a_run_that_is_killed_goes_on_where_it_was_saved(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.quickstart", *SMALL, "--output"]
+    killed = subprocess.Popen([*command, str(tmp_path / "killed"), "--num-rounds", "100000"], stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 200
+        while not any(path.name.isdigit() for path in (tmp_path / "killed" / "checkpoints").glob("*")):
+            assert killed.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        killed.kill()
+        killed.wait()
+    with ocp.CheckpointManager(tmp_path / "killed" / "checkpoints") as checkpoints:
+        last = checkpoints.latest_step()
+    assert last >= 2
+    rounds = ["--num-rounds", str(last + 3)]
+    resumed = run(tmp_path / "killed", *rounds, "--resume")
+    whole = run(tmp_path / "whole", *rounds)
+    assert resumed["test_accuracy"] == whole["test_accuracy"]
+    for a, b in zip(last_state(tmp_path / "killed"), last_state(tmp_path / "whole"), strict=True):
+        assert (a == b).all()
+
+
+def test_the_default_run_learns_as_well_as_training_on_the_pooled_images(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    command = [sys.executable, "-m", "benchmarks.quickstart", "--output", str(tmp_path)]
+    printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    report = json.loads(printed.strip().splitlines()[-1])
+    assert report["test_accuracy"] >= 0.95
+    assert abs(report["centralised_accuracy"] - report["test_accuracy"]) <= 0.02

@@ -63,8 +63,8 @@ def check(error, message, fn, *types):
         (
             lambda s: federated_sum(s),
             [SERVER_FLOAT],
-            "federated_sum takes a value at CLIENTS; got float32@SERVER. Server values are single already; "
-            "unplaced ones go in as arguments at CLIENTS.",
+            "federated_sum takes a value at CLIENTS; got float32@SERVER. "
+            "Only arguments that are Clients are at CLIENTS: make them with Clients.of or fedjx.data.cohort.",
         ),
         (lambda s: federated_mean(s), [SERVER_FLOAT], "federated_mean takes a value at CLIENTS; got float32@SERVER. "),
         (lambda s: federated_min(s), [SERVER_FLOAT], "federated_min takes a value at CLIENTS; got float32@SERVER. "),
@@ -146,7 +146,7 @@ def check(error, message, fn, *types):
             lambda x, s: federated_map(jnp.add, x, s),
             [CLIENT_FLOAT, SERVER_FLOAT],
             "federated_map takes values of one placement; got {float32}@CLIENTS, float32@SERVER. Bring server "
-            "values to the clients with federated_broadcast, client values to the server with a reduction.",
+            "values to the clients with federated_broadcast, client values to the server by a reduction;",
         ),
         (
             lambda x, s: x * s,

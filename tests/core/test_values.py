@@ -148,3 +148,19 @@ def test_stack_of_empty_sequences():
     stacked = stack([Sequence.of(np.zeros((0, 2))), Sequence.of(np.zeros((0, 2)))])
     assert stacked.elements.shape == (2, 0, 2)
     assert stacked.length.tolist() == [0, 0]
+
+
+def test_a_list_is_one_member_per_client():
+    clients = Clients.of([{"a": np.zeros(3)}, {"a": np.ones(3)}])
+    assert clients.num_clients == 2
+    np.testing.assert_array_equal(clients.value["a"], [[0, 0, 0], [1, 1, 1]])
+
+
+def test_integers_that_would_wrap_around_are_refused():
+    with pytest.raises(ValueError, match=r"integers must fit in 32 bits; got values from 5 to 1099511627776"):
+        Clients.of(np.array([2**40, 5]))
+    assert Clients.of(np.array([2**31 - 1, -(2**31)])).num_clients == 2
+
+
+def test_a_sequence_tells_which_positions_are_real():
+    np.testing.assert_array_equal(Sequence(np.zeros((4, 2)), np.int32(3)).mask, [True, True, True, False])

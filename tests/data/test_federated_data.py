@@ -154,3 +154,19 @@ def test_from_partition_errors(rows, error, message):
 def test_client_out_of_range(k):
     with pytest.raises(ValueError, match=f"numbered from 0 to 2; got k={k}"):
         FederatedData.from_clients(CLIENTS).client(k)
+
+
+@pytest.mark.parametrize(
+    ("client", "error", "message"),
+    [
+        (
+            {"x": [[1, 2], [1]]},
+            ValueError,
+            r"the same shape; got rows of different length in 'x' of client 1\. Pad them",
+        ),
+        (([1, 2], [0, 1]), TypeError, r"a client is a dict of arrays by name; got tuple for client 1\. Name them"),
+    ],
+)
+def test_what_is_no_client_is_refused(client, error, message):
+    with pytest.raises(error, match=message):
+        FederatedData.from_clients([{"x": [[1, 2]]}, client])
