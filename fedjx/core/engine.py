@@ -20,6 +20,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fedjx.core.convolution import by_products
 from fedjx.core.values import Clients, per_client
 
 PyTree = Any
@@ -62,7 +63,12 @@ class Pass(NamedTuple):
 
 def _map(run: Pass, server: PyTree, clients: Clients) -> tuple[tuple[PyTree, ...], PyTree]:
     own, pools, join = per_client(clients.value)
-    return jax.vmap(lambda member, client_id: run.fn(server, join(member, pools), client_id))(own, clients.id)
+
+    def one(shared: PyTree, member: PyTree) -> tuple[tuple[PyTree, ...], PyTree]:
+        (server, pools), (own, client_id) = shared, member
+        return run.fn(server, join(own, pools), client_id)
+
+    return jax.vmap(lambda *member: by_products(one, (server, pools), member))(own, clients.id)
 
 
 def _zeros(run: Pass, server: PyTree, clients: Clients) -> tuple[PyTree, ...]:

@@ -1,0 +1,145 @@
+"""Per-client convolutions as matrix products: equal to XLA's, in every form, and in place under the client map."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+
+from fedjx import Clients, federated_broadcast, federated_computation, federated_map, federated_sum
+from fedjx.core.convolution import by_products
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+
+FORMS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "same": {"padding": "SAME"},
+    "strides": {"window_strides": (2, 3)},
+    "padding": {"padding": ((2, 1), (0, 3))},
+    "negative padding": {"padding": ((-1, 0), (2, -1))},
+    "kernel dilation": {"rhs_dilation": (2, 1), "padding": "SAME"},
+    "input dilation": {"lhs_dilation": (2, 2), "padding": ((1, 1), (2, 2))},
+    "feature groups": {"feature_group_count": 2},
+    "depthwise": {"feature_group_count": 4},
+    "NCHW": {"dimension_numbers": ("NCHW", "OIHW", "NCHW")},
+    "everything": {
+        "window_strides": (2, 1), "padding": ((1, 2), (2, 0)), "rhs_dilation": (1, 2), "feature_group_count": 2,
+    },
+}  # fmt: skip
+
+
+def convolution(options: dict[str, Any]) -> tuple[Any, np.ndarray, np.ndarray]:
+    options = {"window_strides": (1, 1), "padding": "VALID", "dimension_numbers": NHWC, **options}
+    groups = options.get("feature_group_count", 1)
+    random = np.random.default_rng(0)
+    x, kernel = random.normal(size=(3, 9, 8, 4)), random.normal(size=(3, 2, 4 // groups, 8))
+    if options["dimension_numbers"] != NHWC:
+        x, kernel = x.transpose(0, 3, 1, 2), kernel.transpose(3, 2, 0, 1)
+    return functools.partial(lax.conv_general_dilated, **options), x.astype(np.float32), kernel.astype(np.float32)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("of", ["forward", "gradients"])
+def test_a_convolution_equals_xlas(form, of):
+    convolve, x, kernel = convolution(FORMS[form])
+
+    def fn(shared: Any, own: Any) -> Any:
+        x, kernel = shared, own
+        if of == "forward":
+            return convolve(x, kernel)
+        return jax.grad(lambda x, kernel: jnp.sum(jnp.sin(convolve(x, kernel))), argnums=(0, 1))(x, kernel)
+
+    rewritten = jax.make_jaxpr(lambda x, kernel: by_products(fn, x, kernel))(x, kernel)
+    assert "conv_general_dilated" not in str(rewritten)
+    expected = fn(x, kernel)
+    for got, want in zip(jax.tree.leaves(by_products(fn, x, kernel)), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
+
+
+def test_a_kernel_that_all_clients_share_stays_a_convolution():
+    convolve, x, kernel = convolution({})
+    rewritten = jax.make_jaxpr(lambda kernel, x: by_products(lambda k, x: convolve(x, k), kernel, x))(kernel, x)
+    assert str(rewritten).count("conv_general_dilated") == 1
+
+
+class Network(nnx.Module):
+    """A user's ordinary model."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.first = nnx.Conv(1, 3, (3, 3), padding="VALID", rngs=rngs)
+        self.second = nnx.Conv(3, 4, (3, 3), strides=2, rngs=rngs)
+
+    def __call__(self, x: Any) -> Any:
+        return nnx.relu(self.second(nnx.max_pool(nnx.relu(self.first(x)), (2, 2), (2, 2)))).mean(axis=(1, 2))
+
+
+def test_a_users_model_takes_this_path_in_the_client_map():
+    graph, params = nnx.split(Network(nnx.Rngs(0)))
+    params = nnx.to_pure_dict(params)
+
+    def train(params: Any, images: Any) -> Any:
+        def step(params: Any, batch: Any) -> Any:
+            def loss(params: Any) -> Any:
+                return jnp.mean((nnx.merge(graph, nnx.State(params))(batch) - 1.0) ** 2)
+
+            value, grads = jax.value_and_grad(loss)(params)
+            return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), value
+
+        return lax.scan(step, params, images)
+
+    @federated_computation
+    def round_of(params: Any, images: Any) -> Any:
+        return federated_sum(federated_map(jax.checkpoint(train), federated_broadcast(params), images))
+
+    images = np.random.default_rng(0).normal(size=(5, 3, 2, 10, 10, 1)).astype(np.float32)
+    text = jax.jit(round_of.in_graph()).lower(params, Clients.of(images)).as_text()
+    assert "convolution" not in text
+    one_by_one = [jax.jit(train)(params, x) for x in images]
+    expected = jax.tree.map(lambda *xs: sum(xs), *one_by_one)
+    for run in (round_of, round_of.streamed(chunk_size=2), round_of.in_graph(mesh=jax.make_mesh((4,), ("clients",)))):
+        for got, want in zip(jax.tree.leaves(run(params, Clients.of(images))), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_pass_through_the_client_map():
+    convolve, x, kernel = convolution({})
+
+    @federated_computation
+    def total(kernel: Any, x: Any) -> Any:
+        own = federated_map(lambda k, x: k * (1 + x.mean()), federated_broadcast(kernel), x)
+        return federated_sum(federated_map(lambda k, x: jnp.sum(jnp.sin(convolve(x, k))), own, x))
+
+    clients = np.stack([x, 2 * x])
+    got = jax.grad(lambda k: total(k, Clients.of(clients)))(kernel)
+    want = jax.grad(lambda k: sum(jnp.sum(jnp.sin(convolve(c, k * (1 + c.mean())))) for c in clients))(kernel)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("inside", ["jit", "remat", "scan", "while", "cond", "nested"])
+def test_convolutions_inside_of_programs_are_found(inside):
+    convolve, x, kernel = convolution({"padding": "SAME", "window_strides": (1, 1)})
+    square = 0.1 * kernel[:, :, :, :4]
+
+    def loop(x: Any, kernel: Any) -> Any:
+        return lax.while_loop(lambda s: s[0] < 2, lambda s: (s[0] + 1, jnp.sin(convolve(s[1], kernel))), (0, x))[1]
+
+    wrapped = {
+        "jit": jax.jit(convolve),
+        "remat": jax.checkpoint(convolve),
+        "scan": lambda x, k: lax.scan(lambda c, _: (jnp.sin(convolve(c, k)), c.sum()), x, None, length=3),
+        "while": loop,
+        "cond": lambda x, k: lax.cond(x.sum() > 0, lambda: convolve(x, k), lambda: convolve(-x, k)),
+        "nested": jax.jit(lambda x, k: lax.scan(lambda c, _: (jax.checkpoint(loop)(c, k), None), x, None, length=2)),
+    }[inside]
+    rewritten = jax.make_jaxpr(lambda x, k: by_products(wrapped, x, k))(x, square)
+    assert "conv_general_dilated" not in str(rewritten)
+    for got, want in zip(
+        jax.tree.leaves(by_products(wrapped, x, square)), jax.tree.leaves(wrapped(x, square)), strict=True
+    ):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
