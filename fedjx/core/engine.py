@@ -273,9 +273,9 @@ class PassStream:
     traces the one reduction across devices. Compiled programs are kept for the object's life.
     """
 
-    def __init__(self, run: Pass, mesh: Mesh):
+    def __init__(self, run: Pass, mesh: Mesh, placer: Placer | None = None):
         self.mesh = mesh
-        self._run, self._placer = run, Placer(mesh)
+        self._run, self._placer = run, placer or Placer(mesh)
         self._start = jax.jit(self._zeros, out_shardings=NamedSharding(mesh, _SPLIT))
         self._step = jax.jit(self._sharded_step, donate_argnums=0)
 

@@ -304,13 +304,13 @@ def _is_filled(cell: types.CellType) -> bool:
 
 
 def function_key(fn: Any) -> Hashable:
-    """Tells functions apart by what they do: same code over the same free variables is the same function."""
+    """Tells functions apart by what they do: same code over the same variables is the same function."""
     if isinstance(fn, _Applied):
         return function_key(fn.fn), fn.treedef
     if isinstance(fn, types.FunctionType):
         contents = tuple(id(cell.cell_contents) for cell in fn.__closure__ or () if _is_filled(cell))
         defaults = tuple(map(id, [*(fn.__defaults__ or ()), *(fn.__kwdefaults__ or {}).values()]))
-        return fn.__code__, contents, defaults
+        return fn.__code__, id(fn.__globals__), contents, defaults
     return type(fn), repr(fn) if isinstance(fn, (_Arithmetic, _Field)) else fn
 
 

@@ -92,7 +92,7 @@ class Stream:
             types = tuple(map(type_of, values))
             # A type leaves out padded lengths, and so does a program: chunks of all lengths share it.
             if (types, treedef) not in self._by_type:
-                self._by_type[types, treedef] = _Compiled(self._computation.trace(types), self._mesh)
+                self._by_type[types, treedef] = _Compiled(self._computation.trace(types), self._mesh, self._placer)
             self._by_arrays[arrays] = self._by_type[types, treedef]
         return self._by_arrays[arrays]
 
@@ -100,10 +100,10 @@ class Stream:
 class _Compiled:
     """A program and the compiled steps of its passes."""
 
-    def __init__(self, program: Program, mesh: Mesh):
+    def __init__(self, program: Program, mesh: Mesh, placer: Placer):
         self.program = program
         whole = NamedSharding(mesh, PartitionSpec())
-        self._passes = [PassStream(program.client_pass(level), mesh) for level in range(program.num_passes)]
+        self._passes = [PassStream(program.client_pass(k), mesh, placer) for k in range(program.num_passes)]
         self._first = jax.jit(functools.partial(program.server_stage, 0), out_shardings=whole)
         stages = [functools.partial(self._finish, level) for level in range(program.num_passes)]
         self._finishes = [jax.jit(stage, out_shardings=whole) for stage in stages]

@@ -634,3 +634,23 @@ def test_a_mean_in_two_levels_is_the_flat_mean(options):
     np.testing.assert_allclose(by_region, expected, rtol=1e-5)
     np.testing.assert_allclose(two_levels, values.mean(axis=0), rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(flat, two_levels, rtol=1e-5, atol=1e-7)
+
+
+def test_all_passes_share_one_placed_pool():
+    """A second copy of the examples on every device would double the memory of two-pass algorithms."""
+    pool = {"x": jnp.arange(8.0)}
+    data = Sequence(Batches(pool, np.arange(8, dtype=np.int32).reshape(4, 1, 2)), np.ones(4, np.int32))
+
+    @federated_computation
+    def variance(data):
+        value = federated_map(lambda d: sequence_reduce(lambda t, b: t + b["x"].sum(), jnp.float32(0), d), data)
+        return federated_mean((value - federated_broadcast(federated_mean(value))) * value)
+
+    stream = variance.streamed(mesh=make_mesh())
+    np.testing.assert_allclose(stream(Clients.of(data)), np.var([1.0, 5.0, 9.0, 13.0]), rtol=1e-6)
+    before = len(jax.live_arrays())
+    stream(Clients.of(data))
+    (compiled,) = stream._by_type.values()
+    assert len({id(run._placer) for run in compiled._passes}) == 1
+    assert len(compiled._passes) == 2
+    assert len(jax.live_arrays()) <= before + 1

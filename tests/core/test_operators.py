@@ -337,6 +337,22 @@ def test_functions_that_compare_equal_are_not_one_function(rest):
     np.testing.assert_allclose(shifted, (REAL + 2).sum(axis=0), rtol=1e-6)
 
 
+def test_the_same_code_over_other_globals_is_another_function():
+    makers = []
+    for factor in (2.0, 5.0):
+        namespace = {"factor": factor}
+        exec("def scaled(v):\n    return v * factor", namespace)
+        makers.append(namespace["scaled"])
+    assert makers[0].__code__ == makers[1].__code__
+
+    def program(x):
+        return tuple(federated_sum(federated_map(fn, x)) for fn in makers)
+
+    twice, five_times = run(program, cohort(X))
+    np.testing.assert_allclose(twice, 2 * REAL.sum(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(five_times, 5 * REAL.sum(axis=0), rtol=1e-6)
+
+
 def test_zip_makes_one_value():
     result = run(lambda x, n: federated_sum(federated_zip({"x": x, "n": n})), cohort(X), cohort(N))
     assert int(result["n"]) == 2**30 - 2
