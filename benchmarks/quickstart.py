@@ -39,7 +39,7 @@ def parse_flags(args: list[str] | None = None) -> argparse.Namespace:
     flag("--num-clients", type=int, default=50, help="clients that share the training images")
     flag("--alpha", type=float, default=0.5, help="label skew: small is skewed, large is even")
     flag("--clients-per-round", type=int, default=10, help="size of the cohort")
-    flag("--chunk-size", type=int, default=5, help="clients mapped at once")
+    flag("--lanes", type=lanes, default="auto", help="clients that run at once on a device: a number, or auto")
     flag("--num-rounds", type=int, default=150, help="rounds in all, resumed ones included")
     flag("--num-epochs", type=int, default=1, help="local epochs")
     flag("--batch-size", type=int, default=10, help="images in a local batch")
@@ -51,6 +51,11 @@ def parse_flags(args: list[str] | None = None) -> argparse.Namespace:
     flag("--output", type=Path, default=Path("runs/quickstart"), help="directory for the results")
     flag("--resume", action="store_true", help="go on from the last checkpoint in the output directory")
     return parser.parse_args(args)
+
+
+def lanes(text: str) -> int | str:
+    """Reads a number of lanes, or "auto"."""
+    return text if text == "auto" else int(text)
 
 
 def main(flags: argparse.Namespace) -> dict[str, Any]:
@@ -106,7 +111,7 @@ def train(flags: argparse.Namespace, data: Any, algorithm: Any, evaluate: Any) -
         progress = tqdm(range(done + 1, flags.num_rounds + 1), "training", unit=" rounds", smoothing=0)
         for number in progress:
             ids = sample(number)
-            cohort = Cohort(data, ids, batch_size=flags.batch_size, chunk_size=flags.chunk_size)
+            cohort = Cohort(data, ids, batch_size=flags.batch_size, lanes=flags.lanes)
             state, metrics = algorithm.next(state, cohort)
             loss = float(metrics["loss"])
             num_examples += flags.num_epochs * int(metrics["num_examples"])

@@ -165,23 +165,23 @@ class Computation:
                 check_type(self.name, name, value.type, type_)
         return self._fn(*values)
 
-    def in_graph(self, *, mesh: Mesh | None = None, chunk_size: int | None = None) -> Callable[..., Any]:
+    def in_graph(self, *, mesh: Mesh | None = None, lanes: int | None = None) -> Callable[..., Any]:
         """Returns the computation as one compiled, traceable JAX function of arrays.
 
         Keep the returned function: it holds the compiled programs.
 
         Args:
           mesh: Devices with an axis ``clients`` to divide the cohort among, padded if need be.
-          chunk_size: How many clients each device maps at once: bounds the memory.
+          lanes: How many clients each device maps at once: bounds the memory.
         """
-        _check_chunk_size(chunk_size)
+        _check_lanes(lanes)
         placer = None if mesh is None else Placer(auto_mesh(mesh))
 
         @jax.jit
         def compiled(*values: Any) -> Any:
             if self._is_local(self._types):
                 return self._fn(*values)
-            return _run_in_graph(self.trace(tuple(map(type_of, values))), values, chunk_size, mesh)
+            return _run_in_graph(self.trace(tuple(map(type_of, values))), values, lanes, mesh)
 
         @functools.wraps(self._fn)
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -195,7 +195,7 @@ class Computation:
         return run
 
     def streamed(
-        self, *, mesh: Mesh | None = None, chunk_size: int | None = None, sink: Sink | None = None
+        self, *, mesh: Mesh | None = None, lanes: int | None = None, sink: Sink | None = None
     ) -> Callable[..., Any]:
         """Returns the computation as a host loop over chunks of the cohort, in constant memory.
 
@@ -203,13 +203,13 @@ class Computation:
 
         Args:
           mesh: Devices with an axis ``clients``; the default device if not given.
-          chunk_size: Into how large chunks to cut `Clients` that are given whole; streams come
-            in chunks already.
+          lanes: How many clients each device maps at once, if `Clients` are given whole: they are cut into
+            chunks of so many. A `Cohort` knows its own; other streams come in chunks already.
           sink: Called with the results at CLIENTS, chunk by chunk, on the device; they are then
             None in the result. Without a sink they are gathered in host memory.
         """
-        _check_chunk_size(chunk_size)
-        return functools.update_wrapper(Stream(self, mesh, chunk_size, sink), self._fn)
+        _check_lanes(lanes)
+        return functools.update_wrapper(Stream(self, mesh, lanes, sink), self._fn)
 
     @functools.cached_property
     def _in_graph(self) -> Callable[..., Any]:
@@ -230,19 +230,19 @@ def _parameter_names(name: str, signature: inspect.Signature) -> tuple[str, ...]
     return tuple(names)
 
 
-def _check_chunk_size(chunk_size: int | None) -> None:
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"a chunk needs at least one client; got {chunk_size=}. Leave it out for one chunk.")
+def _check_lanes(lanes: int | None) -> None:
+    if lanes is not None and lanes < 1:
+        raise ValueError(f"at least one client runs at once; got {lanes=}. Leave it out for all at once.")
 
 
-def _run_in_graph(program: Program, values: tuple[Any, ...], chunk_size: int | None, mesh: Mesh | None) -> Any:
+def _run_in_graph(program: Program, values: tuple[Any, ...], lanes: int | None, mesh: Mesh | None) -> Any:
     environment = program.server_stage(0, program.server_arguments(values))
     clients = _cohort([v for v in values if isinstance(v, Clients)]) if program.num_passes else None
     finished: Environment = {}
     for level in range(program.num_passes):
         assert clients is not None
         run = program.client_pass(level)
-        reduced, (members, outputs) = map_reduce(run, environment, clients, chunk_size=chunk_size, mesh=mesh)
+        reduced, (members, outputs) = map_reduce(run, environment, clients, lanes=lanes, mesh=mesh)
         results = [Clients(x, clients.mask, clients.id) for x in outputs]
         finished.update(zip(program.outputs(level), results, strict=True))
         environment = program.after_pass(level, environment, reduced, members, clients.mask)

@@ -20,30 +20,36 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
+from fedjx.core.early_stop import FOLD, stops_early, while_loop
+
 PyTree = Any
 
 
-def by_products(fn: Callable[..., PyTree], shared: PyTree, own: PyTree) -> PyTree:
+def by_products(fn: Callable[..., PyTree], shared: PyTree, own: PyTree, *, stop_early: bool = False) -> PyTree:
     """Evaluates ``fn(shared, own)`` with its per-client convolutions rewritten.
 
     Args:
       fn: The function of one client, traceable.
       shared: What all clients have in common; a kernel made of this alone stays a convolution.
       own: What is each client's own.
+      stop_early: Whether loops over sequences end with the longest, and have no derivative in reverse.
     """
     flat, treedef = jax.tree.flatten((shared, own))
     closed, shape = jax.make_jaxpr(lambda *xs: fn(*treedef.unflatten(xs)), return_shape=True)(*flat)
-    if not _has_convolution(closed.jaxpr):
+    wanted = frozenset(["conv_general_dilated"] + [FOLD] * stop_early)
+    if not _has(wanted, closed.jaxpr):
         return jax.tree.unflatten(jax.tree.structure(shape), jaxpr_as_fun(closed)(*flat))
     num_shared = len(jax.tree.leaves(shared))
     is_own = [False] * num_shared + [True] * (len(flat) - num_shared)
-    results, _ = _evaluate(closed, flat, is_own)
+    results, _ = _evaluate(closed, flat, is_own, wanted)
     return jax.tree.unflatten(jax.tree.structure(shape), results)
 
 
-def _has_convolution(jaxpr: Jaxpr) -> bool:
+def _has(names: frozenset[str], jaxpr: Jaxpr) -> bool:
     return any(
-        eqn.primitive.name == "conv_general_dilated" or any(map(_has_convolution, _inner(eqn.params.values())))
+        eqn.primitive.name in names
+        or eqn.params.get("name") in names
+        or any(_has(names, inner) for inner in _inner(eqn.params.values()))
         for eqn in jaxpr.eqns
     )
 
@@ -59,7 +65,9 @@ def _inner(params: Iterable[Any]) -> list[Jaxpr]:
     return found
 
 
-def _evaluate(closed: ClosedJaxpr, args: list[Any], is_own: list[bool]) -> tuple[list[Any], list[bool]]:
+def _evaluate(
+    closed: ClosedJaxpr, args: list[Any], is_own: list[bool], wanted: frozenset[str]
+) -> tuple[list[Any], list[bool]]:
     """Evaluates a program, and tells which results depend on what is each client's own."""
     jaxpr = closed.jaxpr
     values: dict[Any, tuple[Any, bool]] = {v: (x, False) for v, x in zip(jaxpr.constvars, closed.consts, strict=True)}
@@ -70,19 +78,26 @@ def _evaluate(closed: ClosedJaxpr, args: list[Any], is_own: list[bool]) -> tuple
 
     for eqn in jaxpr.eqns:
         inputs, flags = zip(*map(read, eqn.invars), strict=True) if eqn.invars else ((), ())
-        outputs, out_flags = _apply(jaxpr, eqn, list(inputs), list(flags))
+        outputs, out_flags = _apply(jaxpr, eqn, list(inputs), list(flags), wanted)
         values |= dict(zip(eqn.outvars, zip(outputs, out_flags, strict=True), strict=True))
     results = [read(v) for v in jaxpr.outvars]
     return [x for x, _ in results], [flag for _, flag in results]
 
 
-def _apply(jaxpr: Jaxpr, eqn: Any, inputs: list[Any], flags: list[bool]) -> tuple[list[Any], list[bool]]:
+def _apply(
+    jaxpr: Jaxpr, eqn: Any, inputs: list[Any], flags: list[bool], wanted: frozenset[str]
+) -> tuple[list[Any], list[bool]]:
     name, params = eqn.primitive.name, eqn.params
     if name == "conv_general_dilated" and flags[1]:
         return [_products(*inputs, **params)], [True]
-    if name in _INSIDE and any(map(_has_convolution, _inner(params.values()))):
+    if name in _INSIDE and (params.get("name") in wanted or any(_has(wanted, x) for x in _inner(params.values()))):
         # What goes in as anyone's own makes all of it their own; a mistaken True costs speed only.
-        outputs = _INSIDE[name](params, inputs, [any(flags)] * len(flags))
+        def part(jaxpr: Jaxpr | ClosedJaxpr) -> Callable[..., list[Any]]:
+            closed = jaxpr if isinstance(jaxpr, ClosedJaxpr) else ClosedJaxpr(jaxpr, ())
+            return lambda *args: _evaluate(closed, list(args), [any(flags)] * len(args), wanted)[0]
+
+        inside = _stopped_early if params.get("name") in wanted and stops_early(params["jaxpr"]) else _INSIDE[name]
+        outputs = inside(params, inputs, part)
         return outputs, [any(flags)] * len(outputs)
     # A program of this one step: JAX knows best how each of its primitives is called.
     variables = {v: x for v, x in zip(eqn.invars, inputs, strict=True) if not isinstance(v, Literal)}
@@ -91,24 +106,26 @@ def _apply(jaxpr: Jaxpr, eqn: Any, inputs: list[Any], flags: list[bool]) -> tupl
     return list(outputs), [any(flags)] * len(outputs)
 
 
-def _part(jaxpr: Jaxpr | ClosedJaxpr, is_own: bool) -> Callable[..., list[Any]]:
-    """Returns an inner program, rewritten, as a function."""
-    closed = jaxpr if isinstance(jaxpr, ClosedJaxpr) else ClosedJaxpr(jaxpr, ())
-    return lambda *args: _evaluate(closed, list(args), [is_own] * len(args))[0]
+# How to run an operation that holds programs, given what makes a rewritten function of each.
+Part = Callable[[Any], Callable[..., list[Any]]]
 
 
-def _call(params: dict[str, Any], inputs: list[Any], flags: list[bool]) -> list[Any]:
-    return _part(params["jaxpr"], any(flags))(*inputs)
+def _call(params: dict[str, Any], inputs: list[Any], part: Part) -> list[Any]:
+    return part(params["jaxpr"])(*inputs)
 
 
-def _remat(params: dict[str, Any], inputs: list[Any], flags: list[bool]) -> list[Any]:
+def _stopped_early(params: dict[str, Any], inputs: list[Any], part: Part) -> list[Any]:
+    return while_loop(params["jaxpr"], inputs, part)
+
+
+def _remat(params: dict[str, Any], inputs: list[Any], part: Part) -> list[Any]:
     options = {name: params[name] for name in ("policy", "prevent_cse")}
-    return list(jax.checkpoint(_part(params["jaxpr"], any(flags)), **options)(*inputs))
+    return list(jax.checkpoint(part(params["jaxpr"]), **options)(*inputs))
 
 
-def _scan(params: dict[str, Any], inputs: list[Any], flags: list[bool]) -> list[Any]:
+def _scan(params: dict[str, Any], inputs: list[Any], part: Part) -> list[Any]:
     num_consts, num_carry = params["num_consts"], params["num_carry"]
-    step = _part(params["jaxpr"], any(flags))
+    step = part(params["jaxpr"])
     consts, carry, xs = inputs[:num_consts], inputs[num_consts:][:num_carry], inputs[num_consts + num_carry :]
 
     def body(carry: tuple[Any, ...], xs: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
@@ -120,18 +137,17 @@ def _scan(params: dict[str, Any], inputs: list[Any], flags: list[bool]) -> list[
     return [*carry, *ys]
 
 
-def _while(params: dict[str, Any], inputs: list[Any], flags: list[bool]) -> list[Any]:
+def _while(params: dict[str, Any], inputs: list[Any], part: Part) -> list[Any]:
     num_tests, num_bodies = params["cond_nconsts"], params["body_nconsts"]
-    goes_on, body = (_part(params[name], any(flags)) for name in ("cond_jaxpr", "body_jaxpr"))
+    goes_on, body = part(params["cond_jaxpr"]), part(params["body_jaxpr"])
     tests, bodies = inputs[:num_tests], inputs[num_tests:][:num_bodies]
     start = tuple(inputs[num_tests + num_bodies :])
     end = lax.while_loop(lambda c: goes_on(*tests, *c)[0], lambda c: tuple(body(*bodies, *c)), start)
     return list(end)
 
 
-def _cond(params: dict[str, Any], inputs: list[Any], flags: list[bool]) -> list[Any]:
-    branches = [_part(branch, any(flags)) for branch in params["branches"]]
-    return list(lax.switch(inputs[0], branches, *inputs[1:]))
+def _cond(params: dict[str, Any], inputs: list[Any], part: Part) -> list[Any]:
+    return list(lax.switch(inputs[0], [part(branch) for branch in params["branches"]], *inputs[1:]))
 
 
 # The operations that hold programs of their own, under the names of JAX 0.10 and later.

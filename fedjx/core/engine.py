@@ -9,6 +9,7 @@ the last chunk, reduce across devices once.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
@@ -52,10 +53,13 @@ class Pass(NamedTuple):
     Attributes:
       fn: ``(server values, one client's member, id) -> (one value per reduction, outputs)``.
       reductions: What becomes of the values; outputs stay with their client.
+      differentiable: Whether `sequence_reduce` runs over all of the padding, in a loop that has a
+        derivative in reverse, or stops where the longest of the clients at hand ends.
     """
 
     fn: Callable[[PyTree, PyTree, jax.Array], tuple[tuple[PyTree, ...], PyTree]]
     reductions: tuple[Reduction, ...]
+    differentiable: bool = True
 
 
 # --- one chunk ----------------------------------------------------------------------------------
@@ -68,7 +72,10 @@ def _map(run: Pass, server: PyTree, clients: Clients) -> tuple[tuple[PyTree, ...
         (server, pools), (own, client_id) = shared, member
         return run.fn(server, join(own, pools), client_id)
 
-    return jax.vmap(lambda *member: by_products(one, (server, pools), member))(own, clients.id)
+    def rewritten(*member: PyTree) -> tuple[tuple[PyTree, ...], PyTree]:
+        return by_products(one, (server, pools), member, stop_early=not run.differentiable)
+
+    return jax.vmap(rewritten)(own, clients.id)
 
 
 def _zeros(run: Pass, server: PyTree, clients: Clients) -> tuple[PyTree, ...]:
@@ -91,6 +98,32 @@ def _step(run: Pass, accumulators: PyTree, server: PyTree, clients: Clients) -> 
     return updated, outputs
 
 
+def _fold(
+    run: Pass, accumulators: PyTree, server: PyTree, clients: Clients, lanes: int | None
+) -> tuple[PyTree, PyTree]:
+    """Adds one device's clients to its accumulators, a group of ``lanes`` after the other."""
+    num_clients = clients.num_clients
+    if lanes is None or lanes >= num_clients:
+        return _step(run, accumulators, server, clients)
+    clients = _pad(clients, lanes)
+    own, pools, join = per_client(clients.value)
+    groups = jax.tree.map(lambda x: x.reshape(-1, lanes, *x.shape[1:]), (own, clients.mask, clients.id))
+
+    def add(accumulators: PyTree, group: PyTree) -> tuple[PyTree, PyTree]:
+        def step(accumulators: PyTree, group: PyTree) -> tuple[PyTree, PyTree]:
+            own, mask, ids = group
+            return _step(run, accumulators, server, Clients(join(own, pools), mask, ids))
+
+        def skip(accumulators: PyTree, group: PyTree) -> tuple[PyTree, PyTree]:
+            _, outputs = jax.eval_shape(step, accumulators, group)
+            return accumulators, jax.tree.map(lambda x: lax.full(x.shape, 0, x.dtype), outputs)
+
+        return lax.cond(jnp.any(group[1]), step, skip, accumulators, group)  # only padding: nothing to do
+
+    accumulators, outputs = lax.scan(add, accumulators, groups)
+    return accumulators, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num_clients], outputs)
+
+
 def _check_same_shapes(before: PyTree, after: PyTree) -> None:
     old, new = ([leaf.shape for leaf in jax.tree.leaves(tree)] for tree in (before, after))
     if old != new:
@@ -104,7 +137,7 @@ def _check_same_shapes(before: PyTree, after: PyTree) -> None:
 
 
 def map_reduce(
-    run: Pass, server: PyTree, clients: Clients, *, chunk_size: int | None = None, mesh: Mesh | None = None
+    run: Pass, server: PyTree, clients: Clients, *, lanes: int | None = None, mesh: Mesh | None = None
 ) -> tuple[tuple[PyTree, ...], PyTree]:
     """Runs a pass over a whole cohort inside one traceable program.
 
@@ -112,14 +145,14 @@ def map_reduce(
       run: The pass.
       server: Values that every client sees.
       clients: The cohort; padded here as chunks and devices require.
-      chunk_size: How many clients each device maps at once; all of its clients if not given.
+      lanes: How many clients each device maps at once; all of its clients if not given.
       mesh: Devices with an axis ``clients``; without one the cohort stays where it is.
 
     Returns:
       The reduced values, and the outputs ``[C, ...]``.
     """
     if mesh is None:
-        accumulators, outputs = _scan_chunks(run, server, clients, chunk_size)
+        accumulators, outputs = _fold(run, _zeros(run, server, clients), server, clients, lanes)
         return _report(run, accumulators), outputs
 
     mesh = auto_mesh(mesh)
@@ -132,7 +165,7 @@ def map_reduce(
 
     def device(server: PyTree, own: PyTree, mask: jax.Array, ids: jax.Array, pools: PyTree) -> Any:
         shard = Clients(join(own, pools), mask, ids)
-        accumulators, outputs = _scan_chunks(run, server, shard, chunk_size)
+        accumulators, outputs = _fold(run, _zeros(run, server, shard), server, shard, lanes)
         return _report(run, _all_reduce(run, accumulators)), outputs
 
     # Without replication checks a gradient inside stays on its device (with them JAX sums it over
@@ -147,25 +180,8 @@ def map_reduce(
     return reduced, jax.tree.map(lambda x: x[:num_clients], outputs)
 
 
-def _scan_chunks(run: Pass, server: PyTree, clients: Clients, chunk_size: int | None) -> tuple[PyTree, PyTree]:
-    zeros = _zeros(run, server, clients)
-    num_clients = clients.num_clients
-    if chunk_size is None or chunk_size >= num_clients:
-        return _step(run, zeros, server, clients)
-    clients = _pad(clients, chunk_size)
-    own, pools, join = per_client(clients.value)
-    chunks = jax.tree.map(lambda x: x.reshape(-1, chunk_size, *x.shape[1:]), (own, clients.mask, clients.id))
-
-    def step(accumulators: PyTree, chunk: PyTree) -> tuple[PyTree, PyTree]:
-        own, mask, ids = chunk
-        return _step(run, accumulators, server, Clients(join(own, pools), mask, ids))
-
-    accumulators, outputs = lax.scan(step, zeros, chunks)
-    return accumulators, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num_clients], outputs)
-
-
 def _pad(clients: Clients, multiple: int) -> Clients:
-    """Pads a cohort with copies of its first client, which no reduction counts."""
+    """Pads a cohort with copies of its last client, the shortest of a sorted one; no reduction counts them."""
     missing = -clients.num_clients % multiple
     if not missing:
         return clients
@@ -173,7 +189,7 @@ def _pad(clients: Clients, multiple: int) -> Clients:
 
     def pad(x: Any, filler: Any = None) -> Any:
         module = np if isinstance(x, np.ndarray) else jnp  # a chunk on the host stays there
-        rows = module.repeat(x[:1], missing, axis=0) if filler is None else module.full(missing, filler, x.dtype)
+        rows = module.repeat(x[-1:], missing, axis=0) if filler is None else module.full(missing, filler, x.dtype)
         return module.concatenate([x, rows])
 
     return Clients(join(jax.tree.map(pad, own), pools), pad(clients.mask, False), pad(clients.id, -1))
@@ -277,24 +293,25 @@ class PassStream:
         self.mesh = mesh
         self._run, self._placer = run, placer or Placer(mesh)
         self._start = jax.jit(self._zeros, out_shardings=NamedSharding(mesh, _SPLIT))
-        self._step = jax.jit(self._sharded_step, donate_argnums=0)
+        self._step = jax.jit(self._sharded_step, static_argnums=3, donate_argnums=0)
 
     def __call__(
-        self, server: PyTree, chunks: Iterable[Clients], sink: Callable[[Clients], None]
+        self, server: PyTree, chunks: Iterable[tuple[int | None, Clients]], sink: Callable[[Clients], None]
     ) -> tuple[PyTree, ...]:
         """Maps all chunks and returns the accumulators, to be given to `finish`.
 
         Args:
           server: Values that every client sees, on the mesh.
-          chunks: The cohort.
+          chunks: The cohort; each chunk with how many of its clients a device maps at once, or
+            None for all of its part.
           sink: Called with each chunk's outputs, on the device, once they are computed.
         """
         accumulators, waiting = None, deque()
-        for chunk in chunks:
+        for lanes, chunk in chunks:
             chunk = self._placer.clients(_pad(chunk, self.mesh.shape[AXIS]))
             if accumulators is None:
                 accumulators = self._start(server, chunk)
-            accumulators, outputs, done = self._step(accumulators, server, chunk)
+            accumulators, outputs, done = self._step(accumulators, server, chunk, lanes)
             waiting.append((done, Clients(outputs, chunk.mask, chunk.id)))
             if len(waiting) > _IN_FLIGHT:
                 _hand_over(waiting, sink)
@@ -303,6 +320,16 @@ class PassStream:
         while waiting:
             _hand_over(waiting, sink)
         return accumulators
+
+    def seconds(self, server: PyTree, chunk: Clients, lanes: int | None) -> float:
+        """Measures how long a chunk takes, once its program is compiled; the shorter of two runs."""
+        chunk, seconds = self._placer.clients(chunk), []
+        for _ in range(3):
+            accumulators = jax.block_until_ready(self._start(server, chunk))
+            started = time.perf_counter()
+            jax.block_until_ready(self._step(accumulators, server, chunk, lanes))
+            seconds.append(time.perf_counter() - started)
+        return min(seconds[1:])
 
     def finish(self, accumulators: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
         """Reduces the devices' accumulators to the pass's values; traceable."""
@@ -316,12 +343,12 @@ class PassStream:
         zeros = _zeros(self._run, server, clients)
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (self.mesh.shape[AXIS], *jnp.shape(x))), zeros)
 
-    def _sharded_step(self, accumulators: PyTree, server: PyTree, clients: Clients) -> Any:
+    def _sharded_step(self, accumulators: PyTree, server: PyTree, clients: Clients, lanes: int | None) -> Any:
         own, pools, join = per_client(clients.value)
 
         def device(accumulators: Any, server: Any, own: Any, mask: Any, ids: Any, pools: Any) -> Any:
             shard = Clients(join(own, pools), mask, ids)
-            updated, outputs = _step(self._run, _unstacked(accumulators), server, shard)
+            updated, outputs = _fold(self._run, _unstacked(accumulators), server, shard, lanes)
             # Donated accumulators cannot be waited on; this small array can.
             return jax.tree.map(lambda x: x[None], updated), outputs, jnp.any(mask)[None]
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fedjx.core.early_stop import fold, longest
 from fedjx.core.reductions import SUM
 from fedjx.core.types import notation, without_leading_axis
 from fedjx.core.values import Sequence, gathered, per_client
@@ -29,8 +30,9 @@ def sequence_reduce(
       fn: ``(accumulator, element) -> accumulator``.
       zero: The initial accumulator.
       sequence: Elements past its length are never seen in the result.
-      loop: "scan" runs over the whole capacity, and can be differentiated in reverse; "while"
-        stops at the longest sequence of those mapped together.
+      loop: "scan" runs over the whole capacity and can be differentiated in reverse, except that
+        a streamed computation, which is not differentiated, stops it where the longest sequence of
+        those mapped together ends; "while" always stops there.
 
     >>> sequence_reduce(jnp.add, jnp.int32(0), Sequence(jnp.array([1, 2, 3, 99]), jnp.int32(3)))
     Array(6, dtype=int32)
@@ -44,17 +46,18 @@ def sequence_reduce(
         return jax.tree.map(lambda new, old: jnp.where(position < sequence.length, new, old), updated, total)
 
     capacity = min((leaf.shape[0] for leaf in jax.tree.leaves(own)), default=0)
+    if capacity == 0:
+        return zero
+    length = jnp.minimum(sequence.length, capacity)
     if loop == "scan":
         positions = jnp.arange(capacity, dtype=jnp.int32)
-        return lax.scan(lambda total, xs: (step(total, *xs), None), zero, (positions, own))[0]
+        return fold(lambda total, xs: step(total, *xs), zero, (positions, own), length)
 
     def body(state: Any) -> Any:
         position, total = state
         return position + 1, step(total, position, jax.tree.map(lambda x: x[position], own))
 
-    if capacity == 0:
-        return zero
-    stop = jnp.minimum(sequence.length, capacity)
+    stop = longest(length)
     return lax.while_loop(lambda state: state[0] < stop, body, (jnp.int32(0), zero))[1]
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -13,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fedjx.core.chunks import Chunks, Level, first_chunk, is_stream
 from fedjx.core.engine import AXIS, PassStream, Placer, auto_mesh
-from fedjx.core.placed import FederatedValue
 from fedjx.core.program import Environment, Program
-from fedjx.core.types import FederatedType, type_of
-from fedjx.core.values import Clients, check_same_clients, per_client, side_by_side
+from fedjx.core.types import type_of
+from fedjx.core.values import Clients
 
 if TYPE_CHECKING:
     from fedjx.core.computation import Computation
@@ -26,48 +25,17 @@ PyTree = Any
 Sink = Callable[[Clients], None]
 
 
-def is_stream(value: Any) -> bool:
-    """Tells whether an argument is a cohort in chunks: a list of `Clients`, or an iterable that is no pytree.
-
-    Raises:
-      TypeError: If it can be iterated over only once; every pass reads it again.
-    """
-    if isinstance(value, list):
-        return bool(value) and isinstance(value[0], Clients)
-    no_stream = isinstance(value, (FederatedValue, FederatedType, Mapping, str)) or hasattr(value, "shape")
-    if no_stream or not isinstance(value, Iterable):
-        return False
-    if iter(value) is value:
-        raise TypeError(
-            f"a stream is read once per pass, so it must be iterable again; got {type(value).__name__}. "
-            "Pass a list of chunks, or an object with __iter__."
-        )
-    return jax.tree_util.all_leaves([value])
-
-
-def first_chunk(value: Any) -> Any:
-    """Returns the first chunk of a stream, anything else as it is.
-
-    Raises:
-      ValueError: If the stream has no chunk.
-      TypeError: If it is no stream of `Clients`.
-    """
-    if not is_stream(value):
-        return value
-    first = next(iter(value), None)
-    if first is None:
-        raise ValueError("a cohort needs at least one client; got an empty stream. Sample again, or skip the round.")
-    if not isinstance(first, Clients):
-        raise TypeError(f"a stream yields Clients; got {type(first).__name__} from {type(value).__name__}. Wrap it.")
-    return first
-
-
 class Stream:
-    """A computation as a host loop. Holds compiled programs by the types of the arguments."""
+    """A computation as a host loop. Holds compiled programs by the types of the arguments.
 
-    def __init__(self, computation: Computation, mesh: Mesh | None, chunk_size: int | None, sink: Sink | None):
-        self._computation, self._chunk_size, self._sink = computation, chunk_size, sink
-        self._mesh = auto_mesh(mesh or Mesh(np.array(jax.devices()[:1]), (AXIS,)))
+    Attributes:
+      lanes: How many clients each device ran at once in the last call; None if all of a chunk's.
+    """
+
+    def __init__(self, computation: Computation, mesh: Mesh | None, lanes: int | None, sink: Sink | None):
+        self.lanes = self._asked_lanes = lanes
+        self._computation, self._sink = computation, sink
+        self._mesh = auto_mesh(mesh or Mesh(np.array(jax.devices()), (AXIS,)))
         self._placer = Placer(self._mesh)
         self._by_arrays: dict[Any, _Compiled] = {}
         self._by_type: dict[Any, _Compiled] = {}
@@ -79,11 +47,17 @@ class Stream:
         if any(isinstance(leaf, jax.core.Tracer) for leaf in [jnp.zeros(()), *jax.tree.leaves(shown)]):
             raise TypeError("a streamed computation is a host loop; got called while tracing. Use in_graph under jit.")
         shown = self._computation.converted(shown)
-        at_clients = [(v, s) for v, s in zip(values, shown, strict=True) if isinstance(s, Clients)]
-        chunks = _Chunks([v if is_stream(v) else s for v, s in at_clients], self._chunk_size)
         compiled = self._compile(shown)
         server = self._placer.server(compiled.program.server_arguments(shown))
-        return compiled.run(server, chunks, self._sink)
+        at_clients = [v if is_stream(v) else s for v, s in zip(values, shown, strict=True) if isinstance(s, Clients)]
+        chunks = Chunks(at_clients, self._mesh.shape[AXIS], keeps_members=bool(compiled.program.client_results()))
+        lanes = self._asked_lanes or chunks.asked_lanes
+        if lanes == "auto":
+            compiled.levels = levels = compiled.levels or compiled.measured_levels(server, chunks)
+        else:
+            levels = [Level(int(lanes), 1.0)] if lanes else []
+        self.lanes = levels[0].lanes if levels else None
+        return compiled.run(server, chunks.cut(levels), self._sink)
 
     def _compile(self, values: list[Any]) -> _Compiled:
         leaves, treedef = jax.tree.flatten(values)
@@ -103,16 +77,28 @@ class _Compiled:
     def __init__(self, program: Program, mesh: Mesh, placer: Placer):
         self.program = program
         whole = NamedSharding(mesh, PartitionSpec())
-        self._passes = [PassStream(program.client_pass(k), mesh, placer) for k in range(program.num_passes)]
+        passes = [program.client_pass(k)._replace(differentiable=False) for k in range(program.num_passes)]
+        self._passes = [PassStream(run, mesh, placer) for run in passes]
         self._first = jax.jit(functools.partial(program.server_stage, 0), out_shardings=whole)
         stages = [functools.partial(self._finish, level) for level in range(program.num_passes)]
         self._finishes = [jax.jit(stage, out_shardings=whole) for stage in stages]
+        self.levels: list[Level] = []  # the fastest lanes and fewer, once measured
 
     def _finish(self, level: int, environment: Environment, accumulators: Any, members: Any, mask: Any) -> Environment:
         reduced = self._passes[level].finish(accumulators)
         return self.program.after_pass(level, environment, reduced, members, mask)
 
-    def run(self, server: Environment, chunks: _Chunks, sink: Sink | None) -> Any:
+    def measured_levels(self, server: Environment, chunks: Chunks) -> list[Level]:
+        """Measures on copies of one client how many of them are best run at once; the fastest comes first."""
+        environment = self._first(server)
+
+        def seconds_per_client(lanes: int) -> float:
+            sample = chunks.sample(lanes)
+            return self._passes[0].seconds(environment, sample, lanes) / int(sample.mask.sum())
+
+        return _fastest(seconds_per_client, chunks.lane_counts())[::-1]
+
+    def run(self, server: Environment, chunks: Iterable[tuple[int | None, Clients]], sink: Sink | None) -> Any:
         environment, finished = self._first(server), {}
         for level, (run, finish) in enumerate(zip(self._passes, self._finishes, strict=True)):
             receiver = _Receiver(sink)
@@ -120,6 +106,17 @@ class _Compiled:
             environment = finish(environment, accumulators, *receiver.members())
             finished.update(zip(self.program.outputs(level), receiver.outputs(), strict=False))
         return self.program.assemble({**dict.fromkeys(self.program.client_results()), **environment, **finished})
+
+
+def _fastest(seconds_per_client: Callable[[int], float], lane_counts: list[int]) -> list[Level]:
+    """Tries more and more lanes for as long as clients run noticeably faster."""
+    levels: list[Level] = []
+    for lanes in lane_counts:
+        level = Level(lanes, seconds_per_client(lanes))
+        if levels and level.seconds > 0.95 * levels[-1].seconds:
+            break
+        levels.append(level)
+    return levels
 
 
 class _Receiver:
@@ -162,36 +159,3 @@ def _concatenated(*parts: Any) -> Any:
             f"got {shapes}. Reduce over the sequence first, give the chunks one num_steps, or pass a sink."
         )
     return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else jnp.concatenate(parts)
-
-
-class _Chunks:
-    """The cohort as chunks of clients, all arguments at CLIENTS side by side; can be read again."""
-
-    def __init__(self, arguments: list[Any], chunk_size: int | None):
-        if not arguments:
-            raise ValueError("a cohort needs at least one client; got no argument at CLIENTS. Pass Clients.")
-        check_same_clients([a for a in arguments if isinstance(a, Clients)])
-        self._arguments = [_cut(a, chunk_size) if isinstance(a, Clients) else a for a in arguments]
-
-    def __iter__(self) -> Iterator[Clients]:
-        for number, chunks in enumerate(itertools.zip_longest(*self._arguments)):
-            if any(chunk is None for chunk in chunks):
-                raise ValueError(
-                    "all arguments at CLIENTS need the same clients in the same chunks; "
-                    f"got one that ends after {number} chunks. Sample them together."
-                )
-            yield side_by_side(list(chunks))
-
-
-def _cut(clients: Clients, chunk_size: int | None) -> list[Clients]:
-    """Cuts a cohort into chunks of one size, the last padded with copies of its first clients."""
-    num_clients = clients.num_clients
-    size = min(chunk_size or num_clients, num_clients)
-    own, pools, join = per_client((clients.value, clients.mask, clients.id))
-    chunks = []
-    for start in range(0, num_clients, size):
-        rows = np.arange(start, start + size)
-        value, mask, ids = join(jax.tree.map(lambda x, rows=rows: x[rows % num_clients], own), pools)
-        real = rows < num_clients
-        chunks.append(Clients(value, jnp.asarray(mask) & real, jnp.where(real, ids, -1)))
-    return chunks

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fedjx.core.chunks import arranged
 from fedjx.core.values import Batches, Clients, Sequence
 from fedjx.data.federated_data import FederatedData
 
@@ -77,46 +79,57 @@ def cohort(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cohort:
-    """A cohort of any size as equally large chunks of clients, planned one by one while iterating.
+    """A cohort of any size, whose chunks are planned while a streamed computation reads them.
 
-    The clients are sorted by size, longest first, and each chunk has the capacity of its own
-    longest client, so that little of a chunk is padding. It can be iterated any number of times.
+    Clients of similar size run together, longest first. All chunks have the same few shapes,
+    whoever is in them; the padding costs next to nothing, since each loop over a client's batches
+    ends with the longest of the clients that run together.
 
     Attributes:
       data: The clients' examples.
       ids: Integers, the members of the cohort.
       batch_size: Examples in a batch.
-      chunk_size: Clients in a chunk; the last chunk is padded to it.
+      lanes: How many clients each device runs at once. "auto" measures it at the first round and
+        keeps it; two runs then agree up to rounding. Give a number for runs that are bitwise equal.
 
     Raises:
-      ValueError: If there is no client, an id does not exist, or a size is less than one.
+      ValueError: If there is no client, an id does not exist, or a number is less than one.
 
     >>> data = FederatedData({"x": np.arange(6)}, offsets=np.array([0, 1, 4, 6]))
-    >>> [chunk.id.tolist() for chunk in Cohort(data, [0, 1, 2], batch_size=1, chunk_size=2)]
-    [[1, 2], [0, -1]]
+    >>> for chunk in Cohort(data, [0, 1, 2], batch_size=1, lanes=2):
+    ...     print(chunk.id.tolist(), chunk.value.length.tolist())
+    [1, 2] [3, 2]
+    [0, -1] [1, 1]
     """
 
     data: FederatedData
-    ids: ArrayLike
+    ids: Any
     _: dataclasses.KW_ONLY
     batch_size: int
-    chunk_size: int
+    lanes: int | Literal["auto"] = "auto"
 
     def __post_init__(self):
         object.__setattr__(self, "ids", _checked_ids(self.data, self.ids))
         _check_positive("batch_size", self.batch_size)
-        _check_positive("chunk_size", self.chunk_size)
+        if self.lanes != "auto":
+            _check_positive("lanes", self.lanes)
 
-    def __len__(self) -> int:
-        """Number of chunks."""
-        return -(-np.size(self.ids) // self.chunk_size)
+    @property
+    def sizes(self) -> np.ndarray:
+        """Number of batches of each member, int64 ``[C]``."""
+        return _num_batches(self.data.sizes[self.ids], self.batch_size)
+
+    def members(self, ids: np.ndarray, mask: np.ndarray) -> Clients:
+        """Plans a chunk of the named clients; where the mask is False it is padding."""
+        longest = _num_batches(self.data.sizes[ids].max(), self.batch_size)
+        num_steps = _capacity(longest, _num_batches(self.data.largest, self.batch_size))
+        planned = cohort(self.data, ids, batch_size=self.batch_size, num_steps=num_steps)
+        return Clients(planned.value, mask, np.where(mask, ids, -1).astype(np.int32))
 
     def __iter__(self) -> Iterator[Clients]:
-        ids = np.asarray(self.ids)
-        ids = ids[np.argsort(-self.data.sizes[ids], kind="stable")]
-        for start in range(0, len(ids), self.chunk_size):
-            chunk = ids[start : start + self.chunk_size]
-            yield cohort(self.data, chunk, batch_size=self.batch_size, num_clients=self.chunk_size)
+        lanes = 1 if self.lanes == "auto" else self.lanes
+        for rows in arranged(self.sizes, lanes, num_devices=1, num_groups=1):
+            yield self.members(self.ids[np.where(rows < 0, rows.max(), rows)], rows >= 0)
 
 
 def central(data: FederatedData | Mapping[str, ArrayLike], *, batch_size: int) -> Sequence:
@@ -158,6 +171,13 @@ def _bucket(num_steps: int) -> int:
     power = 1 << (num_steps - 1).bit_length()
     three_quarters = 3 * power // 4
     return three_quarters if power >= 4 and num_steps <= three_quarters else power
+
+
+def _capacity(longest: int, largest: int) -> int:
+    """Returns the steps to plan for, most often the whole data set's largest client's: one shape for all cohorts."""
+    while largest > max(4 * longest, 64):
+        largest = -(-largest // 4)
+    return int(largest)
 
 
 def _checked_ids(data: FederatedData, ids: ArrayLike) -> np.ndarray:

@@ -132,6 +132,11 @@ class FederatedData:
         """Number of examples of each client, int64 ``[K]``."""
         return np.diff(self.offsets)
 
+    @functools.cached_property
+    def largest(self) -> int:
+        """Number of examples of the largest client."""
+        return int(self.sizes.max())
+
     def client(self, k: int) -> dict[str, np.ndarray]:
         """Returns the examples of one client, each feature ``[n_k, ...]``, without a copy."""
         if not 0 <= k < self.num_clients:

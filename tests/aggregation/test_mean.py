@@ -11,7 +11,7 @@ from fedjx.aggregation import by_examples, mean, uniform
 from fedjx.core.values import Clients
 
 
-@pytest.mark.parametrize("options", [{}, {"chunk_size": 1}])
+@pytest.mark.parametrize("options", [{}, {"lanes": 1}])
 def test_the_mean_is_weighted_and_keeps_no_state(options):
     aggregator = mean()
     value = Clients.of({"w": np.array([[1.0, 2.0], [5.0, 6.0], [np.nan, 7.0]], np.float32)})

@@ -182,5 +182,5 @@ def test_ratios_are_divided_at_the_server():
     assert float(metrics["large"]) == 0.75
     assert float(metrics["per_unit"]) == 13 / 8
     assert float(metrics["loss"]) == 49 / 4
-    streamed = evaluation.streamed(chunk_size=1)(jnp.float32(0), cohort(data, [0, 1], batch_size=2))
+    streamed = evaluation.streamed(lanes=1)(jnp.float32(0), cohort(data, [0, 1], batch_size=2))
     assert {k: float(v) for k, v in streamed.items()} == {k: float(v) for k, v in metrics.items()}

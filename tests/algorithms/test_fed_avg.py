@@ -261,7 +261,7 @@ def test_grad_with_respect_to_the_state_is_the_same_on_four_devices(data):
 
         return jax.jit(jax.grad(objective))(state.params)
 
-    assert_trees_close(slope(mesh=mesh, chunk_size=1), slope())
+    assert_trees_close(slope(mesh=mesh, lanes=1), slope())
 
 
 def test_scan_over_rounds_equals_a_loop(data):
@@ -333,7 +333,7 @@ def with_poison(data: FederatedData, k: int) -> FederatedData:
 def test_a_non_finite_client_is_left_out_and_counted(data, streamed):
     algorithm = fed_avg(plain_model(), client_optimizer=optax.sgd(0.1), server_optimizer=optax.adam(0.01))
     state = algorithm.init(jax.random.key(0))
-    step = algorithm.next.streamed(chunk_size=2) if streamed else algorithm.next
+    step = algorithm.next.streamed(lanes=2) if streamed else algorithm.next
     after, metrics = step(state, cohort(with_poison(data, 5), COHORT, batch_size=BATCH_SIZE))
     others = [k for k in COHORT if k != 5]
     expected, clean = step(state, cohort(data, others, batch_size=BATCH_SIZE))

@@ -83,18 +83,18 @@ def mesh(num_devices: int) -> Any:
 
 @cases
 @pytest.mark.parametrize("num_devices", [1, 4])
-@pytest.mark.parametrize("chunk_size", [1, 3, 8, None])
-def test_in_graph_does_not_depend_on_chunks_and_devices(case, data, reference, chunk_size, num_devices):
-    step = jax.jit(case.algorithm.next.in_graph(mesh=mesh(num_devices), chunk_size=chunk_size))
+@pytest.mark.parametrize("lanes", [1, 3, 8, None])
+def test_in_graph_does_not_depend_on_chunks_and_devices(case, data, reference, lanes, num_devices):
+    step = jax.jit(case.algorithm.next.in_graph(mesh=mesh(num_devices), lanes=lanes))
     assert_trees_close(run(case.algorithm, step, cohort(data, COHORT, batch_size=BATCH_SIZE)), reference)
 
 
 @cases
 @pytest.mark.parametrize("num_devices", [1, 4])
-@pytest.mark.parametrize("chunk_size", [1, 3, 8, len(COHORT)])
-def test_streaming_does_not_depend_on_chunks_and_devices(case, data, reference, chunk_size, num_devices):
+@pytest.mark.parametrize("lanes", [1, 3, 8, len(COHORT)])
+def test_streaming_does_not_depend_on_chunks_and_devices(case, data, reference, lanes, num_devices):
     step = case.algorithm.next.streamed(mesh=mesh(num_devices))
-    chunks = Cohort(data, COHORT, batch_size=BATCH_SIZE, chunk_size=chunk_size)
+    chunks = Cohort(data, COHORT, batch_size=BATCH_SIZE, lanes=lanes)
     assert_trees_close(run(case.algorithm, step, chunks), reference)
 
 
@@ -109,7 +109,7 @@ def test_padding_changes_nothing(case, data, reference):
 def test_what_padding_holds_changes_nothing(case, data, reference, garbage):
     clients = materialised(data, COHORT, num_steps=5, num_clients=9, garbage=garbage)
     assert_trees_close(run(case.algorithm, case.algorithm.next, clients), reference)
-    assert_trees_close(run(case.algorithm, case.algorithm.next.streamed(chunk_size=2), clients), reference)
+    assert_trees_close(run(case.algorithm, case.algorithm.next.streamed(mesh=mesh(1), lanes=2), clients), reference)
 
 
 @cases
@@ -189,7 +189,7 @@ class Compilations:
 def test_one_all_reduce_per_pass(case, data, ids):
     state, clients = case.algorithm.init(jax.random.key(1)), cohort(data, ids, batch_size=BATCH_SIZE)
     num_passes = len({message.round_trip for message in case.algorithm.next.communication(state, clients)})
-    step = jax.jit(case.algorithm.next.in_graph(mesh=mesh(4), chunk_size=2))
+    step = jax.jit(case.algorithm.next.in_graph(mesh=mesh(4), lanes=2))
     text = step.lower(state, clients).compile().as_text()
     collectives = re.findall(
         r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(", text
@@ -199,7 +199,7 @@ def test_one_all_reduce_per_pass(case, data, ids):
 
 @cases
 def test_resuming_after_any_round_is_bitwise_equal(case, data, tmp_path):
-    chunks = [Cohort(data, ids, batch_size=BATCH_SIZE, chunk_size=2) for ids in (COHORT[:4], COHORT[3:], COHORT[1:5])]
+    chunks = [Cohort(data, ids, batch_size=BATCH_SIZE, lanes=2) for ids in (COHORT[:4], COHORT[3:], COHORT[1:5])]
     state = case.algorithm.init(jax.random.key(1))
     with ocp.CheckpointManager(tmp_path) as checkpoints:
         for number, chunk in enumerate(chunks):

@@ -102,7 +102,7 @@ def test_a_users_model_takes_this_path_in_the_client_map():
     assert "convolution" not in text
     one_by_one = [jax.jit(train)(params, x) for x in images]
     expected = jax.tree.map(lambda *xs: sum(xs), *one_by_one)
-    for run in (round_of, round_of.streamed(chunk_size=2), round_of.in_graph(mesh=jax.make_mesh((4,), ("clients",)))):
+    for run in (round_of, round_of.streamed(lanes=1), round_of.in_graph(mesh=jax.make_mesh((4,), ("clients",)))):
         for got, want in zip(jax.tree.leaves(run(params, Clients.of(images))), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 

@@ -40,6 +40,10 @@ def make_mesh():
     return jax.make_mesh((4,), ("clients",))
 
 
+def one_device():
+    return jax.make_mesh((1,), ("clients",), devices=jax.devices()[:1])
+
+
 def plain_mesh():
     return Mesh(np.array(jax.devices()), ("clients",))
 
@@ -194,19 +198,20 @@ def check(outcome):
 
 IN_GRAPH = {
     "whole": {},
-    "chunks-1": {"chunk_size": 1},
-    "chunks-3": {"chunk_size": 3},
-    "chunks-8": {"chunk_size": 8},
+    "chunks-1": {"lanes": 1},
+    "chunks-3": {"lanes": 3},
+    "chunks-8": {"lanes": 8},
     "mesh": {"mesh": make_mesh},
-    "mesh-chunks-2": {"mesh": plain_mesh, "chunk_size": 2},
-    "model-mesh": {"mesh": model_mesh, "chunk_size": 3},
+    "mesh-chunks-2": {"mesh": plain_mesh, "lanes": 2},
+    "model-mesh": {"mesh": model_mesh, "lanes": 3},
     "explicit-mesh": {"mesh": explicit_mesh},
 }
 STREAMED = {
-    "chunks-1": {"chunk_size": 1},
-    "chunks-3": {"chunk_size": 3},
-    "mesh-chunks-8": {"mesh": make_mesh, "chunk_size": 8},
-    "explicit-mesh-chunks-4": {"mesh": explicit_mesh, "chunk_size": 4},
+    "all-devices": {},
+    "chunks-1": {"mesh": one_device, "lanes": 1},
+    "chunks-3": {"mesh": one_device, "lanes": 3},
+    "mesh-chunks-8": {"mesh": make_mesh, "lanes": 2},
+    "explicit-mesh-chunks-4": {"mesh": explicit_mesh, "lanes": 1},
 }
 
 
@@ -262,7 +267,7 @@ def test_integer_sums_across_devices_are_exact(num_clients):
     values[:, 0] = 2**24 + 1
     total = federated_computation(lambda x: federated_sum(x))
     cohort = Clients.of((values, values.astype(np.uint32)))
-    for run in (jax.jit(total.in_graph(mesh=make_mesh())), total.streamed(mesh=make_mesh(), chunk_size=4)):
+    for run in (jax.jit(total.in_graph(mesh=make_mesh())), total.streamed(mesh=make_mesh(), lanes=1)):
         signed, unsigned = run(cohort)
         np.testing.assert_array_equal(signed, values.sum(axis=0, dtype=np.int32))
         np.testing.assert_array_equal(unsigned, values.sum(axis=0, dtype=np.int32).astype(np.uint32))
@@ -284,10 +289,10 @@ def sums(scale, x, n):
     return mean, federated_sum(n), federated_sum(federated_map(lambda v: jnp.uint32(v[0] > 0), x)), federated_sum(x)
 
 
-@pytest.mark.parametrize("chunk_size", [None, 2])
+@pytest.mark.parametrize("lanes", [None, 2])
 @pytest.mark.parametrize("num_clients", [4, 16, 3, 10])
-def test_a_pass_has_one_collective(num_clients, chunk_size):
-    run = jax.jit(sums.in_graph(mesh=make_mesh(), chunk_size=chunk_size))
+def test_a_pass_has_one_collective(num_clients, lanes):
+    run = jax.jit(sums.in_graph(mesh=make_mesh(), lanes=lanes))
     args = jnp.float32(2), Clients.of(np.ones((num_clients, 3), np.float32)), Clients.of(np.ones(num_clients, np.int32))
     assert collectives(run.lower(*args).compile()) == {"all-reduce": 1}
 
@@ -308,7 +313,7 @@ def streamed_pass():
 
 def test_a_streamed_step_has_no_collective():
     stream, accumulators, members = streamed_pass()
-    assert not collectives(stream._step.lower(accumulators, np.float32(2), members).compile())
+    assert not collectives(stream._step.lower(accumulators, np.float32(2), members, 1).compile())
 
 
 def test_the_end_of_a_streamed_pass_has_one_collective_for_all_sums():
@@ -343,8 +348,8 @@ def test_rounds_after_the_first_are_neither_traced_nor_compiled(how):
         "call": round_,
         "jit": jax.jit(round_),
         "mesh": jax.jit(round_.in_graph(mesh=make_mesh())),
-        "streamed": round_.streamed(chunk_size=2),
-        "streamed-mesh": round_.streamed(chunk_size=4, mesh=make_mesh()),
+        "streamed": round_.streamed(mesh=one_device(), lanes=2),
+        "streamed-mesh": round_.streamed(lanes=1, mesh=make_mesh()),
         "chunks": lambda state, data: stream(state, [permuted(data, slice(0, 3)), permuted(data, slice(3, 6))]),
     }[how]
     stream = round_.streamed()
@@ -411,7 +416,7 @@ def test_results_of_clients_are_gathered_without_a_sink():
 def test_keys_of_clients_are_gathered():
     drawn = federated_computation(lambda key, x: (federated_keys(key), federated_sum(x)))
     args = jax.random.key(0), Clients.of(np.ones(3, np.float32), ids=[5, 6, 7])
-    keys, _ = drawn.streamed(chunk_size=2)(*args)
+    keys, _ = drawn.streamed(mesh=one_device(), lanes=2)(*args)
     expected = jax.random.key_data(drawn(*args)[0].value)
     np.testing.assert_array_equal(jax.random.key_data(keys.value), expected)
 
@@ -465,7 +470,7 @@ def test_the_arguments_survive():
     def folded(state, data):
         return state, federated_aggregate(data.x, zero, jnp.add, jnp.add)
 
-    for run in (folded, folded.streamed(), folded.streamed(chunk_size=4, mesh=make_mesh())):
+    for run in (folded, folded.streamed(), folded.streamed(lanes=1, mesh=make_mesh())):
         result = run(state, cohort)
         jax.tree.map(lambda x: x.delete(), result[0])
         jax.tree.map(np.testing.assert_array_equal, jax.device_get((state, cohort)), before)
@@ -478,7 +483,7 @@ def test_constants_made_under_jit_do_not_leak_into_the_stream():
         shift = jnp.arange(3, dtype=jnp.float32)  # made while tracing
         return federated_sum(federated_map(lambda v: v + shift, x))
 
-    run = shifted.streamed(chunk_size=2)
+    run = shifted.streamed(mesh=one_device(), lanes=2)
     cohort = Clients.of(np.zeros((4, 3), np.float32))
 
     with contextlib.suppress(TypeError):  # it may be refused
@@ -495,7 +500,11 @@ def test_a_buffer_that_changes_after_the_call_changes_no_result():
     def passed_through(state, data):
         return state, federated_sum(data), federated_map(lambda v: v, data)
 
-    for run in (passed_through, passed_through.streamed(chunk_size=16), passed_through.streamed(mesh=make_mesh())):
+    for run in (
+        passed_through,
+        passed_through.streamed(mesh=one_device(), lanes=16),
+        passed_through.streamed(mesh=make_mesh()),
+    ):
         state = np.full(4096, 1.0, np.float32)
         values = np.full((64, 512), 2.0, np.float32)
         server, total, members = run(state, Clients.of(values))
@@ -525,8 +534,8 @@ def loss_arguments(num_clients=10):
 
 
 @pytest.mark.parametrize("num_clients", [8, 10])
-@pytest.mark.parametrize("chunk_size", [None, 2])
-def test_gradients_do_not_depend_on_the_devices(num_clients, chunk_size):
+@pytest.mark.parametrize("lanes", [None, 2])
+def test_gradients_do_not_depend_on_the_devices(num_clients, lanes):
     """Replication checks made JAX sum such gradients over the devices once more."""
     params, cohort = loss_arguments(num_clients)
     x, weight = cohort.value["x"].astype(np.float64), cohort.value["weight"].astype(np.float64)
@@ -535,8 +544,8 @@ def test_gradients_do_not_depend_on_the_devices(num_clients, chunk_size):
         "w": 2 * np.einsum("c,cb,cbi->i", weight, residual, x) / num_clients,
         "b": 2 * np.einsum("c,cb->", weight, residual) / num_clients,
     }
-    for mesh in (None, make_mesh(), *([model_mesh()] if chunk_size else [])):
-        gradient = jax.jit(jax.grad(loss.in_graph(mesh=mesh, chunk_size=chunk_size)))(params, cohort)
+    for mesh in (None, make_mesh(), *([model_mesh()] if lanes else [])):
+        gradient = jax.jit(jax.grad(loss.in_graph(mesh=mesh, lanes=lanes)))(params, cohort)
         np.testing.assert_allclose(gradient["w"], expected["w"], rtol=1e-5)
         np.testing.assert_allclose(gradient["b"], expected["b"], rtol=1e-5)
 
@@ -596,7 +605,7 @@ def test_the_lower_layer_alone():
     """A pass needs no graph: a function of one client and reductions."""
     run = Pass(lambda server, member, client_id: ((server * member, client_id), member + 1), (SUM, SUM))
     cohort = Clients.of(np.arange(6, dtype=np.float32), ids=[5, 4, 3, 2, 1, 0], mask=[True] * 5 + [False])
-    (total, ids), outputs = map_reduce(run, jnp.float32(2), cohort, chunk_size=4)
+    (total, ids), outputs = map_reduce(run, jnp.float32(2), cohort, lanes=4)
     assert (float(total), int(ids)) == (20.0, 15)
     assert outputs.tolist() == [1, 2, 3, 4, 5, 6]
 
@@ -604,7 +613,7 @@ def test_the_lower_layer_alone():
 # --- aggregation in two levels --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"chunk_size": 2}, {"chunk_size": 1, "streamed": True}])
+@pytest.mark.parametrize("options", [{}, {"lanes": 2}, {"lanes": 1, "streamed": True}])
 def test_a_mean_in_two_levels_is_the_flat_mean(options):
     """Intermediate aggregators: one sum per region, then the mean of the regions by their clients."""
     num_regions = 3

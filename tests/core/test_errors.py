@@ -392,7 +392,7 @@ def test_different_numbers_of_clients():
     with pytest.raises(ValueError, match=message):
         added(X, two)
     with pytest.raises(ValueError, match=message):
-        added.streamed(chunk_size=1)(X, two)
+        added.streamed(lanes=1)(X, two)
 
 
 def test_streams_of_different_clients():
@@ -473,12 +473,12 @@ def test_a_stream_cannot_be_traced(chunks):
         jax.jit(lambda x: summed.streamed()(chunks(x)))(X)
 
 
-@pytest.mark.parametrize("chunk_size", [0, -3])
+@pytest.mark.parametrize("lanes", [0, -3])
 @pytest.mark.parametrize("executor", ["in_graph", "streamed"])
-def test_a_chunk_without_clients(chunk_size, executor):
-    message = rf"a chunk needs at least one client; got chunk_size={chunk_size}\. Leave it out for one chunk\."
+def test_no_lanes(lanes, executor):
+    message = rf"at least one client runs at once; got lanes={lanes}\. Leave it out for all at once\."
     with pytest.raises(ValueError, match=message):
-        getattr(summed, executor)(chunk_size=chunk_size)
+        getattr(summed, executor)(lanes=lanes)
 
 
 def test_a_mesh_without_an_axis_for_clients():

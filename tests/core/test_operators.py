@@ -136,13 +136,13 @@ def test_collecting_no_client():
     assert int(run(federated_collect, nobody(X)).length) == 0
 
 
-@pytest.mark.parametrize("chunk_size", [1, 64, None])
+@pytest.mark.parametrize("lanes", [1, 64, None])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_narrow_floats_are_summed_wide(chunk_size, dtype):
+def test_narrow_floats_are_summed_wide(lanes, dtype):
     ones = Clients.of(jnp.ones(4096, dtype))
-    result = federated_computation(total).in_graph(chunk_size=chunk_size)(ones)
+    result = federated_computation(total).in_graph(lanes=lanes)(ones)
     assert (float(result), result.dtype) == (4096.0, jnp.float32)
-    average = federated_computation(mean).in_graph(chunk_size=chunk_size)(ones)
+    average = federated_computation(mean).in_graph(lanes=lanes)(ones)
     assert (float(average), average.dtype) == (1.0, dtype)
 
 

@@ -107,38 +107,36 @@ def test_random_cohorts_have_few_shapes():
     assert all(capacity in BUCKETS for _, capacity, _ in shapes)
 
 
-@pytest.mark.parametrize("chunk_size", [1, 7, 64, 200, 300])
-def test_chunks_hold_every_client_once(chunk_size):
+@pytest.mark.parametrize("lanes", [1, 7, 64, 200, 300])
+def test_chunks_hold_every_client_once(lanes):
     data = heavy_tailed()
     ids = np.random.default_rng(3).permutation(200)[:150]
-    chunks = Cohort(data, ids, batch_size=5, chunk_size=chunk_size)
+    chunks = Cohort(data, ids, batch_size=5, lanes=lanes)
     seen = []
     for chunk in chunks:
-        assert chunk.num_clients == chunk_size
+        assert chunk.num_clients == lanes
         for c in np.flatnonzero(chunk.mask):
             k = int(chunk.id[c])
             np.testing.assert_array_equal(gathered(chunk, c)["y"], data.client(k)["y"])
             seen.append(k)
     assert sorted(seen) == sorted(ids.tolist())
-    assert len(chunks) == len(list(chunks)) == -(-150 // chunk_size)
+    assert len(list(chunks)) == -(-150 // lanes)
 
 
 def test_chunks_are_longest_first_and_little_padded():
     data = heavy_tailed()
-    chunks = list(Cohort(data, range(200), batch_size=5, chunk_size=8))
+    chunks = list(Cohort(data, range(200), batch_size=5, lanes=8))
     sizes = np.concatenate([data.sizes[np.asarray(chunk.id)[np.asarray(chunk.mask)]] for chunk in chunks])
-    assert (np.diff(sizes) <= 0).all()
+    assert (np.diff(-(-sizes // 5)) <= 0).all()
     assert len(sizes) == 200
-    capacity = [chunk.value.elements.index.shape[1] for chunk in chunks]
-    for chunk, steps in zip(chunks, capacity, strict=True):
-        assert steps == min(s for s in BUCKETS if s >= chunk.value.length.max())
     floor = int((-(-data.sizes // 5)).sum())
-    whole = 200 * cohort(data, range(200), batch_size=5).value.elements.index.shape[1]
-    assert floor <= 8 * sum(capacity) < 1.4 * floor < 3 * floor < whole
+    executed = sum(8 * int(chunk.value.length.max()) for chunk in chunks)  # a loop ends with its longest client
+    assert floor <= executed < 1.15 * floor < 3 * floor < 200 * max(-(-data.sizes // 5))
+    assert len({chunk.value.elements.index.shape for chunk in chunks}) <= 3
 
 
 def test_chunks_can_be_iterated_again():
-    chunks = Cohort(heavy_tailed(), range(20), batch_size=5, chunk_size=8)
+    chunks = Cohort(heavy_tailed(), range(20), batch_size=5, lanes=8)
     first, second = ([chunk.id.tolist() for chunk in chunks] for _ in range(2))
     assert first == second
     assert len(first) == 3
@@ -174,7 +172,7 @@ def test_errors_of_cohorts(ids, options, error, message):
     with pytest.raises(error, match=message):
         cohort(DATA, ids, **{"batch_size": 2, **options})
     with pytest.raises(error, match=message):
-        Cohort(DATA, ids, chunk_size=2, **{"batch_size": 2, **options})
+        Cohort(DATA, ids, lanes=2, **{"batch_size": 2, **options})
 
 
 def test_errors_of_capacities():
@@ -182,7 +180,7 @@ def test_errors_of_capacities():
         cohort(DATA, [1, 0], batch_size=2, num_steps=2)
     with pytest.raises(ValueError, match="got num_clients=1 for 2 ids"):
         cohort(DATA, [1, 0], batch_size=2, num_clients=1)
-    with pytest.raises(ValueError, match="chunk_size needs to be at least 1; got chunk_size=0"):
-        Cohort(DATA, [0], batch_size=2, chunk_size=0)
+    with pytest.raises(ValueError, match="lanes needs to be at least 1; got lanes=0"):
+        Cohort(DATA, [0], batch_size=2, lanes=0)
     with pytest.raises(ValueError, match="batch_size needs to be at least 1; got batch_size=-1"):
         central(DATA, batch_size=-1)

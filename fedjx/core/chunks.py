@@ -1,0 +1,261 @@
+"""A cohort in chunks: what the streamed executor reads, whatever form the cohort is given in."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjx.core.placed import FederatedValue
+from fedjx.core.types import FederatedType
+from fedjx.core.values import Clients, check_same_clients, per_client, side_by_side
+
+PyTree = Any
+
+# Groups of lanes in one chunk: enough to hide the cost of a dispatch, few enough to bound memory.
+_GROUPS = 16
+
+
+class Level(NamedTuple):
+    """A number of clients that a device runs at once.
+
+    Attributes:
+      lanes: The number.
+      seconds: What a client takes among so many, up to a factor common to all levels.
+    """
+
+    lanes: int
+    seconds: float
+
+
+@runtime_checkable
+class Planned(Protocol):
+    """A cohort that makes chunks as the engine asks, such as `fedjx.data.Cohort`.
+
+    Attributes:
+      ids: Integers ``[C]``.
+      sizes: How much work each client is, its number of batches, ``[C]``: similar ones run together.
+      lanes: How many clients each device is to run at once, or "auto" for what is fastest.
+    """
+
+    ids: Any
+    sizes: Any
+    lanes: int | Literal["auto"]
+
+    def members(self, ids: np.ndarray, mask: np.ndarray) -> Clients:
+        """Returns a chunk of the named clients; where the mask is False it is padding."""
+        ...
+
+
+def is_stream(value: Any) -> bool:
+    """Tells whether an argument is a cohort in chunks: a list of `Clients`, or an iterable that is no pytree.
+
+    Raises:
+      TypeError: If it can be iterated over only once; every pass reads it again.
+    """
+    if isinstance(value, list):
+        return bool(value) and isinstance(value[0], Clients)
+    no_stream = isinstance(value, (FederatedValue, FederatedType, Mapping, str)) or hasattr(value, "shape")
+    if no_stream or not isinstance(value, Iterable):
+        return False
+    if iter(value) is value:
+        raise TypeError(
+            f"a stream is read once per pass, so it must be iterable again; got {type(value).__name__}. "
+            "Pass a list of chunks, or an object with __iter__."
+        )
+    return jax.tree_util.all_leaves([value])
+
+
+def first_chunk(value: Any) -> Any:
+    """Returns the first chunk of a stream, or one as small, and anything else as it is.
+
+    Raises:
+      ValueError: If the stream has no chunk.
+      TypeError: If it is no stream of `Clients`.
+    """
+    if not is_stream(value):
+        return value
+    if isinstance(value, Planned):
+        return value.members(np.asarray(value.ids)[:1], np.ones(1, bool))
+    first = next(iter(value), None)
+    if first is None:
+        raise ValueError("a cohort needs at least one client; got an empty stream. Sample again, or skip the round.")
+    if not isinstance(first, Clients):
+        raise TypeError(f"a stream yields Clients; got {type(first).__name__} from {type(value).__name__}. Wrap it.")
+    return first
+
+
+class Chunks:
+    """The arguments at CLIENTS, side by side in chunks.
+
+    The first `Planned` argument leads: it says who is in a chunk, and all others are read by id.
+    Without one, streams come in the chunks that they are, and whole `Clients` are cut.
+
+    Attributes:
+      asked_lanes: How many clients each device is to run at once: a number, "auto", or None where
+        nothing leads.
+    """
+
+    def __init__(self, arguments: list[Any], num_devices: int, *, keeps_members: bool):
+        if not arguments:
+            raise ValueError("a cohort needs at least one client; got no argument at CLIENTS. Pass Clients.")
+        self._arguments, self._num_devices = arguments, num_devices
+        # What stays with the clients leaves the device chunk by chunk, so that chunk is kept small.
+        self._most_groups = 1 if keeps_members else _GROUPS
+        self._leader = next((a for a in arguments if isinstance(a, Planned)), None)
+        self.asked_lanes = None if self._leader is None else self._leader.lanes
+        if self._leader is None:
+            check_same_clients([a for a in arguments if isinstance(a, Clients)])
+
+    def cut(self, levels: list[Level]) -> _Again:
+        """Returns the chunks, each with how many of its clients a device runs at once; can be read again.
+
+        Args:
+          levels: At most which numbers of lanes to use, the fastest first. None given, or nothing
+            that leads: all clients of a chunk run at once.
+        """
+        if self._leader is None:
+            size = levels[0].lanes * self._num_devices if levels else None
+            streams = [_cut(a, size) if isinstance(a, Clients) else a for a in self._arguments]
+            return _Again(lambda: ((None, chunk) for chunk in _zipped(streams)))
+        sizes = np.asarray(self._leader.sizes)
+        parts = [
+            (lanes, np.where(rows < 0, -1, members[rows]))
+            for lanes, members in levelled(sizes, levels)
+            for rows in arranged(sizes[members], lanes, self._num_devices, self._num_groups(lanes))
+        ]
+        return _Again(lambda: ((lanes, self._chunk(rows)) for lanes, rows in parts))
+
+    def sample(self, lanes: int) -> Clients:
+        """Returns a chunk of the shape that `cut` gives, with one group of copies of a middling client."""
+        assert self._leader is not None
+        middling = np.argsort(self._leader.sizes)[len(self._leader.ids) // 2]
+        rows = np.full((self._num_devices, self._num_groups(lanes), lanes), -1)
+        rows[:, 0] = middling
+        return self._chunk(rows.reshape(-1))
+
+    def lane_counts(self) -> list[int]:
+        """Returns the numbers of lanes worth trying, from few to many."""
+        assert self._leader is not None
+        most = -(-len(self._leader.ids) // self._num_devices)
+        return [lanes for lanes in (1, 4, 16, 64, 256, 1024) if lanes == 1 or lanes <= most]
+
+    def _num_groups(self, lanes: int) -> int:
+        assert self._leader is not None
+        needed = -(-len(self._leader.ids) // (lanes * self._num_devices))
+        return min(self._most_groups, 1 << (needed - 1).bit_length())  # powers of two: few shapes
+
+    def _chunk(self, rows: np.ndarray) -> Clients:
+        assert self._leader is not None
+        ids, mask = np.asarray(self._leader.ids)[np.where(rows < 0, rows.max(), rows)], rows >= 0
+        return side_by_side(
+            [_rows(a, ids, mask) if isinstance(a, Clients) else a.members(ids, mask) for a in self._arguments]
+        )
+
+
+def levelled(sizes: np.ndarray, levels: list[Level]) -> Iterator[tuple[int, np.ndarray]]:
+    """Distributes a cohort over numbers of lanes, so that few lanes wait for a much longer one.
+
+    A group of clients of very different size goes to the next level, where fewer wait.
+
+    Args:
+      sizes: Of the clients, ``[C]``.
+      levels: From the most lanes to the fewest.
+
+    Yields:
+      Lanes, and the positions in ``sizes`` of the clients that run in so many, int64 ``[...]``.
+
+    >>> levels = [Level(4, 1.0), Level(1, 1.5)]
+    >>> [(lanes, rows.tolist()) for lanes, rows in levelled(np.array([3, 90, 3, 4, 3, 4, 9, 3, 4]), levels)]
+    [(4, [8, 0, 2, 4]), (1, [1, 6, 3, 5, 7])]
+    """
+    order = np.argsort(-sizes, kind="stable")
+    for level, slower in itertools.zip_longest(levels, levels[1:]):
+        if slower is None:
+            stays = np.ones(len(order), bool)
+        else:
+            padded = np.append(sizes[order], np.zeros(-len(order) % level.lanes, sizes.dtype))
+            groups = padded.reshape(-1, level.lanes)
+            together = level.lanes * groups.max(axis=1) * level.seconds
+            stays = np.repeat(together <= groups.sum(axis=1) * slower.seconds, level.lanes)[: len(order)]
+        if stays.any():
+            yield level.lanes, order[stays]
+        order = order[~stays]
+
+
+def arranged(sizes: Any, lanes: int, num_devices: int, num_groups: int) -> np.ndarray:
+    """Arranges a cohort in chunks whose groups hold clients of similar size.
+
+    Args:
+      sizes: Of the clients, ``[C]``.
+      lanes: Clients that a device runs at once, L.
+      num_devices: Devices, D; each gets its part of a chunk's rows.
+      num_groups: Groups of lanes that a device runs one after the other in a chunk, G.
+
+    Returns:
+      Positions in ``sizes``, longest first, and -1 for padding: int64 ``[chunks, D * G * L]``.
+
+    >>> arranged([5, 1, 9, 7, 3], lanes=1, num_devices=2, num_groups=2).tolist()
+    [[2, 4, 3, 0], [1, -1, -1, -1]]
+    """
+    order = np.argsort(-np.asarray(sizes), kind="stable")
+    missing = -len(order) % (num_groups * num_devices * lanes)
+    groups = np.concatenate([order, np.full(missing, -1)]).reshape(-1, num_devices, lanes)
+    groups[1::2] = groups[1::2, ::-1]  # no device always gets the larger ones
+    return (
+        groups.reshape(-1, num_groups, num_devices, lanes).swapaxes(1, 2).reshape(-1, num_groups * num_devices * lanes)
+    )
+
+
+class _Again:
+    """An iterable that can be read again."""
+
+    def __init__(self, read: Callable[[], Iterator[Any]]):
+        self._read = read
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._read()
+
+
+def _zipped(streams: list[Any]) -> Iterator[Clients]:
+    for number, chunks in enumerate(itertools.zip_longest(*streams)):
+        if any(chunk is None for chunk in chunks):
+            raise ValueError(
+                "all arguments at CLIENTS need the same clients in the same chunks; "
+                f"got one that ends after {number} chunks. Sample them together."
+            )
+        yield side_by_side(list(chunks))
+
+
+def _rows(clients: Clients, ids: np.ndarray, mask: np.ndarray) -> Clients:
+    """Selects the named clients of a cohort that is given whole."""
+    known = np.where(clients.mask, clients.id, -1)
+    order = np.argsort(known)
+    places = order[np.minimum(np.searchsorted(known, ids, sorter=order), len(order) - 1)]
+    missing = ids[known[places] != ids]
+    if len(missing):
+        raise ValueError(
+            "all arguments at CLIENTS need the same clients; "
+            f"got none of id {sorted(set(missing.tolist()))[:5]} in one. Sample them together."
+        )
+    own, pools, join = per_client(clients.value)
+    value = join(jax.tree.map(lambda x: x[places], own), pools)
+    return Clients(value, mask, np.where(mask, ids, -1).astype(np.int32))
+
+
+def _cut(clients: Clients, size: int | None) -> list[Clients]:
+    """Cuts a cohort into chunks of one size, the last padded with copies of its first clients."""
+    num_clients = clients.num_clients
+    size = min(size or num_clients, num_clients)
+    own, pools, join = per_client((clients.value, clients.mask, clients.id))
+    chunks = []
+    for start in range(0, num_clients, size):
+        rows = np.arange(start, start + size)
+        value, mask, ids = join(jax.tree.map(lambda x, rows=rows: x[rows % num_clients], own), pools)
+        real = rows < num_clients
+        chunks.append(Clients(value, jnp.asarray(mask) & real, jnp.where(real, ids, -1)))
+    return chunks

@@ -1,0 +1,75 @@
+"""Loops over padded sequences that end where the longest of the sequences at hand ends.
+
+A `scan` over the padding can be differentiated in reverse; a `while` skips the padding. The same
+`sequence_reduce` is written once, as a scan in a function named `sequence_fold`, and the engine
+turns it into a while loop where nothing is differentiated any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_batching import custom_vmap
+from jax.extend.core import ClosedJaxpr
+
+PyTree = Any
+
+FOLD = "sequence_fold"
+
+
+@custom_vmap
+def longest(length: jax.Array) -> jax.Array:
+    """Returns the largest of the lengths ``[]`` of all sequences that are mapped together.
+
+    It is one number for all of them, so that a loop up to it has one condition.
+    """
+    return length
+
+
+@longest.def_vmap
+def _longest_of_all(_: int, in_batched: list[bool], length: jax.Array) -> tuple[jax.Array, bool]:
+    return longest(jnp.max(length) if in_batched[0] else length), False
+
+
+def fold(step: Callable[[PyTree, Any], PyTree], zero: PyTree, xs: PyTree, length: jax.Array) -> PyTree:
+    """Folds ``step`` over ``xs``, leaves ``[S, ...]``, as a scan that `stops_early` knows again."""
+
+    def sequence_fold(length: jax.Array, zero: PyTree) -> tuple[jax.Array, PyTree]:
+        return length, lax.scan(lambda total, x: (step(total, x), None), zero, xs)[0]
+
+    return jax.jit(sequence_fold)(length, zero)[1]
+
+
+def stops_early(closed: ClosedJaxpr) -> bool:
+    """Tells whether a program of this name is a `fold` as it was written, not differentiated since."""
+    scans = [eqn for eqn in closed.jaxpr.eqns if eqn.primitive.name == "scan"]
+    return len(scans) == 1 and len(scans[0].outvars) == scans[0].params["num_carry"]
+
+
+def while_loop(closed: ClosedJaxpr, inputs: list[Any], part: Callable[[Any], Callable[..., list[Any]]]) -> list[Any]:
+    """Runs a `fold` up to the longest length.
+
+    Args:
+      closed: The program: perhaps some preparation, then the scan; its first result is the length.
+      inputs: What it is called with.
+      part: Makes a function of an inner program.
+    """
+    jaxpr = closed.jaxpr
+    (scan,) = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "scan"]
+    before = jaxpr.replace(eqns=jaxpr.eqns[: jaxpr.eqns.index(scan)], outvars=[jaxpr.outvars[0], *scan.invars])
+    length, *operands = part(ClosedJaxpr(before, closed.consts))(*inputs)
+    num_consts, num_carry = scan.params["num_consts"], scan.params["num_carry"]
+    consts, carry, xs = operands[:num_consts], operands[num_consts:][:num_carry], operands[num_consts + num_carry :]
+    body, stop = part(scan.params["jaxpr"]), longest(length)
+
+    def advance(state: tuple[jax.Array, tuple[Any, ...]]) -> tuple[jax.Array, tuple[Any, ...]]:
+        position, carry = state
+        at = [lax.dynamic_index_in_dim(x, position, keepdims=False) for x in xs]
+        return position + 1, tuple(body(*consts, *carry, *at))
+
+    _, end = lax.while_loop(lambda state: state[0] < stop, advance, (jnp.int32(0), tuple(carry)))
+    return [length, *end]

@@ -1,0 +1,192 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjx.core import streaming
+from fedjx.core.chunks import Level, arranged, levelled
+from fedjx.core.computation import federated_computation
+from fedjx.core.operators import federated_sum
+from fedjx.core.placed import federated_map
+from fedjx.core.sequence import sequence_reduce
+from fedjx.core.values import Clients
+from fedjx.data import Cohort, FederatedData
+
+SIZES = np.random.default_rng(0).geometric(0.05, 37)
+DATA = FederatedData({"x": np.arange(SIZES.sum(), dtype=np.float32)}, np.cumsum([0, *SIZES]))
+IDS = np.random.default_rng(1).permutation(37)[:23]
+
+
+def one_device():
+    return jax.make_mesh((1,), ("clients",), devices=jax.devices()[:1])
+
+
+def batch_sum(batch):
+    return jnp.sum(jnp.where(batch["mask"], batch["x"], 0))
+
+
+@federated_computation
+def weighted_total(data, factor):
+    def client(data, factor):
+        return factor * sequence_reduce(lambda total, batch: total + batch_sum(batch), 0.0, data)
+
+    return federated_sum(federated_map(client, data, factor))
+
+
+FACTOR = Clients.of(np.arange(37, dtype=np.float32))
+EXPECTED = sum(float(k) * float(DATA.client(k)["x"].sum()) for k in IDS)
+
+
+@pytest.mark.parametrize("lanes", [1, 3, 8, 50])
+@pytest.mark.parametrize("devices", [1, 2, 4])
+@pytest.mark.parametrize("groups", [1, 2, 16])
+def test_every_client_is_arranged_once_with_its_like(lanes, devices, groups):
+    order = arranged(SIZES, lanes, devices, groups)
+    assert sorted(order[order >= 0].tolist()) == list(range(37))
+    assert order.shape[1] == lanes * devices * groups
+    rows = order.reshape(-1, devices, groups, lanes).swapaxes(1, 2).reshape(-1, devices * lanes)
+    smallest, largest = [[f(SIZES[r[r >= 0]], initial=start) for r in rows] for f, start in ((np.min, 99), (np.max, 0))]
+    assert all(small >= large for small, large in zip(smallest, largest[1:], strict=False))
+
+
+def test_no_device_always_gets_the_larger_clients():
+    sizes = np.arange(64)
+    work = sizes[arranged(sizes, 1, 2, 16).reshape(-1, 2, 16)].sum(axis=(0, 2))
+    assert abs(work[0] - work[1]) <= 2
+
+
+@pytest.mark.parametrize("num_clients", [10, 100])
+def test_padded_work_of_emnist_like_cohorts(num_clients):
+    """A device runs one client at a time on two cores: what it waits for is the other device, at the end only."""
+    sizes = np.clip(np.round(np.random.default_rng(2).lognormal(np.log(180), 0.4, num_clients)), 20, 418)
+    steps = -(-sizes.astype(int) // 20)
+    for lanes, limit in ((1, 1.1), (4, 1.1 if num_clients == 100 else 2)):
+        groups = np.append(steps, 0)[arranged(steps, lanes, 2, 16)].reshape(-1, 2, 16, lanes)
+        executed = groups.max(axis=3).sum(axis=(0, 2)).max() * lanes * 2
+        assert steps.sum() <= executed < limit * steps.sum()
+
+
+def test_padded_work_of_a_heavy_tail():
+    steps = np.ceil(np.random.default_rng(3).pareto(1.1, 1000) + 1).astype(int)
+
+    def executed(levels):
+        groups = [
+            np.append(steps[members], 0)[arranged(steps[members], lanes, 1, 16)].reshape(-1, lanes)
+            for lanes, members in levelled(steps, levels)
+        ]
+        return sum(g.shape[1] * g.max(axis=1).sum() for g in groups)
+
+    floor = steps.sum()
+    assert floor == executed([Level(1, 1.0)])
+    assert executed([Level(16, 1.0), Level(4, 1.05), Level(1, 1.1)]) < 1.15 * floor < 1.3 * floor
+    assert 1.3 * floor < executed([Level(16, 1.0)]) < steps.max() * 1000 / 10
+
+
+@pytest.mark.parametrize("levels", [[Level(4, 1.0)], [Level(8, 1.0), Level(2, 1.5), Level(1, 1.6)]])
+def test_levels_hold_every_client_once(levels):
+    parts = dict(levelled(SIZES, levels))
+    assert sorted(np.concatenate(list(parts.values())).tolist()) == list(range(37))
+    assert set(parts) <= {level.lanes for level in levels}
+
+
+@pytest.mark.parametrize("lanes", [1, 2, "auto"])
+@pytest.mark.parametrize("mesh", [None, one_device])
+def test_whole_clients_beside_a_cohort_are_found_by_their_ids(lanes, mesh):
+    run = weighted_total.streamed(mesh=mesh and mesh())
+    cohort = Cohort(DATA, IDS, batch_size=4, lanes=lanes)
+    np.testing.assert_allclose(run(cohort, FACTOR), EXPECTED, rtol=1e-6)
+    garbage = Clients.of(np.where(np.arange(60) < 37, np.arange(60), np.nan)[::-1], ids=np.arange(60)[::-1])
+    np.testing.assert_allclose(run(cohort, garbage), EXPECTED, rtol=1e-6)
+
+
+def test_a_client_that_one_argument_lacks():
+    with pytest.raises(ValueError, match=r"need the same clients; got none of id \[36\] in one"):
+        weighted_total(Cohort(DATA, [3, 36], batch_size=4), Clients.of(np.ones(36, np.float32)))
+
+
+# --- loops that stop early ------------------------------------------------------------------------
+
+
+def counting():
+    """A computation whose every executed step is counted on the host."""
+    executed = []
+
+    def step(total, batch):
+        jax.debug.callback(lambda: executed.append(1))
+        return total + batch_sum(batch)
+
+    @federated_computation
+    def total(data):
+        return federated_sum(federated_map(lambda data: sequence_reduce(step, 0.0, data), data))
+
+    return total, executed
+
+
+def test_a_streamed_loop_ends_with_its_client_and_padding_clients_have_none():
+    total, executed = counting()
+    run = total.streamed(mesh=one_device())
+    run(Cohort(DATA, IDS, batch_size=4, lanes=1))
+    jax.effects_barrier()
+    assert len(executed) == sum(-(-SIZES[IDS] // 4))
+
+
+def test_an_in_graph_loop_runs_over_the_padding():
+    """The negative control of the test above: the count sees every step."""
+    total, executed = counting()
+    clients = next(iter(Cohort(DATA, IDS[:1], batch_size=4, lanes=1)))
+    total.in_graph()(clients)
+    jax.effects_barrier()
+    assert len(executed) == clients.value.elements.index.shape[1] > -(-SIZES[IDS[0]] // 4)
+
+
+def test_stopping_early_changes_nothing_under_momentum():
+    @federated_computation
+    def momenta(data):
+        def step(state, batch):
+            value, momentum = state
+            momentum = 0.9 * momentum + batch_sum(batch)
+            return value + momentum, momentum
+
+        return federated_sum(federated_map(lambda d: sequence_reduce(step, (1.0, 0.5), d), data))
+
+    chunk = next(iter(Cohort(DATA, IDS, batch_size=4, lanes=23)))
+    for streamed, whole in zip(momenta.streamed()(chunk), momenta.in_graph()(chunk), strict=True):
+        np.testing.assert_allclose(streamed, whole, rtol=1e-6)
+
+
+# --- how many lanes -------------------------------------------------------------------------------
+
+
+def test_lanes_are_measured_once_and_kept(monkeypatch):
+    tried = []
+    fake = {1: 1.0, 4: 0.5, 16: 0.49}  # seconds per client
+
+    def seconds(self, server, chunk, lanes):
+        tried.append(lanes)
+        return fake[lanes] * chunk.mask.sum()
+
+    monkeypatch.setattr(streaming.PassStream, "seconds", seconds)
+    run = weighted_total.streamed(mesh=one_device())
+    for _ in range(2):
+        run(Cohort(DATA, IDS, batch_size=4), FACTOR)
+        assert run.lanes == 4
+    assert tried == [1, 4, 16]
+    run(Cohort(DATA, IDS, batch_size=4, lanes=2), FACTOR)
+    assert run.lanes == 2
+
+
+def test_small_cohorts_try_few_lanes():
+    run = weighted_total.streamed()
+    run(Cohort(DATA, IDS[:3], batch_size=4), FACTOR)
+    assert run.lanes == 1
+
+
+def test_measuring_runs_the_program_that_the_round_runs():
+    run = weighted_total.streamed(mesh=one_device())
+    run(Cohort(DATA, IDS, batch_size=4), FACTOR)
+    (compiled,) = run._by_type.values()
+    with jax.log_compiles(False):
+        sizes = compiled._passes[0]._step._cache_size()
+        for seed in range(5):
+            run(Cohort(DATA, np.random.default_rng(seed).permutation(37)[:23], batch_size=4), FACTOR)
+    assert compiled._passes[0]._step._cache_size() == sizes <= 3
