@@ -46,8 +46,11 @@ class Planned(Protocol):
     sizes: Any
     lanes: int | Literal["auto"]
 
-    def members(self, ids: np.ndarray, mask: np.ndarray) -> Clients:
-        """Returns a chunk of the named clients; where the mask is False it is padding."""
+    def members(self, ids: np.ndarray, mask: np.ndarray, num_devices: int) -> Clients:
+        """Returns a chunk of the named clients, in equal parts for so many devices.
+
+        Where the mask is False it is padding.
+        """
         ...
 
 
@@ -57,6 +60,8 @@ def is_stream(value: Any) -> bool:
     Raises:
       TypeError: If it can be iterated over only once; every pass reads it again.
     """
+    if isinstance(value, Planned):
+        return True
     if isinstance(value, list):
         return bool(value) and isinstance(value[0], Clients)
     no_stream = isinstance(value, (FederatedValue, FederatedType, Mapping, str)) or hasattr(value, "shape")
@@ -80,7 +85,7 @@ def first_chunk(value: Any) -> Any:
     if not is_stream(value):
         return value
     if isinstance(value, Planned):
-        return value.members(np.asarray(value.ids)[:1], np.ones(1, bool))
+        return value.members(np.asarray(value.ids)[:1], np.ones(1, bool), 1)
     first = next(iter(value), None)
     if first is None:
         raise ValueError("a cohort needs at least one client; got an empty stream. Sample again, or skip the round.")
@@ -122,13 +127,18 @@ class Chunks:
             size = levels[0].lanes * self._num_devices if levels else None
             streams = [_cut(a, size) if isinstance(a, Clients) else a for a in self._arguments]
             return _Again(lambda: ((None, chunk) for chunk in _zipped(streams)))
+        order = self.order(levels)
+        return _Again(lambda: ((lanes, self._chunk(ids, mask)) for lanes, ids, mask in order))
+
+    def order(self, levels: list[Level]) -> list[tuple[int, np.ndarray, np.ndarray]]:
+        """Returns the chunks of what leads: lanes, ids and mask of each."""
+        assert self._leader is not None
         sizes = np.asarray(self._leader.sizes)
-        parts = [
-            (lanes, np.where(rows < 0, -1, members[rows]))
+        return [
+            (lanes, *self._named(np.where(rows < 0, -1, members[rows])))
             for lanes, members in levelled(sizes, levels)
             for rows in arranged(sizes[members], lanes, self._num_devices, self._num_groups(lanes))
         ]
-        return _Again(lambda: ((lanes, self._chunk(rows)) for lanes, rows in parts))
 
     def sample(self, lanes: int) -> Clients:
         """Returns a chunk of the shape that `cut` gives, with one group of copies of a middling client."""
@@ -136,7 +146,7 @@ class Chunks:
         middling = np.argsort(self._leader.sizes)[len(self._leader.ids) // 2]
         rows = np.full((self._num_devices, self._num_groups(lanes), lanes), -1)
         rows[:, 0] = middling
-        return self._chunk(rows.reshape(-1))
+        return self._chunk(*self._named(rows.reshape(-1)))
 
     def lane_counts(self) -> list[int]:
         """Returns the numbers of lanes worth trying, from few to many."""
@@ -149,11 +159,17 @@ class Chunks:
         needed = -(-len(self._leader.ids) // (lanes * self._num_devices))
         return min(self._most_groups, 1 << (needed - 1).bit_length())  # powers of two: few shapes
 
-    def _chunk(self, rows: np.ndarray) -> Clients:
+    def _named(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the ids at these positions, and which are not padding."""
         assert self._leader is not None
-        ids, mask = np.asarray(self._leader.ids)[np.where(rows < 0, rows.max(), rows)], rows >= 0
+        return np.asarray(self._leader.ids)[np.where(rows < 0, rows.max(), rows)], rows >= 0
+
+    def _chunk(self, ids: np.ndarray, mask: np.ndarray) -> Clients:
         return side_by_side(
-            [_rows(a, ids, mask) if isinstance(a, Clients) else a.members(ids, mask) for a in self._arguments]
+            [
+                _rows(a, ids, mask) if isinstance(a, Clients) else a.members(ids, mask, self._num_devices)
+                for a in self._arguments
+            ]
         )
 
 

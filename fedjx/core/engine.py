@@ -22,7 +22,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjx.core.convolution import by_products
-from fedjx.core.values import Clients, per_client
+from fedjx.core.values import Clients, per_client, shares_pool
 
 PyTree = Any
 
@@ -173,7 +173,7 @@ def map_reduce(
     reduced, outputs = jax.shard_map(
         device,
         mesh=mesh,
-        in_specs=(_WHOLE, _SPLIT, _SPLIT, _SPLIT, _WHOLE),
+        in_specs=(_WHOLE, _SPLIT, _SPLIT, _SPLIT, _pool_specs(clients.value)),
         out_specs=(_WHOLE, _SPLIT),
         check_vma=False,
     )(server, own, padded.mask, padded.id, pools)
@@ -197,6 +197,10 @@ def _pad(clients: Clients, multiple: int) -> Clients:
 
 def _report(run: Pass, accumulators: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
     return tuple(r.report(accumulator) for r, accumulator in zip(run.reductions, accumulators, strict=True))
+
+
+def _pool_specs(value: PyTree) -> list[PartitionSpec]:
+    return [_WHOLE if shared else _SPLIT for shared in shares_pool(value)]
 
 
 # --- across devices -----------------------------------------------------------------------------
@@ -355,7 +359,7 @@ class PassStream:
         return jax.shard_map(
             device,
             mesh=self.mesh,
-            in_specs=(_SPLIT, _WHOLE, _SPLIT, _SPLIT, _SPLIT, _WHOLE),
+            in_specs=(_SPLIT, _WHOLE, _SPLIT, _SPLIT, _SPLIT, _pool_specs(clients.value)),
             out_specs=_SPLIT,
             check_vma=False,
         )(accumulators, server, own, clients.mask, clients.id, pools)
@@ -393,7 +397,9 @@ class Placer:
         divides = clients.num_clients % self.split.mesh.shape[AXIS] == 0
         arrays = (own, clients.mask, clients.id)
         own, mask, ids = self._divided(arrays) if divides else jax.device_put(arrays, self.whole)
-        return Clients(join(own, self._placed_pools(pools)), mask, ids)
+        if all(shares_pool(clients.value)):
+            return Clients(join(own, self._placed_pools(pools)), mask, ids)
+        return Clients(join(own, self._divided(pools)), mask, ids)
 
     def _placed_pools(self, pools: PyTree) -> PyTree:
         leaves = jax.tree.leaves(pools)
@@ -405,6 +411,8 @@ class Placer:
         return self._pools[1]
 
     def _divided(self, arrays: PyTree) -> PyTree:
+        if all(isinstance(x, jax.Array) and x.sharding == self.split for x in jax.tree.leaves(arrays)):
+            return arrays
         # JAX may read host memory later than the call that is given it, and a loader may use it again.
         arrays = jax.tree.map(lambda x: np.array(x) if isinstance(x, np.ndarray) else x, arrays)
         # For one device, the compiled step takes NumPy arrays nine times faster than device_put does.
