@@ -1,0 +1,162 @@
+"""Rewrites the function of one client so that it runs well when it is mapped over clients.
+
+`rewritten` traces a function and replaces the operations that XLA runs badly under `vmap`, before
+it is mapped: convolutions whose kernel is each client's own, and pooling. Gradients are ordinary
+operations by then and are replaced alike, and any model takes this path as it is. What remains
+are ordinary operations, so every transformation of JAX still applies.
+
+Programs inside of `jit`, `remat`, `scan`, `while` and `cond` are rewritten too. Functions with a
+derivative of their own (`custom_jvp`, `custom_vjp`) that nobody has differentiated yet are left
+as they are, since the rule belongs to the operation that it comes with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+from jax import lax
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+
+from fedjx.core.convolution import convolution
+from fedjx.core.pooling import is_unrolled, pool
+
+PyTree = Any
+
+
+def rewritten(fn: Callable[..., PyTree], shared: PyTree, own: PyTree) -> PyTree:
+    """Evaluates ``fn(shared, own)`` with its per-client convolutions and its pooling replaced.
+
+    Args:
+      fn: The function of one client, traceable.
+      shared: What all clients have in common; what is made of this alone stays as it is.
+      own: What is each client's own.
+    """
+    flat, treedef = jax.tree.flatten((shared, own))
+    closed, shape = jax.make_jaxpr(lambda *xs: fn(*treedef.unflatten(xs)), return_shape=True)(*flat)
+    if not _is_concerned(closed.jaxpr):
+        return jax.tree.unflatten(jax.tree.structure(shape), jaxpr_as_fun(closed)(*flat))
+    num_shared = len(jax.tree.leaves(shared))
+    is_own = [False] * num_shared + [True] * (len(flat) - num_shared)
+    results, _ = _evaluate(closed, flat, is_own)
+    return jax.tree.unflatten(jax.tree.structure(shape), results)
+
+
+def _is_concerned(jaxpr: Jaxpr) -> bool:
+    return any(_is_replaced(eqn) or any(map(_is_concerned, _inner(eqn.params.values()))) for eqn in jaxpr.eqns)
+
+
+def _is_replaced(eqn: Any) -> bool:
+    name = eqn.primitive.name
+    return name == "conv_general_dilated" or is_unrolled(name, eqn.outvars[0].aval.dtype, eqn.params)
+
+
+def _inner(params: Iterable[Any]) -> list[Jaxpr]:
+    found = []
+    for value in params:
+        for x in value if isinstance(value, (tuple, list)) else [value]:
+            if isinstance(x, ClosedJaxpr):
+                found.append(x.jaxpr)
+            elif isinstance(x, Jaxpr):
+                found.append(x)
+    return found
+
+
+def _evaluate(closed: ClosedJaxpr, args: list[Any], is_own: list[bool]) -> tuple[list[Any], list[bool]]:
+    """Evaluates a program, and tells which results depend on what is each client's own."""
+    jaxpr = closed.jaxpr
+    values: dict[Any, tuple[Any, bool]] = {v: (x, False) for v, x in zip(jaxpr.constvars, closed.consts, strict=True)}
+    values |= dict(zip(jaxpr.invars, zip(args, is_own, strict=True), strict=True))
+
+    def read(v: Any) -> tuple[Any, bool]:
+        return (v.val, False) if isinstance(v, Literal) else values[v]
+
+    sources = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
+    for eqn in jaxpr.eqns:
+        inputs, flags = zip(*map(read, eqn.invars), strict=True) if eqn.invars else ((), ())
+        if eqn.primitive.name == "conv_general_dilated" and flags[1]:
+            outputs, out_flags = [convolution(*inputs, _flipped(eqn, sources, read), **eqn.params)], [True]
+        else:
+            outputs, out_flags = _apply(jaxpr, eqn, list(inputs), list(flags))
+        values |= dict(zip(eqn.outvars, zip(outputs, out_flags, strict=True), strict=True))
+    results = [read(v) for v in jaxpr.outvars]
+    return [x for x, _ in results], [flag for _, flag in results]
+
+
+def _flipped(eqn: Any, sources: dict[Any, Any], read: Callable[[Any], Any]) -> jax.Array | None:
+    """Returns what a convolution's kernel is the reversal of, if it is one along all of its spatial axes."""
+    source = sources.get(eqn.invars[1])
+    axes = sorted(eqn.params["dimension_numbers"].rhs_spec[2:])
+    is_reversal = source is not None and source.primitive.name == "rev" and sorted(source.params["dimensions"]) == axes
+    return read(source.invars[0])[0] if is_reversal else None
+
+
+def _apply(jaxpr: Jaxpr, eqn: Any, inputs: list[Any], flags: list[bool]) -> tuple[list[Any], list[bool]]:
+    name, params = eqn.primitive.name, eqn.params
+    if name in _INSIDE and any(map(_is_concerned, _inner(params.values()))):
+        # What goes in as anyone's own makes all of it their own; a mistaken True costs speed only.
+        outputs = _INSIDE[name](params, inputs, [any(flags)] * len(flags))
+        return outputs, [any(flags)] * len(outputs)
+    if any(flags) and is_unrolled(name, eqn.outvars[0].aval.dtype, params):
+        return [pool(name, *inputs, **params)], [True]
+    # A program of this one step: JAX knows best how each of its primitives is called.
+    variables = {v: x for v, x in zip(eqn.invars, inputs, strict=True) if not isinstance(v, Literal)}
+    alone = jaxpr.replace(constvars=[], invars=list(variables), outvars=eqn.outvars, eqns=[eqn])
+    outputs = jaxpr_as_fun(ClosedJaxpr(alone, ()))(*variables.values())
+    return list(outputs), [any(flags)] * len(outputs)
+
+
+def _part(jaxpr: Jaxpr | ClosedJaxpr, is_own: bool) -> Callable[..., list[Any]]:
+    """Returns an inner program, rewritten, as a function."""
+    closed = jaxpr if isinstance(jaxpr, ClosedJaxpr) else ClosedJaxpr(jaxpr, ())
+    return lambda *args: _evaluate(closed, list(args), [is_own] * len(args))[0]
+
+
+def _call(params: dict[str, Any], inputs: list[Any], flags: list[bool]) -> list[Any]:
+    return _part(params["jaxpr"], any(flags))(*inputs)
+
+
+def _remat(params: dict[str, Any], inputs: list[Any], flags: list[bool]) -> list[Any]:
+    options = {name: params[name] for name in ("policy", "prevent_cse")}
+    return list(jax.checkpoint(_part(params["jaxpr"], any(flags)), **options)(*inputs))
+
+
+def _scan(params: dict[str, Any], inputs: list[Any], flags: list[bool]) -> list[Any]:
+    num_consts, num_carry = params["num_consts"], params["num_carry"]
+    step = _part(params["jaxpr"], any(flags))
+    consts, carry, xs = inputs[:num_consts], inputs[num_consts:][:num_carry], inputs[num_consts + num_carry :]
+
+    def body(carry: tuple[Any, ...], xs: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        results = step(*consts, *carry, *xs)
+        return tuple(results[:num_carry]), tuple(results[num_carry:])
+
+    kept = {name: params[name] for name in ("length", "reverse", "unroll")}
+    carry, ys = lax.scan(body, tuple(carry), tuple(xs), **kept)
+    return [*carry, *ys]
+
+
+def _while(params: dict[str, Any], inputs: list[Any], flags: list[bool]) -> list[Any]:
+    num_tests, num_bodies = params["cond_nconsts"], params["body_nconsts"]
+    goes_on, body = (_part(params[name], any(flags)) for name in ("cond_jaxpr", "body_jaxpr"))
+    tests, bodies = inputs[:num_tests], inputs[num_tests:][:num_bodies]
+    start = tuple(inputs[num_tests + num_bodies :])
+    end = lax.while_loop(lambda c: goes_on(*tests, *c)[0], lambda c: tuple(body(*bodies, *c)), start)
+    return list(end)
+
+
+def _cond(params: dict[str, Any], inputs: list[Any], flags: list[bool]) -> list[Any]:
+    branches = [_part(branch, any(flags)) for branch in params["branches"]]
+    return list(lax.switch(inputs[0], branches, *inputs[1:]))
+
+
+# The operations that hold programs of their own, under the names of JAX 0.10 and later.
+_INSIDE = {
+    "jit": _call,
+    "pjit": _call,
+    "remat2": _remat,
+    "checkpoint": _remat,
+    "scan": _scan,
+    "while": _while,
+    "cond": _cond,
+}
