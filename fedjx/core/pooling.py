@@ -28,9 +28,10 @@ _GRADIENT = "select_and_scatter_add"
 _MOST_SLICES = 32
 
 
-def is_unrolled(name: str, dtype: Any, params: dict[str, Any]) -> bool:
-    """Tells whether `pool` computes an operation."""
-    if name not in (*_POOLS, _GRADIENT) or not jnp.issubdtype(dtype, jnp.floating):
+def is_unrolled(eqn: Any) -> bool:
+    """Tells whether `pool` computes an equation."""
+    name, params = eqn.primitive.name, eqn.params
+    if name not in (*_POOLS, _GRADIENT) or not jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating):
         return False
     window = params["window_dimensions"]
     if name == _GRADIENT:

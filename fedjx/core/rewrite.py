@@ -19,9 +19,8 @@ import jax
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
+from fedjx.core import pooling, threefry
 from fedjx.core.convolution import convolution
-from fedjx.core.pooling import is_unrolled, pool
-from fedjx.core.threefry import is_threefry, random_bits_program, threefry2x32
 
 PyTree = Any
 
@@ -49,10 +48,7 @@ def _is_concerned(jaxpr: Jaxpr) -> bool:
 
 
 def _is_replaced(eqn: Any) -> bool:
-    name = eqn.primitive.name
-    if name == "conv_general_dilated" or is_threefry(eqn):
-        return True
-    return is_unrolled(name, eqn.outvars[0].aval.dtype, eqn.params)
+    return eqn.primitive.name == "conv_general_dilated" or pooling.is_unrolled(eqn) or threefry.is_unrolled(eqn)
 
 
 def _inner(params: Iterable[Any]) -> list[Jaxpr]:
@@ -101,12 +97,10 @@ def _apply(jaxpr: Jaxpr, eqn: Any, inputs: list[Any], flags: list[bool]) -> tupl
         # What goes in as anyone's own makes all of it their own; a mistaken True costs speed only.
         outputs = _INSIDE[name](params, inputs, [any(flags)] * len(flags))
         return outputs, [any(flags)] * len(outputs)
-    if any(flags) and is_unrolled(name, eqn.outvars[0].aval.dtype, params):
-        return [pool(name, *inputs, **params)], [True]
-    if name == "threefry2x32":
-        return threefry2x32(*inputs), [any(flags)] * 2
-    if is_threefry(eqn):
-        return _evaluate(random_bits_program(*inputs, **params), [jax.random.key_data(*inputs)], flags)
+    if any(flags) and pooling.is_unrolled(eqn):
+        return [pooling.pool(name, *inputs, **params)], [True]
+    if threefry.is_unrolled(eqn):
+        return [threefry.random_bits(*inputs, **params)], flags
     # A program of this one step: JAX knows best how each of its primitives is called.
     variables = {v: x for v, x in zip(eqn.invars, inputs, strict=True) if not isinstance(v, Literal)}
     alone = jaxpr.replace(constvars=[], invars=list(variables), outvars=eqn.outvars, eqns=[eqn])

@@ -7,40 +7,56 @@ are ordinary operations, which XLA fuses into one. The bits are the same.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import ClosedJaxpr
-from jax.extend.random import threefry_prng_impl
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
+# A loop, however short, has its result in memory; else XLA would hash anew wherever the bits are used.
+_NUM_PARTS = 2
+_LEAST_BITS, _MOST_BITS = 4096, 2**31
 
 
-def is_threefry(eqn: Any) -> bool:
-    """Tells whether an equation draws bits with keys of JAX's default generator."""
-    return eqn.primitive.name == "random_bits" and str(eqn.invars[0].aval.dtype) == "key<fry>"
+def is_unrolled(eqn: Any) -> bool:
+    """Tells whether `random_bits` draws the bits of an equation: many, of JAX's default generator and scheme."""
+    return (
+        eqn.primitive.name == "random_bits"
+        and str(eqn.invars[0].aval.dtype) == "key<fry>"
+        and jax.config.jax_threefry_partitionable
+        and eqn.params["bit_width"] <= 32
+        and _LEAST_BITS <= math.prod(eqn.params["shape"]) < _MOST_BITS
+    )
 
 
-def random_bits_program(keys: jax.Array, *, bit_width: int, shape: tuple[int, ...]) -> ClosedJaxpr:
-    """Returns JAX's own way from ``random.key_data(keys)`` to bits, a program whose hashes are ``threefry2x32``."""
+def random_bits(keys: jax.Array, *, bit_width: int, shape: tuple[int, ...]) -> jax.Array:
+    """Draws unsigned integers ``[*keys, *shape]``: element ``i`` is the hash of ``(0, i)``."""
 
-    def bits(data: jax.Array) -> jax.Array:
-        return threefry_prng_impl.random_bits(data, bit_width, shape)
+    def draw(key: jax.Array) -> jax.Array:
+        size = math.prod(shape)
+        part = -(-size // _NUM_PARTS)
+
+        def bits(first: jax.Array) -> jax.Array:
+            high, low = _threefry2x32(key[0], key[1], jnp.uint32(0), first + jnp.arange(part, dtype=jnp.uint32))
+            return (high ^ low).astype(f"uint{bit_width}")
+
+        parts = lax.map(bits, part * jnp.arange(_NUM_PARTS, dtype=jnp.uint32))
+        return parts.reshape(-1)[:size].reshape(shape)
 
     for _ in range(keys.ndim):
-        bits = jax.vmap(bits)
-    return jax.make_jaxpr(bits)(jax.random.key_data(keys))
+        draw = jax.vmap(draw)
+    return draw(jax.random.key_data(keys))
 
 
-def threefry2x32(key_0: jax.Array, key_1: jax.Array, x_0: jax.Array, x_1: jax.Array) -> list[jax.Array]:
-    """Hashes pairs of 32-bit words, as the primitive of this name does."""
-    keys = (key_0, key_1, key_0 ^ key_1 ^ _PARITY)
+def _threefry2x32(key_0: Any, key_1: Any, x_0: Any, x_1: Any) -> tuple[jax.Array, jax.Array]:
+    keys = (key_0, key_1, key_0 ^ key_1 ^ jnp.uint32(_PARITY))
     x_0, x_1 = x_0 + keys[0], x_1 + keys[1]
     for group in range(5):
         for rotation in _ROTATIONS[group % 2]:
             x_0 = x_0 + x_1
-            x_1 = x_0 ^ ((x_1 << rotation) | lax.shift_right_logical(x_1, jax.numpy.uint32(32 - rotation)))
-        x_0, x_1 = x_0 + keys[(group + 1) % 3], x_1 + keys[(group + 2) % 3] + (group + 1)
-    return [x_0, x_1]
+            x_1 = x_0 ^ (x_1 << jnp.uint32(rotation) | x_1 >> jnp.uint32(32 - rotation))
+        x_0, x_1 = x_0 + keys[(group + 1) % 3], x_1 + (keys[(group + 2) % 3] + jnp.uint32(group + 1))
+    return x_0, x_1
