@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjx.core.rewrite import rewritten
+from fedjx.core.rewrite import mapped
 from fedjx.core.values import Clients, per_client
 
 PyTree = Any
@@ -68,7 +68,7 @@ def _map(run: Pass, server: PyTree, clients: Clients) -> tuple[tuple[PyTree, ...
         (server, pools), (own, client_id) = shared, member
         return run.fn(server, join(own, pools), client_id)
 
-    return jax.vmap(lambda *member: rewritten(one, (server, pools), member))(own, clients.id)
+    return mapped(one, (server, pools), (own, clients.id))
 
 
 def _zeros(run: Pass, server: PyTree, clients: Clients) -> tuple[PyTree, ...]:
