@@ -21,7 +21,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjx.core.rewrite import rewritten
+from fedjx.core.rewrite import mapped
 from fedjx.core.values import Clients, per_client, shares_pool
 
 PyTree = Any
@@ -72,10 +72,7 @@ def _map(run: Pass, server: PyTree, clients: Clients) -> tuple[tuple[PyTree, ...
         (server, pools), (own, client_id) = shared, member
         return run.fn(server, join(own, pools), client_id)
 
-    def one_rewritten(*member: PyTree) -> tuple[tuple[PyTree, ...], PyTree]:
-        return rewritten(one, (server, pools), member, stop_early=not run.differentiable)
-
-    return jax.vmap(one_rewritten)(own, clients.id)
+    return mapped(one, (server, pools), (own, clients.id), stop_early=not run.differentiable)
 
 
 def _zeros(run: Pass, server: PyTree, clients: Clients) -> tuple[PyTree, ...]:
