@@ -123,7 +123,7 @@ def _convolution(eqn: Any) -> Product:
         )
     ]
     channels, columns = right[spec.rhs_spec[1]], right[spec.rhs_spec[0]]
-    # With groups of batches every output sees only its group's part of the batch: its own rows, all the same.
+    # Groups need no case of their own: an output sums over the input channels that the kernel has.
     rows = out[spec.out_spec[0]] * math.prod(outputs)
     flops = 2 * out[spec.out_spec[0]] * math.prod(pairs) * channels * columns
     return Product(rows, math.prod(taps) * channels, columns, flops)

@@ -115,7 +115,9 @@ def parse_flags(args: list[str] | None = None) -> argparse.Namespace:
     flag("--clients", type=int, help="clients in a round; the workload's own number if not given")
     flag("--rounds", type=int, default=10, help="turns of a product and a round")
     flag("--warm-up", type=int, default=1, help="rounds before them")
-    flag("--lanes", type=round_time.lanes, default="auto", help="clients that are trained at the same time, or auto")
+    flag(
+        "--lanes", type=round_time.lanes, default="auto", help="clients that a device trains at the same time, or auto"
+    )
     flag("--sizes", type=int, nargs="+", help="sides of the square products; 256 to 2048 on a CPU, else to 16384")
     flag("--megabytes", type=int, default=256, help="of memory for the bandwidth, on each device")
     flag("--seconds", type=float, default=0.5, help="for each product")

@@ -64,10 +64,10 @@ class Round(NamedTuple):
 
 
 def cohort_chunks(data: FederatedData, ids: Any, *, batch_size: int, lanes: Lanes, num_devices: int) -> Cohort:
-    """Plans a cohort; every benchmark makes its cohorts here."""
-    if lanes == "auto":  # on a CPU one client per core
-        lanes = min(num_devices if jax.default_backend() == "cpu" else 16 * num_devices, len(ids))
-    return Cohort(data, ids, batch_size=batch_size, chunk_size=int(lanes))
+    """Plans a cohort of which each device trains so many clients at once; every benchmark makes its cohorts here."""
+    if lanes == "auto":
+        lanes = 1 if jax.default_backend() == "cpu" else 16
+    return Cohort(data, ids, batch_size=batch_size, chunk_size=int(lanes) * num_devices)
 
 
 def lane_steps(cohort: Cohort, num_devices: int) -> int:
@@ -163,7 +163,7 @@ def parse_flags(args: list[str] | None = None) -> argparse.Namespace:
     flag("--population", type=int, default=0, help="clients in all; 0 leaves it to the workload")
     flag("--rounds", type=int, default=10, help="rounds to time")
     flag("--warm-up", type=int, default=1, help="rounds before them")
-    flag("--lanes", type=lanes, default="auto", help="clients that are trained at the same time, or auto")
+    flag("--lanes", type=lanes, default="auto", help="clients that a device trains at the same time, or auto")
     flags = parser.parse_args(args)
     if min(flags.rounds, flags.warm_up) < 1:
         parser.error(f"--rounds and --warm-up need to be at least 1; got {flags.rounds} and {flags.warm_up}.")
@@ -172,6 +172,8 @@ def parse_flags(args: list[str] | None = None) -> argparse.Namespace:
 
 def lanes(text: str) -> Lanes:
     """Reads a number of lanes."""
+    if text != "auto" and not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"lanes are auto or at least 1; got {text}.")
     return text if text == "auto" else int(text)
 
 

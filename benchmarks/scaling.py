@@ -78,7 +78,7 @@ def one_cohort(flags: argparse.Namespace) -> dict[str, Any]:
 def memory_ratio(measured: list[dict[str, Any]]) -> float:
     """Compares the peak memory of the largest cohort with that of 100 clients, or of the smallest where none is so."""
     base = next((m for m in measured if m["clients"] == 100), measured[0])
-    return measured[-1]["peak_host_bytes"] / base["peak_host_bytes"]
+    return max(measured, key=lambda m: m["clients"])["peak_host_bytes"] / base["peak_host_bytes"]
 
 
 # --- more devices -------------------------------------------------------------------------------
@@ -92,9 +92,11 @@ def devices(flags: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def one_mesh(flags: argparse.Namespace) -> dict[str, Any]:
-    """Times 16 equal clients in eight lanes, and reads the programs that ran."""
+    """Times 16 equal clients in eight lanes over all devices, and reads the programs that ran."""
     mesh = client_mesh(flags.devices)
-    stream = round_time.rounds(equal_clients(emnist_dense(), 160), mesh=mesh, cohort_size=16, lanes=8, seed=flags.seed)
+    stream = round_time.rounds(
+        equal_clients(emnist_dense(), 160), mesh=mesh, cohort_size=16, lanes=8 // mesh.size, seed=flags.seed
+    )
     first, *timed = [next(stream) for _ in range(1 + flags.rounds)]
     programs = jax.devices()[0].client.live_executables()
     text = "\n".join(module.to_string() for program in programs for module in program.hlo_modules())
@@ -152,9 +154,10 @@ def overhead(flags: argparse.Namespace, mesh: Mesh) -> dict[str, Any]:
     Equal clients are padded alike by both, so that what differs is the host's loop.
     """
     workload, size = equal_clients(emnist_cnn(), flags.overhead_examples), flags.overhead_clients
+    options: dict[str, Any] = {"mesh": mesh, "cohort_size": size, "lanes": flags.overhead_lanes, "seed": flags.seed}
     streams = {
-        "streamed": round_time.rounds(workload, mesh=mesh, cohort_size=size, population=size, seed=flags.seed),
-        "in_graph": in_graph_seconds(workload, mesh, size, seed=flags.seed),
+        "streamed": round_time.rounds(workload, population=size, **options),
+        "in_graph": in_graph_seconds(workload, **options),
     }
     _, _, *timed = in_turns(streams, 2 + flags.rounds)  # a state that is not on the mesh yet is compiled for apart
     streamed, in_graph = [turn["streamed"].seconds for turn in timed], [turn["in_graph"] for turn in timed]
@@ -167,23 +170,16 @@ def overhead(flags: argparse.Namespace, mesh: Mesh) -> dict[str, Any]:
     }
 
 
-def in_graph_seconds(workload: Workload, mesh: Mesh, size: int, *, seed: int) -> Iterator[float]:
+def in_graph_seconds(workload: Workload, *, mesh: Mesh, cohort_size: int, lanes: int, seed: int) -> Iterator[float]:
     """Trains without end on one cohort, each round one program, and yields its time."""
     algorithm: Any = fed_avg(workload.model, client_optimizer=workload.client_optimizer)
-    data, state = workload.data(size, seed), algorithm.init(jax.random.key(seed))
-    run = jax.jit(algorithm.next.in_graph(mesh=mesh, chunk_size=lanes_per_device(data, workload, mesh, size)))
+    data, state = workload.data(cohort_size, seed), algorithm.init(jax.random.key(seed))
+    run = jax.jit(algorithm.next.in_graph(mesh=mesh, chunk_size=lanes))
     while True:
         started = time.perf_counter()
-        clients = cohort(data, range(size), batch_size=workload.batch_size)
+        clients = cohort(data, range(cohort_size), batch_size=workload.batch_size)
         state, _ = jax.block_until_ready(run(state, clients))
         yield time.perf_counter() - started
-
-
-def lanes_per_device(data: Any, workload: Workload, mesh: Mesh, size: int) -> int:
-    """Finds how many clients the streamed rounds train at once on a device."""
-    options: dict[str, Any] = {"batch_size": workload.batch_size, "lanes": "auto", "num_devices": mesh.size}
-    first = next(iter(round_time.cohort_chunks(data, np.arange(size), **options)))
-    return -(-first.num_clients // mesh.size)
 
 
 # --- command line -------------------------------------------------------------------------------
@@ -196,11 +192,12 @@ def parse_flags(args: list[str] | None = None) -> argparse.Namespace:
     flag("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
     flag("--rounds", type=int, default=5, help="rounds to time in each part")
     flag("--cohorts", type=int, nargs="+", default=[10, 100, 1000, 10_000], help="sizes of cohorts, growing")
-    flag("--device-numbers", type=int, nargs="+", default=[1, 2, 4], help="simulated devices, growing")
+    flag("--device-numbers", type=int, nargs="+", choices=(1, 2, 4, 8), default=[1, 2, 4], help="simulated devices")
     flag("--spread-clients", type=int, default=100, help="clients in a round where their sizes differ")
     flag("--many-rounds", type=int, default=50, help="rounds in which compilations are counted")
     flag("--overhead-clients", type=int, default=100, help="clients of the network where streaming is compared")
     flag("--overhead-examples", type=int, default=160, help="examples of each of them")
+    flag("--overhead-lanes", type=int, default=1, help="clients that each device trains at once there")
     flag("--plot", type=Path, help="file for a picture, .png")
     for name, kind in (("--child", str), ("--clients", int), ("--population", int)):
         flag(name, type=kind, help=argparse.SUPPRESS)  # of the processes that this one starts

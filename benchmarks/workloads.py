@@ -134,7 +134,8 @@ class Lstm(nnx.Module):
 
     def __init__(self, *, rngs: nnx.Rngs):
         self.embed = nnx.Embed(NUM_WORDS, 96, rngs=rngs)
-        self.lstm = nnx.RNN(nnx.OptimizedLSTMCell(96, 670, rngs=rngs), rngs=False)
+        quick = nnx.initializers.lecun_normal()  # an orthogonal matrix takes seconds, and speed is all that counts
+        self.lstm = nnx.RNN(nnx.OptimizedLSTMCell(96, 670, recurrent_kernel_init=quick, rngs=rngs), rngs=False)
         self.dense = nnx.Linear(670, 96, rngs=rngs)
         self.head = nnx.Linear(96, NUM_WORDS, rngs=rngs)
 
@@ -168,7 +169,7 @@ class Transformer(nnx.Module):
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         mask = nnx.combine_masks(nnx.make_causal_mask(tokens), nnx.make_attention_mask(tokens > 0, tokens > 0))
-        angle = jnp.arange(tokens.shape[1])[:, None] / 10_000 ** (jnp.arange(48) / 48)
+        angle = jnp.arange(tokens.shape[1])[:, None] / 10_000 ** (jnp.arange(48)[None] / 48)
         x = self.embed(tokens) + jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)[None]
         for block in self.blocks:
             x = block(x, mask)
