@@ -56,7 +56,8 @@ def equal_clients(workload: Workload, size: int) -> Workload:
 
 def cohorts(flags: argparse.Namespace) -> list[dict[str, Any]]:
     """Times cohorts of growing size from one population, each in a process of its own."""
-    passed = ["--rounds", flags.rounds, "--seed", flags.seed, "--population", max(flags.cohorts)]
+    passed = ["--rounds", flags.rounds, "--lanes", flags.lanes, "--seed", flags.seed]
+    passed += ["--population", max(flags.cohorts)]
     passed += ["--devices", flags.devices] if flags.devices else []
     return [run_apart("scaling", "--child", "cohort", "--clients", size, *passed) for size in flags.cohorts]
 
@@ -70,6 +71,7 @@ def one_cohort(flags: argparse.Namespace) -> dict[str, Any]:
         num_rounds=flags.rounds,
         cohort_size=flags.clients,
         population=flags.population,
+        lanes=flags.lanes,
         seed=flags.seed,
     )
     return {"clients": flags.clients, **summary, **peak_memory(mesh)}
@@ -121,7 +123,8 @@ def spread(flags: argparse.Namespace, mesh: Mesh) -> list[dict[str, Any]]:
         "lognormal": base._replace(sizes=emnist_sizes),
         "heavy-tailed": base._replace(sizes=functools.partial(heavy_tailed_sizes, 60, 1.5, 3600)),
     }
-    options: dict[str, Any] = {"mesh": mesh, "cohort_size": flags.spread_clients, "seed": flags.seed}
+    options: dict[str, Any] = {"mesh": mesh, "lanes": flags.lanes, "seed": flags.seed}
+    options["cohort_size"] = flags.spread_clients
     streams = {name: round_time.rounds(workload, **options) for name, workload in kinds.items()}
     turns = list(in_turns(streams, flags.rounds + 1))
     done = {name: [turn[name] for turn in turns] for name in streams}
@@ -144,17 +147,19 @@ def in_turns(streams: dict[str, Iterator[Any]], times: int) -> Iterator[dict[str
 
 def recompilation(flags: argparse.Namespace, mesh: Mesh) -> dict[str, Any]:
     """Counts what XLA compiles over random cohorts of unequal clients."""
-    options: dict[str, Any] = {"mesh": mesh, "cohort_size": 10, "seed": flags.seed}
+    options: dict[str, Any] = {"mesh": mesh, "cohort_size": 10, "lanes": flags.lanes, "seed": flags.seed}
     return round_time.measure(emnist_dense(), num_rounds=flags.many_rounds, **options)
 
 
 def overhead(flags: argparse.Namespace, mesh: Mesh) -> dict[str, Any]:
     """Times rounds of one cohort of equal clients, streamed and as one program, in turns.
 
-    Equal clients are padded alike by both, so that what differs is the host's loop.
+    Equal clients in the same lanes, one on each device if not said, are padded alike by both, so that what differs
+    is the host's loop.
     """
+    lanes = 1 if flags.lanes == "auto" else flags.lanes
     workload, size = equal_clients(emnist_cnn(), flags.overhead_examples), flags.overhead_clients
-    options: dict[str, Any] = {"mesh": mesh, "cohort_size": size, "lanes": flags.overhead_lanes, "seed": flags.seed}
+    options: dict[str, Any] = {"mesh": mesh, "cohort_size": size, "lanes": lanes, "seed": flags.seed}
     streams = {
         "streamed": round_time.rounds(workload, population=size, **options),
         "in_graph": in_graph_seconds(workload, **options),
@@ -192,12 +197,14 @@ def parse_flags(args: list[str] | None = None) -> argparse.Namespace:
     flag("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
     flag("--rounds", type=int, default=5, help="rounds to time in each part")
     flag("--cohorts", type=int, nargs="+", default=[10, 100, 1000, 10_000], help="sizes of cohorts, growing")
+    flag(
+        "--lanes", type=round_time.lanes, default="auto", help="clients that a device trains at the same time, or auto"
+    )
     flag("--device-numbers", type=int, nargs="+", choices=(1, 2, 4, 8), default=[1, 2, 4], help="simulated devices")
     flag("--spread-clients", type=int, default=100, help="clients in a round where their sizes differ")
     flag("--many-rounds", type=int, default=50, help="rounds in which compilations are counted")
     flag("--overhead-clients", type=int, default=100, help="clients of the network where streaming is compared")
     flag("--overhead-examples", type=int, default=160, help="examples of each of them")
-    flag("--overhead-lanes", type=int, default=1, help="clients that each device trains at once there")
     flag("--plot", type=Path, help="file for a picture, .png")
     for name, kind in (("--child", str), ("--clients", int), ("--population", int)):
         flag(name, type=kind, help=argparse.SUPPRESS)  # of the processes that this one starts
