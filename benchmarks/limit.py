@@ -143,7 +143,7 @@ def main(flags: argparse.Namespace) -> dict[str, Any]:
         "benchmark": "limit",
         "workload": workload.name,
         "clients": done[0].num_clients,
-        "lanes": flags.lanes,
+        "lanes": done[-1].lanes,
         "flops_per_example": flops,
         "peak_flops_per_second": peak,
         "bytes_per_second": memory,

@@ -1,17 +1,17 @@
 """Times rounds of federated averaging over random cohorts, streamed, with what they compile, hold and pad.
 
 The last line it prints is one JSON object. A round is timed from the ids of its clients to the new
-state on the device; its plan is part of it, the drawing of ids is not. See `report` for the fields.
+state on the device: its plan is part of it, and in the first round the placement of the data too; the
+drawing of ids is not. See `report` for the fields.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import math
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -31,9 +31,10 @@ from benchmarks.measuring import (
 )
 from benchmarks.workloads import WORKLOADS, Workload
 from fedjx.algorithms import fed_avg
-from fedjx.data import Cohort, FederatedData, uniform_sampler
+from fedjx.core.chunks import Chunks, Level
+from fedjx.data import Cohort, uniform_sampler
 
-Lanes = int | str
+Lanes = int | Literal["auto"]
 
 
 class Round(NamedTuple):
@@ -45,6 +46,7 @@ class Round(NamedTuple):
       num_examples: Trained on.
       real_steps: Local steps of the clients.
       lane_steps: Steps that were executed, padding included.
+      lanes: Clients that a device ran at once, at most.
       compilations: Programs that XLA compiled meanwhile.
       compile_seconds: How long that took.
       loss: The clients' training loss.
@@ -55,6 +57,7 @@ class Round(NamedTuple):
     num_examples: int
     real_steps: int
     lane_steps: int
+    lanes: int
     compilations: int
     compile_seconds: float
     loss: float
@@ -63,17 +66,23 @@ class Round(NamedTuple):
 # --- rounds -------------------------------------------------------------------------------------
 
 
-def cohort_chunks(data: FederatedData, ids: Any, *, batch_size: int, lanes: Lanes, num_devices: int) -> Cohort:
-    """Plans a cohort of which each device trains so many clients at once; every benchmark makes its cohorts here."""
-    if lanes == "auto":
-        lanes = 1 if jax.default_backend() == "cpu" else 16
-    return Cohort(data, ids, batch_size=batch_size, chunk_size=int(lanes) * num_devices)
+def lane_steps(cohort: Cohort, levels: list[Level], num_devices: int) -> int:
+    """Counts the local steps that a cohort's schedule executes: clients that run at once stop with the longest.
 
-
-def lane_steps(cohort: Cohort, num_devices: int) -> int:
-    """Counts the local steps that a cohort's schedule executes: the clients of a chunk, times its longest one's."""
-    shapes = [chunk.value.elements.index.shape for chunk in cohort]
-    return sum(math.ceil(clients / num_devices) * num_devices * steps for clients, steps, _ in shapes)
+    Args:
+      cohort: The clients.
+      levels: Numbers of clients that a device runs at once, as the executor has chosen them.
+      num_devices: Devices that share the cohort.
+    """
+    total = 0
+    for lanes, ids, mask in Chunks([cohort], num_devices, keeps_members=False).order(levels):
+        num_groups = len(ids) // (num_devices * lanes)
+        groups = (num_devices, num_groups, lanes)
+        steps = -(-cohort.data.sizes[ids].reshape(groups) // cohort.batch_size)
+        # Groups of padding alone are skipped, unless they are all that their device has in a chunk.
+        runs = mask.reshape(groups).any(axis=2) | (num_groups == 1)
+        total += lanes * int((steps.max(axis=2) * runs).sum())
+    return total
 
 
 def rounds(
@@ -83,16 +92,15 @@ def rounds(
     population = population or population_size(workload, cohort_size)
     data = workload.data(population, seed)
     algorithm: Any = fed_avg(workload.model, client_optimizer=workload.client_optimizer)
-    run = algorithm.next.streamed(mesh=mesh)
+    run: Any = algorithm.next.streamed(mesh=mesh)
     state = algorithm.init(jax.random.key(seed))
     sample = uniform_sampler(population, cohort_size, seed=seed)
-    options: dict[str, Any] = {"batch_size": workload.batch_size, "lanes": lanes, "num_devices": mesh.size}
-    jax.block_until_ready((state, data.pool))
     for number in itertools.count(1):
         ids = sample(number)
         with Compilations() as compiled:
             started = time.perf_counter()
-            state, metrics = jax.block_until_ready(run(state, cohort_chunks(data, ids, **options)))
+            cohort = Cohort(data, ids, batch_size=workload.batch_size, lanes=lanes)
+            state, metrics = jax.block_until_ready(run(state, cohort))
             seconds = time.perf_counter() - started
         sizes = data.sizes[ids]
         yield Round(
@@ -100,7 +108,8 @@ def rounds(
             len(ids),
             num_examples=int(sizes.sum()),
             real_steps=int(np.ceil(sizes / workload.batch_size).sum()),
-            lane_steps=lane_steps(cohort_chunks(data, ids, **options), mesh.size),
+            lane_steps=lane_steps(cohort, run._levels, mesh.size),
+            lanes=run.lanes,
             compilations=compiled.number,
             compile_seconds=compiled.seconds,
             loss=float(metrics["loss"]),
@@ -138,6 +147,7 @@ def report(warm: Sequence[Round], timed: Sequence[Round]) -> dict[str, Any]:
         "recompilations": sum(r.compilations for r in timed),
         "padded_work": sum(r.lane_steps for r in timed) / steps,
         "lane_steps": sum(r.lane_steps for r in timed),
+        "lanes": timed[-1].lanes,
         "real_steps": steps,
         "loss": timed[-1].loss,
     }
@@ -172,9 +182,11 @@ def parse_flags(args: list[str] | None = None) -> argparse.Namespace:
 
 def lanes(text: str) -> Lanes:
     """Reads a number of lanes."""
-    if text != "auto" and not (text.isdecimal() and int(text) > 0):
+    if text == "auto":
+        return "auto"
+    if not (text.isdecimal() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"lanes are auto or at least 1; got {text}.")
-    return text if text == "auto" else int(text)
+    return int(text)
 
 
 def main(flags: argparse.Namespace) -> dict[str, Any]:
@@ -193,7 +205,7 @@ def main(flags: argparse.Namespace) -> dict[str, Any]:
         lanes=flags.lanes,
         seed=flags.seed,
     )
-    about = {"benchmark": "round_time", "workload": workload.name, "clients": cohort_size, "lanes": flags.lanes}
+    about = {"benchmark": "round_time", "workload": workload.name, "clients": cohort_size, "asked_lanes": flags.lanes}
     result = {**about, **summary, **peak_memory(mesh), **environment(mesh)}
     print(show([result]) + "\n")
     return finish(result, flags.output)
@@ -216,6 +228,7 @@ def show(results: Sequence[dict[str, Any]]) -> str:
     """Formats results as a table."""
     columns = {
         "clients": "clients",
+        "lanes": "lanes",
         "examples_per_second": "examples/s",
         "best_examples_per_second": "best",
         "clients_per_second": "clients/s",

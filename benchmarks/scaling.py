@@ -179,7 +179,7 @@ def in_graph_seconds(workload: Workload, *, mesh: Mesh, cohort_size: int, lanes:
     """Trains without end on one cohort, each round one program, and yields its time."""
     algorithm: Any = fed_avg(workload.model, client_optimizer=workload.client_optimizer)
     data, state = workload.data(cohort_size, seed), algorithm.init(jax.random.key(seed))
-    run = jax.jit(algorithm.next.in_graph(mesh=mesh, chunk_size=lanes))
+    run = jax.jit(algorithm.next.in_graph(mesh=mesh, lanes=lanes))
     while True:
         started = time.perf_counter()
         clients = cohort(data, range(cohort_size), batch_size=workload.batch_size)

@@ -14,22 +14,25 @@ from benchmarks import round_time
 from benchmarks.measuring import client_mesh, run_apart
 from benchmarks.round_time import Round
 from benchmarks.workloads import constant_sizes, logistic
+from fedjx.core.chunks import Level
+from fedjx.data import Cohort
 
-ABOUT = {"benchmark", "workload", "clients", "lanes", "device", "platform", "num_devices", "jax", "date"}
+ABOUT = {"benchmark", "workload", "clients", "asked_lanes", "lanes", "device", "platform", "num_devices", "jax", "date"}
 QUARTILES = ["min", "lower_quartile", "median", "upper_quartile", "max"]
 
 
-def some_rounds(number, monkeypatch=None, lanes=None, size=40):
-    """Runs rounds of equal clients, with other lanes in each round if a function of its number is given."""
-    if lanes is not None:
-        numbers, plan = itertools.count(), round_time.cohort_chunks
-        # Cohorts are planned twice in a round: to train, and to count.
-        monkeypatch.setattr(
-            round_time, "cohort_chunks", lambda *a, **k: plan(*a, **{**k, "lanes": lanes(next(numbers) // 2)})
-        )
-    workload = logistic()._replace(sizes=functools.partial(constant_sizes, size))
-    stream = round_time.rounds(workload, mesh=client_mesh(1), cohort_size=4, population=8, lanes=2)
-    return list(itertools.islice(stream, number))
+def some_rounds(number, lanes=lambda number: 2):
+    """Runs rounds of four clients of 40 examples, with the lanes of a function of the round's number."""
+    numbers = itertools.count()
+
+    def cohort(*args, **kwargs):
+        return Cohort(*args, **{**kwargs, "lanes": lanes(next(numbers))})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(round_time, "Cohort", cohort)
+        workload = logistic()._replace(sizes=functools.partial(constant_sizes, 40))
+        stream = round_time.rounds(workload, mesh=client_mesh(1), cohort_size=4, population=8)
+        return list(itertools.islice(stream, number))
 
 
 def test_rounds_are_counted_and_do_not_recompile():
@@ -41,8 +44,9 @@ def test_rounds_are_counted_and_do_not_recompile():
     assert 0 < later[-1].loss < 1.1 * np.log(62)
 
 
-def test_a_run_that_recompiles_is_seen(monkeypatch):
-    done = some_rounds(4, monkeypatch, lanes=lambda number: [1, 1, 2, 4][number])
+def test_a_run_that_recompiles_is_seen():
+    done = some_rounds(4, lanes=lambda number: [1, 1, 2, 4][number])
+    assert [r.lanes for r in done] == [1, 1, 2, 4]
     assert done[1].compilations == 0
     assert done[2].compilations > 0
     assert done[3].compilations > 0
@@ -51,21 +55,23 @@ def test_a_run_that_recompiles_is_seen(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("lanes", "num_devices", "expected"), [(1, 1, 7), (2, 1, 8), (3, 1, 12), (1, 2, 8), (2, 2, 12)]
+    ("lanes", "num_devices", "expected"),
+    [([1], 1, 7), ([2], 1, 8), ([3], 1, 12), ([1], 2, 7), ([2], 2, 8), ([2, 1], 1, 7)],
 )
 def test_padded_steps_are_counted(lanes, num_devices, expected):
     data = logistic()._replace(sizes=lambda rng, n: np.array([20, 40, 60, 20])).data(4, 0)
-    options = {"batch_size": 20, "lanes": lanes, "num_devices": num_devices}
+    cohort = Cohort(data, [0, 1, 2, 3], batch_size=20)
     # Clients of 3, 2, 1 and 1 steps: those that run at the same time take as long as the longest.
-    assert round_time.lane_steps(round_time.cohort_chunks(data, [0, 1, 2, 3], **options), num_devices) == expected
+    levels = [Level(number, 1.0) for number in lanes]
+    assert round_time.lane_steps(cohort, levels, num_devices) == expected
 
 
 def test_a_report_summarises_rounds():
-    warm = [Round(9.0, 2, 30, 3, 4, compilations=5, compile_seconds=7.0, loss=4.0)]
+    warm = [Round(9.0, 2, 30, 3, 4, 2, compilations=5, compile_seconds=7.0, loss=4.0)]
     timed = [
-        Round(1.0, 2, 30, 3, 4, compilations=0, compile_seconds=0.0, loss=3.0),
-        Round(2.0, 2, 40, 4, 4, compilations=1, compile_seconds=0.5, loss=2.0),
-        Round(4.0, 2, 50, 5, 4, compilations=2, compile_seconds=0.5, loss=1.0),
+        Round(1.0, 2, 30, 3, 4, 2, compilations=0, compile_seconds=0.0, loss=3.0),
+        Round(2.0, 2, 40, 4, 4, 2, compilations=1, compile_seconds=0.5, loss=2.0),
+        Round(4.0, 2, 50, 5, 4, 2, compilations=2, compile_seconds=0.5, loss=1.0),
     ]
     summary = round_time.report(warm, timed)
     assert summary.pop("seconds_per_round") == dict(zip(QUARTILES, [1.0, 1.5, 2.0, 3.0, 4.0], strict=True))
@@ -83,6 +89,7 @@ def test_a_report_summarises_rounds():
         "padded_work": 1.0,
         "lane_steps": 12,
         "real_steps": 12,
+        "lanes": 2,
         "loss": 1.0,
     }
 
