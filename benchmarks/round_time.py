@@ -45,7 +45,7 @@ class Round(NamedTuple):
       num_clients: Of the cohort.
       num_examples: Trained on.
       real_steps: Local steps of the clients.
-      lane_steps: Steps that were executed, padding included.
+      lane_steps: Steps that each device executed, padding included.
       lanes: Clients that a device ran at once, at most.
       compilations: Programs that XLA compiled meanwhile.
       compile_seconds: How long that took.
@@ -56,7 +56,7 @@ class Round(NamedTuple):
     num_clients: int
     num_examples: int
     real_steps: int
-    lane_steps: int
+    lane_steps: tuple[int, ...]
     lanes: int
     compilations: int
     compile_seconds: float
@@ -66,23 +66,23 @@ class Round(NamedTuple):
 # --- rounds -------------------------------------------------------------------------------------
 
 
-def lane_steps(cohort: Cohort, levels: list[Level], num_devices: int) -> int:
-    """Counts the local steps that a cohort's schedule executes: clients that run at once stop with the longest.
+def lane_steps(cohort: Cohort, levels: list[Level], num_devices: int) -> tuple[int, ...]:
+    """Counts the local steps that each device executes: clients that run at once stop with the longest.
 
     Args:
       cohort: The clients.
       levels: Numbers of clients that a device runs at once, as the executor has chosen them.
       num_devices: Devices that share the cohort.
     """
-    total = 0
+    total = np.zeros(num_devices, np.int64)
     for lanes, ids, mask in Chunks([cohort], num_devices, keeps_members=False).order(levels):
         num_groups = len(ids) // (num_devices * lanes)
         groups = (num_devices, num_groups, lanes)
         steps = -(-cohort.data.sizes[ids].reshape(groups) // cohort.batch_size)
         # Groups of padding alone are skipped, unless they are all that their device has in a chunk.
         runs = mask.reshape(groups).any(axis=2) | (num_groups == 1)
-        total += lanes * int((steps.max(axis=2) * runs).sum())
-    return total
+        total += lanes * (steps.max(axis=2) * runs).sum(axis=1)
+    return tuple(total.tolist())
 
 
 def rounds(
@@ -125,14 +125,15 @@ def report(warm: Sequence[Round], timed: Sequence[Round]) -> dict[str, Any]:
     """Summarises rounds, of which the first ones are apart.
 
     Returns:
-      `seconds_per_round` in quartiles; `examples_per_second` and `clients_per_second` of the median
-      round, and of the best; `first_round_seconds` and `compile_seconds`, how long XLA compiled during the
-      first rounds; `recompilations` during the others; `padded_work`, the steps executed per real
-      step; `batch_fill`, the real examples per place in a real step.
+      `seconds_per_round` in quartiles; `examples_per_second` and `clients_per_second` of the median round, and of
+      the best; `first_round_seconds`; `compile_seconds`, how long XLA compiled in the first rounds;
+      `recompilations` in the others; `padded_work`, the steps executed per real step; `imbalance`, those of the
+      busiest device against an equal share.
     """
     steps, examples = sum(r.real_steps for r in timed), sum(r.num_examples for r in timed)
     rates = quartiles(r.num_examples / r.seconds for r in timed)
     clients = quartiles(r.num_clients / r.seconds for r in timed)
+    executed = sum(sum(r.lane_steps) for r in timed)
     return {
         "rounds": len(timed),
         "warm_up_rounds": len(warm),
@@ -145,8 +146,9 @@ def report(warm: Sequence[Round], timed: Sequence[Round]) -> dict[str, Any]:
         "compile_seconds": sum(r.compile_seconds for r in warm),
         "compilations": sum(r.compilations for r in warm),
         "recompilations": sum(r.compilations for r in timed),
-        "padded_work": sum(r.lane_steps for r in timed) / steps,
-        "lane_steps": sum(r.lane_steps for r in timed),
+        "padded_work": executed / steps,
+        "imbalance": sum(max(r.lane_steps) * len(r.lane_steps) for r in timed) / executed,
+        "lane_steps": executed,
         "lanes": timed[-1].lanes,
         "real_steps": steps,
         "loss": timed[-1].loss,
@@ -154,7 +156,10 @@ def report(warm: Sequence[Round], timed: Sequence[Round]) -> dict[str, Any]:
 
 
 def measure(workload: Workload, *, mesh: Mesh, num_rounds: int, warm_up: int = 1, **options: Any) -> dict[str, Any]:
-    """Times rounds of a workload; the options are those of `rounds`."""
+    """Times rounds of a workload, and adds `batch_fill`, the real examples per place in a real step.
+
+    The options are those of `rounds`.
+    """
     done = list(itertools.islice(rounds(workload, mesh=mesh, **options), warm_up + num_rounds))
     summary = report(done[:warm_up], done[warm_up:])
     fill = summary["rounds"] * summary["examples_per_round"] / (summary["real_steps"] * workload.batch_size)
@@ -236,6 +241,7 @@ def show(results: Sequence[dict[str, Any]]) -> str:
         "compile_seconds": "compiling s",
         "recompilations": "recompiled",
         "padded_work": "padded work",
+        "imbalance": "imbalance",
     }
     rows = [
         [r["workload"], r["seconds_per_round"]["median"], r["seconds_per_round"]["min"]]

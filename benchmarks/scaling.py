@@ -106,7 +106,7 @@ def one_mesh(flags: argparse.Namespace) -> dict[str, Any]:
         "devices": mesh.size,
         "seconds_per_round": quartiles(r.seconds for r in timed),
         "first_round_seconds": first.seconds,
-        "lane_steps_per_device": timed[-1].lane_steps / mesh.size,
+        "lane_steps_per_device": max(timed[-1].lane_steps),
         "flops_per_device": max(program.cost_analysis().get("flops", 0.0) for program in programs),
         "collectives_per_round": len(re.findall(COLLECTIVES, text)),
     }

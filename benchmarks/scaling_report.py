@@ -63,12 +63,23 @@ def _devices(rows: list[dict[str, Any]]) -> str:
 
 def _spread(rows: list[dict[str, Any]]) -> str:
     return table(
-        ["sizes of clients", "s/round", "padded work", "µs/example, median", "least", "recompiled"],
+        [
+            "sizes of clients",
+            "s/round",
+            "lanes",
+            "padded work",
+            "imbalance",
+            "µs/example, median",
+            "least",
+            "recompiled",
+        ],
         [
             (
                 r["sizes"],
                 r["seconds_per_round"]["median"],
+                r["lanes"],
                 r["padded_work"],
+                r["imbalance"],
                 1e6 * r["seconds_per_example"]["median"],
                 1e6 * r["seconds_per_example"]["min"],
                 r["recompilations"],

@@ -40,7 +40,7 @@ def test_rounds_are_counted_and_do_not_recompile():
     assert first.compilations > 0
     assert 0 < first.compile_seconds < first.seconds
     assert [(r.compilations, r.compile_seconds) for r in later] == [(0, 0.0)] * 3
-    assert {(r.num_clients, r.num_examples, r.real_steps, r.lane_steps) for r in (first, *later)} == {(4, 160, 8, 8)}
+    assert {(r.num_clients, r.num_examples, r.real_steps, r.lane_steps) for r in (first, *later)} == {(4, 160, 8, (8,))}
     assert 0 < later[-1].loss < 1.1 * np.log(62)
 
 
@@ -56,7 +56,7 @@ def test_a_run_that_recompiles_is_seen():
 
 @pytest.mark.parametrize(
     ("lanes", "num_devices", "expected"),
-    [([1], 1, 7), ([2], 1, 8), ([3], 1, 12), ([1], 2, 7), ([2], 2, 8), ([2, 1], 1, 7)],
+    [([1], 1, (7,)), ([2], 1, (8,)), ([3], 1, (12,)), ([1], 2, (4, 3)), ([2], 2, (6, 2)), ([2, 1], 1, (7,))],
 )
 def test_padded_steps_are_counted(lanes, num_devices, expected):
     data = logistic()._replace(sizes=lambda rng, n: np.array([20, 40, 60, 20])).data(4, 0)
@@ -67,11 +67,11 @@ def test_padded_steps_are_counted(lanes, num_devices, expected):
 
 
 def test_a_report_summarises_rounds():
-    warm = [Round(9.0, 2, 30, 3, 4, 2, compilations=5, compile_seconds=7.0, loss=4.0)]
+    warm = [Round(9.0, 2, 30, 3, (3, 1), 2, compilations=5, compile_seconds=7.0, loss=4.0)]
     timed = [
-        Round(1.0, 2, 30, 3, 4, 2, compilations=0, compile_seconds=0.0, loss=3.0),
-        Round(2.0, 2, 40, 4, 4, 2, compilations=1, compile_seconds=0.5, loss=2.0),
-        Round(4.0, 2, 50, 5, 4, 2, compilations=2, compile_seconds=0.5, loss=1.0),
+        Round(1.0, 2, 30, 3, (3, 1), 2, compilations=0, compile_seconds=0.0, loss=3.0),
+        Round(2.0, 2, 40, 4, (3, 1), 2, compilations=1, compile_seconds=0.5, loss=2.0),
+        Round(4.0, 2, 50, 5, (3, 1), 2, compilations=2, compile_seconds=0.5, loss=1.0),
     ]
     summary = round_time.report(warm, timed)
     assert summary.pop("seconds_per_round") == dict(zip(QUARTILES, [1.0, 1.5, 2.0, 3.0, 4.0], strict=True))
@@ -87,6 +87,7 @@ def test_a_report_summarises_rounds():
         "compilations": 5,
         "recompilations": 3,
         "padded_work": 1.0,
+        "imbalance": 1.5,
         "lane_steps": 12,
         "real_steps": 12,
         "lanes": 2,
