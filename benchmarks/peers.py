@@ -224,10 +224,10 @@ def spread(values: Any) -> dict[str, float] | None:
 
 
 def distance(theirs: Weights, ours: Weights, initial: Weights) -> float:
-    """Returns the Euclidean norm of the difference of all parameters, relative to that of their change by training."""
+    """Returns the Euclidean norm of the difference of all parameters, relative to that of our change by training."""
     norms = [
         np.sqrt(sum(np.square(a[name] - b[name], dtype=np.float64).sum() for name in initial))
-        for a, b in ((theirs, ours), (theirs, initial))
+        for a, b in ((theirs, ours), (ours, initial))
     ]
     return float(norms[0] / norms[1])
 

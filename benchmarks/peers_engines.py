@@ -83,14 +83,14 @@ def python_of(engine: Engine, environments: Path) -> Path:
 def _run(*command: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise EngineError(f"cannot be installed: {_last_words(done.stderr)}")
+        raise EngineError(f"the installation failed: {_last_words(done.stderr)}")
 
 
 class Worker:
     """The process of one engine. What it prints, and it alone, is in the log."""
 
     def __init__(self, name: str, python: Path, engine: Engine, folder: str, log: Path):
-        self.name, self._log, self._lines = name, log, queue.SimpleQueue()
+        self.name, self._log, self._lines, self._doing = name, log, queue.SimpleQueue(), "its start"
         # Each engine chooses its own threads; JAX processes side by side must leave each other an accelerator's memory.
         dropped = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "XLA_FLAGS", "PYTHONPATH")
         environment = {k: v for k, v in os.environ.items() if k not in dropped}
@@ -108,7 +108,8 @@ class Worker:
                 env=environment,
                 start_new_session=True,
             )
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         assert self._process.stdout
@@ -125,25 +126,28 @@ class Worker:
         try:
             line = self._lines.get(timeout=limit)
         except queue.Empty:
-            raise EngineError(f"{self.name} did not answer within {limit:g} seconds") from None
+            raise EngineError(f"{self.name}: {self._doing} took more than {limit:g} seconds") from None
         if not line:
-            raise EngineError(f"{self.name} ended: {_last_words(self._log.read_text())} (see {self._log})")
+            raise EngineError(
+                f"{self.name}: {self._doing} failed: {_last_words(self._log.read_text())} (see {self._log})"
+            )
         return json.loads(line)
 
-    def _ask(self, limit: float, **question: Any) -> dict[str, Any]:
+    def _ask(self, doing: str, limit: float, **question: Any) -> dict[str, Any]:
         assert self._process.stdin
+        self._doing = doing
         with contextlib.suppress(BrokenPipeError):  # Its last words are in the log.
             print(json.dumps(question), file=self._process.stdin, flush=True)
         return self.receive(limit)
 
     def round(self, ids: list[int], limit: float) -> dict[str, Any]:
         """Runs a round with a cohort; returns its seconds and, where the engine tells, the loss."""
-        return self._ask(limit, clients=ids)
+        return self._ask("a round", limit, clients=ids)
 
     def check(self, ids: list[int], folder: Path, limit: float) -> Weights:
         """Runs a round from the initial weights without dropout; returns the parameters."""
         path = folder / "check.npz"
-        self._ask(limit, clients=ids, path=str(path))
+        self._ask("the check of the parameters", limit, clients=ids, path=str(path))
         with np.load(path) as weights:
             return dict(weights)
 
@@ -156,6 +160,10 @@ class Worker:
             except (ProcessLookupError, subprocess.TimeoutExpired):
                 continue
         self._process.wait()
+        self._reader.join()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe
+            pipe.close()
 
 
 def _last_words(text: str) -> str:

@@ -39,6 +39,7 @@ def main() -> None:
     jax.config.update("jax_num_cpu_devices", problem.num_cores)
     data = FederatedData({"x": problem.x, "y": problem.y}, problem.offsets)
     state, run = algorithm(problem, data, problem.net)
+    start, run_without_dropout = algorithm(problem, data, without_dropout(problem.net))
 
     def run_round(ids: list[int]) -> float:
         nonlocal state
@@ -47,7 +48,6 @@ def main() -> None:
         return float(metrics["loss"])
 
     def run_check(ids: list[int]) -> Weights:
-        start, run_without_dropout = algorithm(problem, data, without_dropout(problem.net))
         trained, _ = run_without_dropout(start, ids)
         return {name: np.asarray(p) for name, p in trained.params.items()}
 
