@@ -23,7 +23,6 @@ import numpy as np
 from benchmarks.peers_engines import Engine, EngineError, Worker, engines, python_of
 from benchmarks.peers_workers.protocol import Problem, Weights, save_problem
 
-NUM_WARM_UP = 2
 POOL_SIZE = 300
 # Clients for checks of the parameters, in batches: with whole ones only, and with a short last one, of which engines
 # make different things. They are small, because a unit whose activation is within a rounding error of 0 is on in one
@@ -87,15 +86,24 @@ def problem_of(workload: Workload, num_clients: int, num_rounds: int, *, num_cor
     x = rng.random((offsets[-1], *workload.net["shape"]), dtype=np.float32)
     x *= 4 * (x < 0.25)  # Mostly background, as handwriting is.
     y = rng.integers(workload.net["classes"], size=offsets[-1], dtype=np.int32)
-    # The first warm-up round has clients of all sizes, so that who compiles for several shapes does it there.
-    spread = np.argsort(sizes, kind="stable")[np.linspace(0, len(sizes) - 1, num_clients).astype(int)]
-    drawn = [rng.choice(workload.pool_size, num_clients, replace=False) for _ in range(NUM_WARM_UP - 1 + num_rounds)]
-    cohorts = [ids.tolist() for ids in (spread, *drawn)]
+    cohorts = [
+        *warm_up_cohorts(sizes, num_clients, rng),
+        *(rng.choice(len(sizes), num_clients, replace=False).tolist() for _ in range(num_rounds)),
+    ]
     weights = initial_weights(workload.net, rng)
     assert sum(w.size for w in weights.values()) == workload.num_parameters
     problem = Problem(x, y, offsets, weights, workload.net, cohorts, workload.batch_size, workload.rate, num_cores)
     ids = list(range(len(sizes), len(offsets) - 1))
     return problem, [ids[: len(WHOLE_BATCHES)], ids[len(WHOLE_BATCHES) :]]
+
+
+def warm_up_cohorts(sizes: np.ndarray, num_clients: int, rng: np.random.Generator) -> list[list[int]]:
+    """Draws cohorts of clients of all sizes, so that who compiles for several shapes does it before it is timed."""
+    order = np.argsort(sizes, kind="stable")
+    by_rank = np.linspace(0, len(sizes) - 1, num_clients).astype(int)
+    by_size = np.unique(np.searchsorted(sizes[order], np.linspace(sizes.min(), sizes.max(), num_clients)))
+    others = rng.permutation(np.setdiff1d(np.arange(len(sizes)), by_size))[: num_clients - len(by_size)]
+    return [order[ranks].tolist() for ranks in (by_rank, np.concatenate([by_size, others]))]
 
 
 def initial_weights(net: dict[str, Any], rng: np.random.Generator) -> Weights:
@@ -132,7 +140,7 @@ def main(flags: argparse.Namespace) -> dict[str, Any]:
         try:
             for name in flags.engines:
                 attempt(results[name], prepare, name, flags, folder, problem, checks, workers, results[name])
-            for number, ids in enumerate(problem.cohorts[NUM_WARM_UP:], 1):
+            for number, ids in enumerate(problem.cohorts[-flags.rounds :], 1):
                 for name, worker in list(workers.items()):
                     attempt(results[name], run_round, worker, ids, flags.round_limit, results[name])
                     if results[name]["error"]:
@@ -141,7 +149,7 @@ def main(flags: argparse.Namespace) -> dict[str, Any]:
         finally:
             for worker in workers.values():
                 worker.close()
-    num_examples = [sum(map(problem.size, ids)) for ids in problem.cohorts[NUM_WARM_UP:]]
+    num_examples = [sum(map(problem.size, ids)) for ids in problem.cohorts[-flags.rounds :]]
     report = {
         "workload": flags.workload,
         "clients": num_clients,
@@ -178,7 +186,7 @@ def prepare(
     try:
         result["version"] = worker.receive(flags.start_limit)["version"]
         result["checks"] = [worker.check(ids, Path(folder), flags.start_limit) for ids in checks]
-        warm_up = [worker.round(ids, flags.start_limit)["seconds"] for ids in problem.cohorts[:NUM_WARM_UP]]
+        warm_up = [worker.round(ids, flags.start_limit)["seconds"] for ids in problem.cohorts[: -flags.rounds]]
         result["first_round_seconds"] = warm_up[0]
     except EngineError:
         worker.close()
