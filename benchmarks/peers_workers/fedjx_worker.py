@@ -25,10 +25,10 @@ def algorithm(problem: Problem, data: FederatedData, net: Any) -> tuple[Any, Any
         metrics=lambda params, batch: {},
     )
     fed: Any = fed_avg(model, client_optimizer=optax.sgd(problem.rate), shuffle=False)
-    round_fn = fed.next.streamed(mesh=jax.make_mesh((jax.device_count(),), ("clients",)))
+    round_fn = fed.next.streamed()
 
     def run(state: Any, ids: list[int]) -> tuple[Any, Any]:
-        return round_fn(state, Cohort(data, ids, batch_size=problem.batch_size, chunk_size=jax.device_count()))
+        return round_fn(state, Cohort(data, ids, batch_size=problem.batch_size))
 
     return fed.init(jax.random.key(0)), run
 
