@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjx.core.hosts import rows_at
 from fedjx.core.placed import FederatedValue
 from fedjx.core.types import FederatedType
 from fedjx.core.values import Clients, check_same_clients, per_client, side_by_side
@@ -46,8 +47,16 @@ class Planned(Protocol):
     sizes: Any
     lanes: int | Literal["auto"]
 
-    def members(self, ids: np.ndarray, mask: np.ndarray) -> Clients:
-        """Returns a chunk of the named clients; where the mask is False it is padding."""
+    def members(self, ids: np.ndarray, mask: np.ndarray, num_devices: int, own: np.ndarray) -> Clients:
+        """Returns the part of a chunk that belongs to some devices.
+
+        Args:
+          ids: The clients of the whole chunk, in equal parts for the devices: the shapes of what is
+            returned depend on all of them.
+          mask: Where it is False the chunk is padding.
+          num_devices: Of the whole chunk.
+          own: Positions of the devices whose clients are returned, increasing.
+        """
         ...
 
 
@@ -80,7 +89,7 @@ def first_chunk(value: Any) -> Any:
     if not is_stream(value):
         return value
     if isinstance(value, Planned):
-        return value.members(np.asarray(value.ids)[:1], np.ones(1, bool))
+        return value.members(np.asarray(value.ids)[:1], np.ones(1, bool), 1, np.arange(1))
     first = next(iter(value), None)
     if first is None:
         raise ValueError("a cohort needs at least one client; got an empty stream. Sample again, or skip the round.")
@@ -90,7 +99,7 @@ def first_chunk(value: Any) -> Any:
 
 
 class Chunks:
-    """The arguments at CLIENTS, side by side in chunks.
+    """The arguments at CLIENTS, side by side in chunks: of each chunk the part of this process's devices.
 
     The first `Planned` argument leads: it says who is in a chunk, and all others are read by id.
     Without one, streams come in the chunks that they are, and whole `Clients` are cut.
@@ -100,10 +109,10 @@ class Chunks:
         nothing leads.
     """
 
-    def __init__(self, arguments: list[Any], num_devices: int, *, keeps_members: bool):
+    def __init__(self, arguments: list[Any], num_devices: int, own: np.ndarray, *, keeps_members: bool):
         if not arguments:
             raise ValueError("a cohort needs at least one client; got no argument at CLIENTS. Pass Clients.")
-        self._arguments, self._num_devices = arguments, num_devices
+        self._arguments, self._num_devices, self._own = arguments, num_devices, own
         # What stays with the clients leaves the device chunk by chunk, so that chunk is kept small.
         self._most_groups = 1 if keeps_members else _GROUPS
         self._leader = next((a for a in arguments if isinstance(a, Planned)), None)
@@ -121,7 +130,7 @@ class Chunks:
         if self._leader is None:
             size = levels[0].lanes * self._num_devices if levels else None
             streams = [_cut(a, size) if isinstance(a, Clients) else a for a in self._arguments]
-            return _Again(lambda: ((None, chunk) for chunk in _zipped(streams)))
+            return _Again(lambda: ((None, self._own_part(chunk)) for chunk in _zipped(streams)))
         sizes = np.asarray(self._leader.sizes)
         parts = [
             (lanes, np.where(rows < 0, -1, members[rows]))
@@ -152,9 +161,21 @@ class Chunks:
     def _chunk(self, rows: np.ndarray) -> Clients:
         assert self._leader is not None
         ids, mask = np.asarray(self._leader.ids)[np.where(rows < 0, rows.max(), rows)], rows >= 0
+        own_ids, own_mask = (rows_at(self._own, x, self._num_devices) for x in (ids, mask))
         return side_by_side(
-            [_rows(a, ids, mask) if isinstance(a, Clients) else a.members(ids, mask) for a in self._arguments]
+            [
+                _rows(a, own_ids, own_mask)
+                if isinstance(a, Clients)
+                else a.members(ids, mask, self._num_devices, self._own)
+                for a in self._arguments
+            ]
         )
+
+    def _own_part(self, chunk: Clients) -> Clients:
+        if len(self._own) == self._num_devices:
+            return chunk
+        rows = np.arange(-(-chunk.num_clients // self._num_devices) * self._num_devices)
+        return _taken(chunk, rows_at(self._own, rows, self._num_devices))
 
 
 def levelled(sizes: np.ndarray, levels: list[Level]) -> Iterator[tuple[int, np.ndarray]]:
@@ -248,14 +269,14 @@ def _rows(clients: Clients, ids: np.ndarray, mask: np.ndarray) -> Clients:
 
 
 def _cut(clients: Clients, size: int | None) -> list[Clients]:
-    """Cuts a cohort into chunks of one size, the last padded with copies of its first clients."""
-    num_clients = clients.num_clients
-    size = min(size or num_clients, num_clients)
+    """Cuts a cohort into chunks of one size, the last one padded."""
+    size = min(size or clients.num_clients, clients.num_clients)
+    return [_taken(clients, np.arange(start, start + size)) for start in range(0, clients.num_clients, size)]
+
+
+def _taken(clients: Clients, rows: np.ndarray) -> Clients:
+    """Takes these rows of a cohort; beyond its end they are padding, copies of its first clients."""
     own, pools, join = per_client((clients.value, clients.mask, clients.id))
-    chunks = []
-    for start in range(0, num_clients, size):
-        rows = np.arange(start, start + size)
-        value, mask, ids = join(jax.tree.map(lambda x, rows=rows: x[rows % num_clients], own), pools)
-        real = rows < num_clients
-        chunks.append(Clients(value, jnp.asarray(mask) & real, jnp.where(real, ids, -1)))
-    return chunks
+    value, mask, ids = join(jax.tree.map(lambda x: x[rows % clients.num_clients], own), pools)
+    real = rows < clients.num_clients
+    return Clients(value, jnp.asarray(mask) & real, jnp.where(real, ids, -1))

@@ -12,7 +12,8 @@ import jax.core
 from jax.sharding import Mesh
 
 from fedjx.core.arguments import as_declared, check_type, declared_type
-from fedjx.core.engine import Placer, auto_mesh, map_reduce
+from fedjx.core.engine import Placer, map_reduce
+from fedjx.core.hosts import auto_mesh
 from fedjx.core.operators import federated_zip
 from fedjx.core.placed import FederatedValue, Node
 from fedjx.core.program import Environment, Message, Program

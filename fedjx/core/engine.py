@@ -22,11 +22,11 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjx.core.convolution import by_products
+from fedjx.core.hosts import AXIS, auto_mesh, is_shared, own_positions, placed_rows, placed_whole, rows_at
 from fedjx.core.values import Clients, per_client
 
 PyTree = Any
 
-AXIS = "clients"
 _SPLIT, _WHOLE = PartitionSpec(AXIS), PartitionSpec()
 
 
@@ -168,15 +168,14 @@ def map_reduce(
         accumulators, outputs = _fold(run, _zeros(run, server, shard), server, shard, lanes)
         return _report(run, _all_reduce(run, accumulators)), outputs
 
-    # Without replication checks a gradient inside stays on its device (with them JAX sums it over
-    # all devices behind our back), and the users' scans need no annotations.
-    reduced, outputs = jax.shard_map(
+    reduced, outputs = _by_device(
         device,
-        mesh=mesh,
+        mesh,
         in_specs=(_WHOLE, _SPLIT, _SPLIT, _SPLIT, _WHOLE),
         out_specs=(_WHOLE, _SPLIT),
-        check_vma=False,
     )(server, own, padded.mask, padded.id, pools)
+    # Said, not only computed: where processes share the mesh, each can then read what is at the server.
+    reduced = lax.with_sharding_constraint(reduced, NamedSharding(mesh, _WHOLE))
     return reduced, jax.tree.map(lambda x: x[:num_clients], outputs)
 
 
@@ -202,18 +201,15 @@ def _report(run: Pass, accumulators: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
 # --- across devices -----------------------------------------------------------------------------
 
 
-def auto_mesh(mesh: Mesh) -> Mesh:
-    """Returns the mesh with automatic axis types, the only ones that mix with users' own code.
+def _by_device(fn: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """Runs a function on every device's part of the clients; further axes of the mesh stay for the users' own code.
 
-    Raises:
-      ValueError: If the mesh has no axis ``clients``.
+    Without replication checks a gradient inside stays on its device (with them JAX sums it over
+    all devices behind our back), and the users' scans need no annotations.
     """
-    if AXIS not in mesh.shape:
-        raise ValueError(
-            f"a mesh needs an axis named {AXIS!r}; got {tuple(mesh.shape)}. "
-            f"Make one with jax.make_mesh((jax.device_count(),), ({AXIS!r},))."
-        )
-    return Mesh(mesh.devices, mesh.axis_names)
+    return jax.shard_map(
+        fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names={AXIS}, check_vma=False
+    )
 
 
 def _all_reduce(run: Pass, accumulators: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
@@ -292,8 +288,9 @@ class PassStream:
     def __init__(self, run: Pass, mesh: Mesh, placer: Placer | None = None):
         self.mesh = mesh
         self._run, self._placer = run, placer or Placer(mesh)
-        self._start = jax.jit(self._zeros, out_shardings=NamedSharding(mesh, _SPLIT))
-        self._step = jax.jit(self._sharded_step, static_argnums=3, donate_argnums=0)
+        split = NamedSharding(mesh, _SPLIT)
+        self._start = jax.jit(self._zeros, out_shardings=split)
+        self._step = jax.jit(self._sharded_step, static_argnums=3, donate_argnums=0, out_shardings=split)
 
     def __call__(
         self, server: PyTree, chunks: Iterable[tuple[int | None, Clients]], sink: Callable[[Clients], None]
@@ -302,13 +299,13 @@ class PassStream:
 
         Args:
           server: Values that every client sees, on the mesh.
-          chunks: The cohort; each chunk with how many of its clients a device maps at once, or
-            None for all of its part.
+          chunks: The cohort, or of each chunk what belongs to the devices of this process; each with
+            how many of its clients a device maps at once, or None for all of its part.
           sink: Called with each chunk's outputs, on the device, once they are computed.
         """
         accumulators, waiting = None, deque()
         for lanes, chunk in chunks:
-            chunk = self._placer.clients(_pad(chunk, self.mesh.shape[AXIS]))
+            chunk = self._placer.chunk(chunk)
             if accumulators is None:
                 accumulators = self._start(server, chunk)
             accumulators, outputs, done = self._step(accumulators, server, chunk, lanes)
@@ -323,7 +320,7 @@ class PassStream:
 
     def seconds(self, server: PyTree, chunk: Clients, lanes: int | None) -> float:
         """Measures how long a chunk takes, once its program is compiled; the shorter of two runs."""
-        chunk, seconds = self._placer.clients(chunk), []
+        chunk, seconds = self._placer.chunk(chunk), []
         for _ in range(3):
             accumulators = jax.block_until_ready(self._start(server, chunk))
             started = time.perf_counter()
@@ -337,7 +334,7 @@ class PassStream:
         def device(accumulators: PyTree) -> PyTree:
             return _report(self._run, _all_reduce(self._run, _unstacked(accumulators)))
 
-        return jax.shard_map(device, mesh=self.mesh, in_specs=_SPLIT, out_specs=_WHOLE, check_vma=False)(accumulators)
+        return _by_device(device, self.mesh, in_specs=_SPLIT, out_specs=_WHOLE)(accumulators)
 
     def _zeros(self, server: PyTree, clients: Clients) -> PyTree:
         zeros = _zeros(self._run, server, clients)
@@ -352,12 +349,11 @@ class PassStream:
             # Donated accumulators cannot be waited on; this small array can.
             return jax.tree.map(lambda x: x[None], updated), outputs, jnp.any(mask)[None]
 
-        return jax.shard_map(
+        return _by_device(
             device,
-            mesh=self.mesh,
+            self.mesh,
             in_specs=(_SPLIT, _WHOLE, _SPLIT, _SPLIT, _SPLIT, _WHOLE),
             out_specs=_SPLIT,
-            check_vma=False,
         )(accumulators, server, own, clients.mask, clients.id, pools)
 
 
@@ -379,20 +375,32 @@ class Placer:
 
     def __init__(self, mesh: Mesh):
         self.split, self.whole = NamedSharding(mesh, _SPLIT), NamedSharding(mesh, _WHOLE)
+        self._mesh, self._own = mesh, own_positions(mesh)
         self._pools: tuple[list[Any], PyTree] = ([], None)
 
     def server(self, value: PyTree) -> PyTree:
         """Copies a value to every device, unless it is there."""
         leaves = jax.tree.leaves(value)
         there = all(isinstance(x, jax.Array) and x.sharding == self.whole for x in leaves)
-        return value if there else jax.device_put(value, self.whole)
+        return value if there else self._whole(value)
 
     def clients(self, clients: Clients) -> Clients:
-        """Divides a cohort among the devices; one that does not divide goes to all of them whole."""
+        """Divides a whole cohort among the devices; one that does not divide goes to all of them whole."""
         own, pools, join = per_client(clients.value)
-        divides = clients.num_clients % self.split.mesh.shape[AXIS] == 0
-        arrays = (own, clients.mask, clients.id)
-        own, mask, ids = self._divided(arrays) if divides else jax.device_put(arrays, self.whole)
+        arrays, num_devices = (own, clients.mask, clients.id), self._mesh.shape[AXIS]
+        if clients.num_clients % num_devices == 0:
+            own, mask, ids = self._divided(jax.tree.map(lambda x: rows_at(self._own, x, num_devices), arrays))
+        else:
+            own, mask, ids = self._whole(arrays)
+        return Clients(join(own, self._placed_pools(pools)), mask, ids)
+
+    def chunk(self, clients: Clients) -> Clients:
+        """Divides the clients of the devices of this process among them, padded if need be."""
+        if is_shared(clients.mask):
+            return clients
+        clients = _pad(clients, len(self._own))
+        own, pools, join = per_client(clients.value)
+        own, mask, ids = self._divided((own, clients.mask, clients.id))
         return Clients(join(own, self._placed_pools(pools)), mask, ids)
 
     def _placed_pools(self, pools: PyTree) -> PyTree:
@@ -401,12 +409,18 @@ class Placer:
             return pools
         known = self._pools[0]
         if len(leaves) != len(known) or any(a is not b for a, b in zip(leaves, known, strict=True)):
-            self._pools = (leaves, jax.device_put(pools, self.whole))
+            self._pools = (leaves, self._whole(pools))
         return self._pools[1]
+
+    def _whole(self, value: PyTree) -> PyTree:
+        several = self._mesh.is_multi_process
+        return placed_whole(value, self._mesh) if several else jax.device_put(value, self.whole)
 
     def _divided(self, arrays: PyTree) -> PyTree:
         # JAX may read host memory later than the call that is given it, and a loader may use it again.
         arrays = jax.tree.map(lambda x: np.array(x) if isinstance(x, np.ndarray) else x, arrays)
+        if self._mesh.is_multi_process:
+            return placed_rows(arrays, self._mesh)
         # For one device, the compiled step takes NumPy arrays nine times faster than device_put does.
         on_host = all(isinstance(x, np.ndarray) for x in jax.tree.leaves(arrays))
         return arrays if on_host and self.split.mesh.size == 1 else jax.device_put(arrays, self.split)

@@ -13,7 +13,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjx.core.chunks import Chunks, Level, first_chunk, is_stream
-from fedjx.core.engine import AXIS, PassStream, Placer, auto_mesh
+from fedjx.core.engine import PassStream, Placer
+from fedjx.core.hosts import AXIS, agreed, auto_mesh, own_positions, own_rows
 from fedjx.core.program import Environment, Program
 from fedjx.core.types import type_of
 from fedjx.core.values import Clients
@@ -50,7 +51,8 @@ class Stream:
         compiled = self._compile(shown)
         server = self._placer.server(compiled.program.server_arguments(shown))
         at_clients = [v if is_stream(v) else s for v, s in zip(values, shown, strict=True) if isinstance(s, Clients)]
-        chunks = Chunks(at_clients, self._mesh.shape[AXIS], keeps_members=bool(compiled.program.client_results()))
+        keeps_members = bool(compiled.program.client_results())
+        chunks = Chunks(at_clients, self._mesh.shape[AXIS], own_positions(self._mesh), keeps_members=keeps_members)
         lanes = self._asked_lanes or chunks.asked_lanes
         if lanes == "auto":
             compiled.levels = levels = compiled.levels or compiled.measured_levels(server, chunks)
@@ -94,7 +96,8 @@ class _Compiled:
 
         def seconds_per_client(lanes: int) -> float:
             sample = chunks.sample(lanes)
-            return self._passes[0].seconds(environment, sample, lanes) / int(sample.mask.sum())
+            # Processes that measured for themselves would each go on with another program.
+            return agreed(self._passes[0].seconds(environment, sample, lanes) / int(sample.mask.sum()))
 
         return _fastest(seconds_per_client, chunks.lane_counts())[::-1]
 
@@ -131,10 +134,11 @@ class _Receiver:
         members, results = chunk.value
         if members:
             self._members.append((members, chunk.mask))
+        own = own_rows(Clients(results, chunk.mask, chunk.id))
         if results and self._sink is not None:
-            self._sink(Clients(tuple(results), chunk.mask, chunk.id))
+            self._sink(Clients(tuple(own.value), own.mask, own.id))
         elif results:
-            self._outputs.append(jax.tree.map(_to_host, Clients(results, chunk.mask, chunk.id)))
+            self._outputs.append(jax.tree.map(_to_host, own))
 
     def members(self) -> tuple[Any, Any]:
         return jax.tree.map(_concatenated, *self._members) if self._members else ([], ())

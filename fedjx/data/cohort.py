@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fedjx.core.chunks import arranged
+from fedjx.core.hosts import rows_at
 from fedjx.core.values import Batches, Clients, Sequence
 from fedjx.data.federated_data import FederatedData
 
@@ -119,10 +120,14 @@ class Cohort:
         """Number of batches of each member, int64 ``[C]``."""
         return _num_batches(self.data.sizes[self.ids], self.batch_size)
 
-    def members(self, ids: np.ndarray, mask: np.ndarray) -> Clients:
-        """Plans a chunk of the named clients; where the mask is False it is padding."""
+    def members(
+        self, ids: np.ndarray, mask: np.ndarray, num_devices: int = 1, own: np.ndarray | None = None
+    ) -> Clients:
+        """Plans the part of some devices, or of all, of a chunk; where the mask is False it is padding."""
         longest = _num_batches(self.data.sizes[ids].max(), self.batch_size)
         num_steps = _capacity(longest, _num_batches(self.data.largest, self.batch_size))
+        if own is not None:
+            ids, mask = (rows_at(own, x, num_devices) for x in (ids, mask))
         planned = cohort(self.data, ids, batch_size=self.batch_size, num_steps=num_steps)
         return Clients(planned.value, mask, np.where(mask, ids, -1).astype(np.int32))
 
