@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjx.core.hosts import rows_at
+from fedjx.core.engine import own_part
+from fedjx.core.hosts import Share
 from fedjx.core.placed import FederatedValue
 from fedjx.core.types import FederatedType
 from fedjx.core.values import Clients, check_same_clients, per_client, side_by_side
@@ -47,15 +48,14 @@ class Planned(Protocol):
     sizes: Any
     lanes: int | Literal["auto"]
 
-    def members(self, ids: np.ndarray, mask: np.ndarray, num_devices: int, own: np.ndarray) -> Clients:
-        """Returns the part of a chunk that belongs to some devices.
+    def members(self, ids: np.ndarray, mask: np.ndarray, share: Share) -> Clients:
+        """Returns this process's share of a chunk.
 
         Args:
-          ids: The clients of the whole chunk, in equal parts for the devices: the shapes of what is
-            returned depend on all of them.
+          ids: The clients of the whole chunk, in equal parts for the devices. The shapes of what is
+            returned may depend on them all, and on nothing that differs between processes.
           mask: Where it is False the chunk is padding.
-          num_devices: Of the whole chunk.
-          own: Positions of the devices whose clients are returned, increasing.
+          share: Which of the devices are this process's.
         """
         ...
 
@@ -66,6 +66,8 @@ def is_stream(value: Any) -> bool:
     Raises:
       TypeError: If it can be iterated over only once; every pass reads it again.
     """
+    if isinstance(value, Planned):
+        return True
     if isinstance(value, list):
         return bool(value) and isinstance(value[0], Clients)
     no_stream = isinstance(value, (FederatedValue, FederatedType, Mapping, str)) or hasattr(value, "shape")
@@ -89,7 +91,7 @@ def first_chunk(value: Any) -> Any:
     if not is_stream(value):
         return value
     if isinstance(value, Planned):
-        return value.members(np.asarray(value.ids)[:1], np.ones(1, bool), 1, np.arange(1))
+        return value.members(np.asarray(value.ids)[:1], np.ones(1, bool), Share())
     first = next(iter(value), None)
     if first is None:
         raise ValueError("a cohort needs at least one client; got an empty stream. Sample again, or skip the round.")
@@ -109,10 +111,10 @@ class Chunks:
         nothing leads.
     """
 
-    def __init__(self, arguments: list[Any], num_devices: int, own: np.ndarray, *, keeps_members: bool):
+    def __init__(self, arguments: list[Any], share: Share, *, keeps_members: bool):
         if not arguments:
             raise ValueError("a cohort needs at least one client; got no argument at CLIENTS. Pass Clients.")
-        self._arguments, self._num_devices, self._own = arguments, num_devices, own
+        self._arguments, self._share, self._num_devices = arguments, share, share.num_devices
         # What stays with the clients leaves the device chunk by chunk, so that chunk is kept small.
         self._most_groups = 1 if keeps_members else _GROUPS
         self._leader = next((a for a in arguments if isinstance(a, Planned)), None)
@@ -130,14 +132,19 @@ class Chunks:
         if self._leader is None:
             size = levels[0].lanes * self._num_devices if levels else None
             streams = [_cut(a, size) if isinstance(a, Clients) else a for a in self._arguments]
-            return _Again(lambda: ((None, self._own_part(chunk)) for chunk in _zipped(streams)))
+            return _Again(lambda: ((None, own_part(chunk, self._share)) for chunk in _zipped(streams)))
+        order = self.order(levels)
+        return _Again(lambda: ((lanes, self._chunk(ids, mask)) for lanes, ids, mask in order))
+
+    def order(self, levels: list[Level]) -> list[tuple[int, np.ndarray, np.ndarray]]:
+        """Returns the chunks of what leads: lanes, ids and mask of each."""
+        assert self._leader is not None
         sizes = np.asarray(self._leader.sizes)
-        parts = [
-            (lanes, np.where(rows < 0, -1, members[rows]))
+        return [
+            (lanes, *self._named(np.where(rows < 0, -1, members[rows])))
             for lanes, members in levelled(sizes, levels)
             for rows in arranged(sizes[members], lanes, self._num_devices, self._num_groups(lanes))
         ]
-        return _Again(lambda: ((lanes, self._chunk(rows)) for lanes, rows in parts))
 
     def sample(self, lanes: int) -> Clients:
         """Returns a chunk of the shape that `cut` gives, with one group of copies of a middling client."""
@@ -145,7 +152,7 @@ class Chunks:
         middling = np.argsort(self._leader.sizes)[len(self._leader.ids) // 2]
         rows = np.full((self._num_devices, self._num_groups(lanes), lanes), -1)
         rows[:, 0] = middling
-        return self._chunk(rows.reshape(-1))
+        return self._chunk(*self._named(rows.reshape(-1)))
 
     def lane_counts(self) -> list[int]:
         """Returns the numbers of lanes worth trying, from few to many."""
@@ -158,24 +165,20 @@ class Chunks:
         needed = -(-len(self._leader.ids) // (lanes * self._num_devices))
         return min(self._most_groups, 1 << (needed - 1).bit_length())  # powers of two: few shapes
 
-    def _chunk(self, rows: np.ndarray) -> Clients:
+    def _named(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the ids at these positions, and which are not padding."""
         assert self._leader is not None
-        ids, mask = np.asarray(self._leader.ids)[np.where(rows < 0, rows.max(), rows)], rows >= 0
-        own_ids, own_mask = (rows_at(self._own, x, self._num_devices) for x in (ids, mask))
-        return side_by_side(
-            [
-                _rows(a, own_ids, own_mask)
-                if isinstance(a, Clients)
-                else a.members(ids, mask, self._num_devices, self._own)
-                for a in self._arguments
-            ]
-        )
+        return np.asarray(self._leader.ids)[np.where(rows < 0, rows.max(), rows)], rows >= 0
 
-    def _own_part(self, chunk: Clients) -> Clients:
-        if len(self._own) == self._num_devices:
-            return chunk
-        rows = np.arange(-(-chunk.num_clients // self._num_devices) * self._num_devices)
-        return _taken(chunk, rows_at(self._own, rows, self._num_devices))
+    def _chunk(self, ids: np.ndarray, mask: np.ndarray) -> Clients:
+        own_ids, own_mask = self._share.of(ids), self._share.of(mask)
+        parts = [
+            _rows(a, own_ids, own_mask) if isinstance(a, Clients) else a.members(ids, mask, self._share)
+            for a in self._arguments
+        ]
+        # All were asked for the same clients, and what the leader brings may lie on the devices already.
+        leading = parts[[a is self._leader for a in self._arguments].index(True)]
+        return Clients(tuple(part.value for part in parts), leading.mask, leading.id)
 
 
 def levelled(sizes: np.ndarray, levels: list[Level]) -> Iterator[tuple[int, np.ndarray]]:
@@ -269,14 +272,14 @@ def _rows(clients: Clients, ids: np.ndarray, mask: np.ndarray) -> Clients:
 
 
 def _cut(clients: Clients, size: int | None) -> list[Clients]:
-    """Cuts a cohort into chunks of one size, the last one padded."""
-    size = min(size or clients.num_clients, clients.num_clients)
-    return [_taken(clients, np.arange(start, start + size)) for start in range(0, clients.num_clients, size)]
-
-
-def _taken(clients: Clients, rows: np.ndarray) -> Clients:
-    """Takes these rows of a cohort; beyond its end they are padding, copies of its first clients."""
+    """Cuts a cohort into chunks of one size, the last padded with copies of its first clients."""
+    num_clients = clients.num_clients
+    size = min(size or num_clients, num_clients)
     own, pools, join = per_client((clients.value, clients.mask, clients.id))
-    value, mask, ids = join(jax.tree.map(lambda x: x[rows % clients.num_clients], own), pools)
-    real = rows < clients.num_clients
-    return Clients(value, jnp.asarray(mask) & real, jnp.where(real, ids, -1))
+    chunks = []
+    for start in range(0, num_clients, size):
+        rows = np.arange(start, start + size)
+        value, mask, ids = join(jax.tree.map(lambda x, rows=rows: x[rows % num_clients], own), pools)
+        real = rows < num_clients
+        chunks.append(Clients(value, jnp.asarray(mask) & real, jnp.where(real, ids, -1)))
+    return chunks

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.core
+from jax import lax
 from jax.sharding import Mesh
 
 from fedjx.core.arguments import as_declared, check_type, declared_type
@@ -19,7 +20,7 @@ from fedjx.core.placed import FederatedValue, Node
 from fedjx.core.program import Environment, Message, Program
 from fedjx.core.streaming import Sink, Stream, first_chunk, is_stream
 from fedjx.core.types import CLIENTS, SERVER, FederatedType, FunctionType, Struct, notation, type_of
-from fedjx.core.values import Clients, check_same_clients, side_by_side
+from fedjx.core.values import Clients, check_same_clients, per_client, side_by_side, stack_cohorts
 
 PyTree = Any
 
@@ -166,7 +167,9 @@ class Computation:
                 check_type(self.name, name, value.type, type_)
         return self._fn(*values)
 
-    def in_graph(self, *, mesh: Mesh | None = None, lanes: int | None = None) -> Callable[..., Any]:
+    def in_graph(
+        self, *, mesh: Mesh | None = None, lanes: int | None = None, differentiable: bool = True
+    ) -> Callable[..., Any]:
         """Returns the computation as one compiled, traceable JAX function of arrays.
 
         Keep the returned function: it holds the compiled programs.
@@ -174,6 +177,8 @@ class Computation:
         Args:
           mesh: Devices with an axis ``clients`` to divide the cohort among, padded if need be.
           lanes: How many clients each device maps at once: bounds the memory.
+          differentiable: Whether the result has a derivative in reverse. If not, the loop over a client's
+            data ends with the longest of the clients that run at once, and costs nothing beyond.
         """
         _check_lanes(lanes)
         placer = None if mesh is None else Placer(auto_mesh(mesh))
@@ -182,7 +187,7 @@ class Computation:
         def compiled(*values: Any) -> Any:
             if self._is_local(self._types):
                 return self._fn(*values)
-            return _run_in_graph(self.trace(tuple(map(type_of, values))), values, lanes, mesh)
+            return _run_in_graph(self.trace(tuple(map(type_of, values))), values, lanes, mesh, differentiable)
 
         @functools.wraps(self._fn)
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -194,6 +199,33 @@ class Computation:
             return compiled(*values)
 
         return run
+
+    def scanned(self, *, mesh: Mesh | None = None, lanes: int | None = None) -> Callable[..., Any]:
+        """Returns many rounds of ``(state, cohort) -> (state, metrics)`` as one compiled program.
+
+        Keep the returned function ``(state, cohorts) -> (state, metrics [R, ...])``: it holds the compiled
+        programs. Only the plans of the R cohorts are stacked; their pool of examples is one.
+
+        Args:
+          mesh: As for `in_graph`.
+          lanes: As for `in_graph`.
+
+        >>> import optax
+        >>> train, _ = fedjx.data.digits(num_clients=20)
+        >>> algorithm = fedjx.fed_avg(fedjx.models.linear(10, input_shape=(8, 8, 1)), client_optimizer=optax.sgd(0.01))
+        >>> cohorts = [fedjx.data.cohort(train, [k, k + 1], batch_size=20, num_steps=9) for k in range(5)]
+        >>> state, metrics = algorithm.next.scanned()(algorithm.init(jax.random.key(0)), cohorts)
+        >>> metrics["loss"].shape, int(state.round)
+        ((5,), 5)
+        """
+        step = self.in_graph(mesh=mesh, lanes=lanes, differentiable=False)
+
+        @jax.jit
+        def run(state: Any, cohorts: Clients) -> Any:
+            own, pools, join = per_client((cohorts.value, cohorts.mask, cohorts.id))
+            return lax.scan(lambda state, own: step(state, Clients(*join(own, pools))), state, own)
+
+        return lambda state, cohorts: run(state, stack_cohorts(cohorts))
 
     def streamed(
         self, *, mesh: Mesh | None = None, lanes: int | None = None, sink: Sink | None = None
@@ -236,13 +268,15 @@ def _check_lanes(lanes: int | None) -> None:
         raise ValueError(f"at least one client runs at once; got {lanes=}. Leave it out for all at once.")
 
 
-def _run_in_graph(program: Program, values: tuple[Any, ...], lanes: int | None, mesh: Mesh | None) -> Any:
+def _run_in_graph(
+    program: Program, values: tuple[Any, ...], lanes: int | None, mesh: Mesh | None, differentiable: bool
+) -> Any:
     environment = program.server_stage(0, program.server_arguments(values))
     clients = _cohort([v for v in values if isinstance(v, Clients)]) if program.num_passes else None
     finished: Environment = {}
     for level in range(program.num_passes):
         assert clients is not None
-        run = program.client_pass(level)
+        run = program.client_pass(level)._replace(differentiable=differentiable)
         reduced, (members, outputs) = map_reduce(run, environment, clients, lanes=lanes, mesh=mesh)
         results = [Clients(x, clients.mask, clients.id) for x in outputs]
         finished.update(zip(program.outputs(level), results, strict=True))

@@ -36,7 +36,7 @@ def _longest_of_all(_: int, in_batched: list[bool], length: jax.Array) -> tuple[
 
 
 def fold(step: Callable[[PyTree, Any], PyTree], zero: PyTree, xs: PyTree, length: jax.Array) -> PyTree:
-    """Folds ``step`` over ``xs``, leaves ``[S, ...]``, as a scan that `stops_early` knows again."""
+    """Folds ``step`` over ``xs``, leaves ``[S, ...]``, as a scan that `is_fold` knows again."""
 
     def sequence_fold(length: jax.Array, zero: PyTree) -> tuple[jax.Array, PyTree]:
         return length, lax.scan(lambda total, x: (step(total, x), None), zero, xs)[0]
@@ -44,9 +44,11 @@ def fold(step: Callable[[PyTree, Any], PyTree], zero: PyTree, xs: PyTree, length
     return jax.jit(sequence_fold)(length, zero)[1]
 
 
-def stops_early(closed: ClosedJaxpr) -> bool:
-    """Tells whether a program of this name is a `fold` as it was written, not differentiated since."""
-    scans = [eqn for eqn in closed.jaxpr.eqns if eqn.primitive.name == "scan"]
+def is_fold(eqn: Any) -> bool:
+    """Tells whether an equation is a `fold` as it was written, not differentiated since."""
+    if eqn.params.get("name") != FOLD:
+        return False
+    scans = [inner for inner in eqn.params["jaxpr"].jaxpr.eqns if inner.primitive.name == "scan"]
     return len(scans) == 1 and len(scans[0].outvars) == scans[0].params["num_carry"]
 
 

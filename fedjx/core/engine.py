@@ -21,9 +21,9 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjx.core.convolution import by_products
-from fedjx.core.hosts import AXIS, auto_mesh, is_shared, own_positions, placed_rows, placed_whole, rows_at
-from fedjx.core.values import Clients, per_client
+from fedjx.core.hosts import AXIS, Share, auto_mesh, placed_rows, placed_whole, share_of
+from fedjx.core.rewrite import rewritten
+from fedjx.core.values import Clients, per_client, shares_pool
 
 PyTree = Any
 
@@ -55,11 +55,14 @@ class Pass(NamedTuple):
       reductions: What becomes of the values; outputs stay with their client.
       differentiable: Whether `sequence_reduce` runs over all of the padding, in a loop that has a
         derivative in reverse, or stops where the longest of the clients at hand ends.
+      in_step: Whether all devices take every step, padding included, as they must where several
+        of them compute one client and talk to each other within a step.
     """
 
     fn: Callable[[PyTree, PyTree, jax.Array], tuple[tuple[PyTree, ...], PyTree]]
     reductions: tuple[Reduction, ...]
     differentiable: bool = True
+    in_step: bool = False
 
 
 # --- one chunk ----------------------------------------------------------------------------------
@@ -72,10 +75,10 @@ def _map(run: Pass, server: PyTree, clients: Clients) -> tuple[tuple[PyTree, ...
         (server, pools), (own, client_id) = shared, member
         return run.fn(server, join(own, pools), client_id)
 
-    def rewritten(*member: PyTree) -> tuple[tuple[PyTree, ...], PyTree]:
-        return by_products(one, (server, pools), member, stop_early=not run.differentiable)
+    def one_rewritten(*member: PyTree) -> tuple[tuple[PyTree, ...], PyTree]:
+        return rewritten(one, (server, pools), member, stop_early=not (run.differentiable or run.in_step))
 
-    return jax.vmap(rewritten)(own, clients.id)
+    return jax.vmap(one_rewritten)(own, clients.id)
 
 
 def _zeros(run: Pass, server: PyTree, clients: Clients) -> tuple[PyTree, ...]:
@@ -118,7 +121,8 @@ def _fold(
             _, outputs = jax.eval_shape(step, accumulators, group)
             return accumulators, jax.tree.map(lambda x: lax.full(x.shape, 0, x.dtype), outputs)
 
-        return lax.cond(jnp.any(group[1]), step, skip, accumulators, group)  # only padding: nothing to do
+        has_client = run.in_step or jnp.any(group[1])  # of only padding there is nothing to do
+        return lax.cond(has_client, step, skip, accumulators, group)
 
     accumulators, outputs = lax.scan(add, accumulators, groups)
     return accumulators, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num_clients], outputs)
@@ -156,6 +160,7 @@ def map_reduce(
         return _report(run, accumulators), outputs
 
     mesh = auto_mesh(mesh)
+    run = run._replace(in_step=_spreads_clients(mesh))
     num_clients = clients.num_clients
     padded = clients
     if num_clients % mesh.shape[AXIS]:
@@ -171,7 +176,7 @@ def map_reduce(
     reduced, outputs = _by_device(
         device,
         mesh,
-        in_specs=(_WHOLE, _SPLIT, _SPLIT, _SPLIT, _WHOLE),
+        in_specs=(_WHOLE, _SPLIT, _SPLIT, _SPLIT, _pool_specs(clients.value)),
         out_specs=(_WHOLE, _SPLIT),
     )(server, own, padded.mask, padded.id, pools)
     # Said, not only computed: where processes share the mesh, each can then read what is at the server.
@@ -194,11 +199,29 @@ def _pad(clients: Clients, multiple: int) -> Clients:
     return Clients(join(jax.tree.map(pad, own), pools), pad(clients.mask, False), pad(clients.id, -1))
 
 
+def own_part(clients: Clients, share: Share) -> Clients:
+    """Returns the clients of this process's devices of a cohort, which is padded to divide among all devices."""
+    clients = _pad(clients, share.num_devices)
+    own, pools, join = per_client(clients.value)
+    own, mask, ids = jax.tree.map(share.of, (own, clients.mask, clients.id))
+    whole = shares_pool(clients.value)
+    pools = [pool if w else jax.tree.map(share.of, pool) for w, pool in zip(whole, pools, strict=True)]
+    return Clients(join(own, pools), mask, ids)
+
+
 def _report(run: Pass, accumulators: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
     return tuple(r.report(accumulator) for r, accumulator in zip(run.reductions, accumulators, strict=True))
 
 
+def _pool_specs(value: PyTree) -> list[PartitionSpec]:
+    return [_WHOLE if shared else _SPLIT for shared in shares_pool(value)]
+
+
 # --- across devices -----------------------------------------------------------------------------
+
+
+def _spreads_clients(mesh: Mesh) -> bool:
+    return mesh.size > mesh.shape[AXIS]
 
 
 def _by_device(fn: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
@@ -207,9 +230,7 @@ def _by_device(fn: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any
     Without replication checks a gradient inside stays on its device (with them JAX sums it over
     all devices behind our back), and the users' scans need no annotations.
     """
-    return jax.shard_map(
-        fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names={AXIS}, check_vma=False
-    )
+    return jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names={AXIS}, check_vma=False)
 
 
 def _all_reduce(run: Pass, accumulators: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
@@ -287,7 +308,7 @@ class PassStream:
 
     def __init__(self, run: Pass, mesh: Mesh, placer: Placer | None = None):
         self.mesh = mesh
-        self._run, self._placer = run, placer or Placer(mesh)
+        self._run, self._placer = run._replace(in_step=_spreads_clients(mesh)), placer or Placer(mesh)
         split = NamedSharding(mesh, _SPLIT)
         self._start = jax.jit(self._zeros, out_shardings=split)
         self._step = jax.jit(self._sharded_step, static_argnums=3, donate_argnums=0, out_shardings=split)
@@ -299,8 +320,8 @@ class PassStream:
 
         Args:
           server: Values that every client sees, on the mesh.
-          chunks: The cohort, or of each chunk what belongs to the devices of this process; each with
-            how many of its clients a device maps at once, or None for all of its part.
+          chunks: The cohort: of each chunk the `own_part`, and how many clients a device maps at
+            once, or None for all of its own.
           sink: Called with each chunk's outputs, on the device, once they are computed.
         """
         accumulators, waiting = None, deque()
@@ -352,7 +373,7 @@ class PassStream:
         return _by_device(
             device,
             self.mesh,
-            in_specs=(_SPLIT, _WHOLE, _SPLIT, _SPLIT, _SPLIT, _WHOLE),
+            in_specs=(_SPLIT, _WHOLE, _SPLIT, _SPLIT, _SPLIT, _pool_specs(clients.value)),
             out_specs=_SPLIT,
         )(accumulators, server, own, clients.mask, clients.id, pools)
 
@@ -375,7 +396,7 @@ class Placer:
 
     def __init__(self, mesh: Mesh):
         self.split, self.whole = NamedSharding(mesh, _SPLIT), NamedSharding(mesh, _WHOLE)
-        self._mesh, self._own = mesh, own_positions(mesh)
+        self._mesh, self._share = mesh, share_of(mesh)
         self._pools: tuple[list[Any], PyTree] = ([], None)
 
     def server(self, value: PyTree) -> PyTree:
@@ -385,25 +406,21 @@ class Placer:
         return value if there else self._whole(value)
 
     def clients(self, clients: Clients) -> Clients:
-        """Divides a whole cohort among the devices; one that does not divide goes to all of them whole."""
+        """Divides a cohort, whole in every process; one that does not divide goes to all devices whole."""
+        if clients.num_clients % self._share.num_devices == 0:
+            return self.chunk(own_part(clients, self._share))
         own, pools, join = per_client(clients.value)
-        arrays, num_devices = (own, clients.mask, clients.id), self._mesh.shape[AXIS]
-        if clients.num_clients % num_devices == 0:
-            own, mask, ids = self._divided(jax.tree.map(lambda x: rows_at(self._own, x, num_devices), arrays))
-        else:
-            own, mask, ids = self._whole(arrays)
-        return Clients(join(own, self._placed_pools(pools)), mask, ids)
+        own, mask, ids = self._whole((own, clients.mask, clients.id))
+        return Clients(join(own, self._shared_pools(pools)), mask, ids)
 
     def chunk(self, clients: Clients) -> Clients:
-        """Divides the clients of the devices of this process among them, padded if need be."""
-        if is_shared(clients.mask):
-            return clients
-        clients = _pad(clients, len(self._own))
+        """Divides the clients of this process's devices among them."""
         own, pools, join = per_client(clients.value)
         own, mask, ids = self._divided((own, clients.mask, clients.id))
-        return Clients(join(own, self._placed_pools(pools)), mask, ids)
+        pools = self._shared_pools(pools) if all(shares_pool(clients.value)) else self._divided(pools)
+        return Clients(join(own, pools), mask, ids)
 
-    def _placed_pools(self, pools: PyTree) -> PyTree:
+    def _shared_pools(self, pools: PyTree) -> PyTree:
         leaves = jax.tree.leaves(pools)
         if not leaves:
             return pools
@@ -413,10 +430,13 @@ class Placer:
         return self._pools[1]
 
     def _whole(self, value: PyTree) -> PyTree:
-        several = self._mesh.is_multi_process
-        return placed_whole(value, self._mesh) if several else jax.device_put(value, self.whole)
+        if self._mesh.is_multi_process:
+            return placed_whole(value, self._mesh)  # device_put would compare the values of all processes
+        return jax.device_put(value, self.whole)
 
     def _divided(self, arrays: PyTree) -> PyTree:
+        if all(isinstance(x, jax.Array) and x.sharding == self.split for x in jax.tree.leaves(arrays)):
+            return arrays
         # JAX may read host memory later than the call that is given it, and a loader may use it again.
         arrays = jax.tree.map(lambda x: np.array(x) if isinstance(x, np.ndarray) else x, arrays)
         if self._mesh.is_multi_process:

@@ -7,7 +7,7 @@ the whole plan, and makes and places only the rows of its own devices.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -33,17 +33,64 @@ def auto_mesh(mesh: Mesh) -> Mesh:
     processes = sorted({device.process_index for device in mesh.devices.flat})
     if len(processes) != jax.process_count():
         raise ValueError(
-            f"a mesh needs devices of each of the {jax.process_count()} processes; got those of {processes} in "
-            f"process {jax.process_index()}. Make it of jax.devices(), which are all, not jax.local_devices()."
+            f"a mesh needs devices of all {jax.process_count()} processes; process {jax.process_index()} got one "
+            f"with those of {processes}. Make it of jax.devices(), not of jax.local_devices()."
         )
     return Mesh(mesh.devices, mesh.axis_names)
 
 
-def own_positions(mesh: Mesh) -> np.ndarray:
-    """Returns where along the axis ``clients`` the devices of this process are, int64 ``[P]``."""
-    by_position = np.moveaxis(mesh.devices, mesh.axis_names.index(AXIS), 0).reshape(mesh.shape[AXIS], -1)
+class Share(NamedTuple):
+    """The part of a mesh's axis ``clients`` that belongs to this process.
+
+    Attributes:
+      num_devices: Length of the axis, D.
+      positions: Where on the axis the devices of this process are, increasing; all if None.
+      memory: Bytes that a device has, agreed between the processes.
+    """
+
+    num_devices: int = 1
+    positions: np.ndarray | None = None
+    memory: float | None = None
+
+    @property
+    def num_own(self) -> int:
+        """Number of positions, P."""
+        return self.num_devices if self.positions is None else len(self.positions)
+
+    def of(self, x: Any) -> Any:
+        """Selects the rows of this process's devices from those of all devices.
+
+        >>> Share(3, np.array([0, 2])).of(np.arange(6))
+        array([0, 1, 4, 5])
+        """
+        if self.positions is None or is_shared(x):
+            return x
+        return x.reshape(self.num_devices, -1, *x.shape[1:])[self.positions].reshape(-1, *x.shape[1:])
+
+
+def share_of(mesh: Mesh) -> Share:
+    """Returns the share that this process has in a mesh."""
+    num_devices = mesh.shape[AXIS]
+    if not mesh.is_multi_process:
+        return Share(num_devices)
+    by_position = np.moveaxis(mesh.devices, mesh.axis_names.index(AXIS), 0).reshape(num_devices, -1)
     is_own = [[device.process_index == jax.process_index() for device in row] for row in by_position]
-    return np.flatnonzero(np.any(is_own, axis=1))
+    return Share(num_devices, np.flatnonzero(np.any(is_own, axis=1)))
+
+
+def device_memory() -> float:
+    """Returns the bytes that a device of this process has; 8 GiB where it does not say."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 2**33)
+
+
+def agreed(number: float) -> float:
+    """Returns the number of process 0 in every process, for what they measure differently."""
+    if jax.process_count() == 1:
+        return number
+    return float(multihost_utils.broadcast_one_to_all(np.float32(number)))
+
+
+# --- arrays that processes share ----------------------------------------------------------------
 
 
 def is_shared(x: Any) -> bool:
@@ -51,31 +98,19 @@ def is_shared(x: Any) -> bool:
     return isinstance(x, jax.Array) and not x.is_fully_addressable
 
 
-def rows_at(positions: np.ndarray, x: Any, num_devices: int) -> Any:
-    """Selects the rows of some devices from those of all, ``[D * R, ...]``."""
-    if len(positions) == num_devices or is_shared(x):
-        return x
-    return x.reshape(num_devices, -1, *x.shape[1:])[positions].reshape(-1, *x.shape[1:])
-
-
-def agreed(number: float) -> float:
-    """Returns the number of process 0 in every process, for what each measures differently."""
-    if jax.process_count() == 1:
-        return number
-    return float(multihost_utils.broadcast_one_to_all(np.float32(number)))
-
-
 def placed_whole(value: PyTree, mesh: Mesh) -> PyTree:
-    """Copies a value, which every process has, to the devices of this process, as part of the whole mesh.
+    """Copies a value, which every process has, to all devices; each process serves its own.
 
     Nothing is sent to other processes, or compared with theirs.
     """
-    return jax.tree.map(lambda x: _assembled(x, np.shape(x), NamedSharding(mesh, PartitionSpec()), lambda _: x), value)
+    sharding = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda x: _assembled(x, np.shape(x), sharding, lambda _: x), value)
 
 
 def placed_rows(rows: PyTree, mesh: Mesh) -> PyTree:
-    """Makes arrays that all processes share, of the rows ``[P * R, ...]`` of the devices of this process."""
-    sharding, positions = NamedSharding(mesh, PartitionSpec(AXIS)), own_positions(mesh)
+    """Makes arrays ``[D * R, ...]`` of the rows ``[P * R, ...]`` that each process has for its devices."""
+    sharding, share = NamedSharding(mesh, PartitionSpec(AXIS)), share_of(mesh)
+    positions = np.arange(share.num_devices) if share.positions is None else share.positions
 
     def place(x: Any) -> jax.Array:
         num_rows = x.shape[0] // len(positions)
@@ -84,7 +119,7 @@ def placed_rows(rows: PyTree, mesh: Mesh) -> PyTree:
             start = num_rows * np.searchsorted(positions, (index[0].start or 0) // num_rows)
             return x[start : start + num_rows]
 
-        return _assembled(x, (num_rows * mesh.shape[AXIS], *x.shape[1:]), sharding, part)
+        return _assembled(x, (num_rows * share.num_devices, *x.shape[1:]), sharding, part)
 
     return jax.tree.map(place, rows)
 
@@ -92,7 +127,7 @@ def placed_rows(rows: PyTree, mesh: Mesh) -> PyTree:
 def _assembled(
     x: Any, shape: tuple[int, ...], sharding: NamedSharding, part: Callable[[tuple[slice, ...]], Any]
 ) -> jax.Array:
-    if is_shared(x):  # the processes share it already
+    if is_shared(x):
         return x if x.sharding == sharding else jax.device_put(x, sharding)
     where = sharding.addressable_devices_indices_map(shape)
     parts = jax.device_put([part(index) for index in where.values()], list(where))
@@ -100,7 +135,7 @@ def _assembled(
 
 
 def own_rows(shared: PyTree) -> PyTree:
-    """Returns the rows that the devices of this process hold of arrays ``[C, ...]``, as arrays that are its own."""
+    """Returns the rows that this process's devices hold of arrays ``[C, ...]``, as arrays that are its own."""
     return jax.tree.map(_own_rows, shared)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -12,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjx.core.chunks import Chunks, Level, first_chunk, is_stream
+from fedjx.core.ahead import fed
+from fedjx.core.chunks import Chunks, Level, Planned, first_chunk, is_stream
 from fedjx.core.engine import PassStream, Placer
-from fedjx.core.hosts import AXIS, agreed, auto_mesh, own_positions, own_rows
+from fedjx.core.hosts import AXIS, agreed, auto_mesh, device_memory, own_rows, share_of
 from fedjx.core.program import Environment, Program
 from fedjx.core.types import type_of
 from fedjx.core.values import Clients
@@ -35,8 +37,12 @@ class Stream:
 
     def __init__(self, computation: Computation, mesh: Mesh | None, lanes: int | None, sink: Sink | None):
         self.lanes = self._asked_lanes = lanes
+        self._levels: list[Level] = []
+        self._keeps_members = False
         self._computation, self._sink = computation, sink
         self._mesh = auto_mesh(mesh or Mesh(np.array(jax.devices()), (AXIS,)))
+        # A cohort decides by it what goes to the device, which must be the same in all processes.
+        self._share = share_of(self._mesh)._replace(memory=agreed(device_memory()))
         self._placer = Placer(self._mesh)
         self._by_arrays: dict[Any, _Compiled] = {}
         self._by_type: dict[Any, _Compiled] = {}
@@ -51,15 +57,48 @@ class Stream:
         compiled = self._compile(shown)
         server = self._placer.server(compiled.program.server_arguments(shown))
         at_clients = [v if is_stream(v) else s for v, s in zip(values, shown, strict=True) if isinstance(s, Clients)]
-        keeps_members = bool(compiled.program.client_results())
-        chunks = Chunks(at_clients, self._mesh.shape[AXIS], own_positions(self._mesh), keeps_members=keeps_members)
+        self._keeps_members = bool(compiled.program.client_results())
+        chunks = Chunks(at_clients, self._share, keeps_members=self._keeps_members)
         lanes = self._asked_lanes or chunks.asked_lanes
         if lanes == "auto":
-            compiled.levels = levels = compiled.levels or compiled.measured_levels(server, chunks)
+            compiled.levels = self._levels = compiled.levels or compiled.measured_levels(server, chunks)
         else:
-            levels = [Level(int(lanes), 1.0)] if lanes else []
-        self.lanes = levels[0].lanes if levels else None
-        return compiled.run(server, chunks.cut(levels), self._sink)
+            self._levels = [Level(int(lanes), 1.0)] if lanes else []
+        self.lanes = self._levels[0].lanes if self._levels else None
+        return compiled.run(server, chunks.cut(self._levels), self._sink)
+
+    def ahead(self, cohorts: Iterable[Planned], *, num_chunks: int = 4) -> Iterator[Planned]:
+        """Yields cohorts whose chunks a background thread makes while the device computes.
+
+        The first cohort comes as it is: with it the lanes are chosen.
+
+        Args:
+          cohorts: For this computation's only argument at CLIENTS that is a cohort, round by round;
+            read in the thread, one by one.
+          num_chunks: How many chunks may wait at any time; more hide longer hitches, and take memory.
+
+        >>> import optax
+        >>> train, _ = fedjx.data.digits(num_clients=20)
+        >>> model = fedjx.models.linear(10, input_shape=(8, 8, 1), scale=1 / 16)
+        >>> algorithm = fedjx.fed_avg(model, client_optimizer=optax.sgd(0.1))
+        >>> step, state = algorithm.next.streamed(), algorithm.init(jax.random.key(0))
+        >>> for cohort in step.ahead(fedjx.data.Cohort(train, [k, k + 1], batch_size=20) for k in range(3)):
+        ...     state, metrics = step(state, cohort)
+        >>> int(state.round)
+        3
+        """
+        cohorts = iter(cohorts)
+        yield from itertools.islice(cohorts, 1)
+
+        def chunks(cohort: Planned) -> Chunks:
+            return Chunks([cohort], self._share, keeps_members=self._keeps_members)
+
+        yield from fed(
+            cohorts,
+            order=lambda cohort: [(ids, mask) for _, ids, mask in chunks(cohort).order(self._levels)],
+            make=lambda cohort, ids, mask: self._placer.chunk(cohort.members(ids, mask, self._share)),
+            num_chunks=num_chunks,
+        )
 
     def _compile(self, values: list[Any]) -> _Compiled:
         leaves, treedef = jax.tree.flatten(values)

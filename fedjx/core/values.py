@@ -11,6 +11,8 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from fedjx.core.hosts import own_rows
+
 PyTree = Any
 
 MASK = "mask"
@@ -27,10 +29,13 @@ class Batches:
     Attributes:
       pool: Features by name, each ``[N, ...]``.
       index: int32 ``[..., B]``; row of the pool, or -1 for padding.
+      shared: Whether every device needs all of the pool. If not, it is in as many equal parts as
+        there are devices, and a client's index counts from the beginning of its device's part.
     """
 
     pool: Mapping[str, Any]
     index: Any
+    shared: bool = dataclasses.field(default=True, metadata={"static": True})
 
     def gather(self) -> dict[str, Any]:
         """Returns the features ``[..., B, ...]`` and ``mask``, bool ``[..., B]``.
@@ -138,8 +143,11 @@ class Clients:
         return self.mask.shape[0]
 
     def members(self) -> dict[int, PyTree]:
-        """Copies to the host what belongs to each real client, by id; for looking at results."""
-        value, mask, ids = jax.device_get((self.value, self.mask, self.id))
+        """Copies to the host what belongs to each real client, by id; for looking at results.
+
+        Of a cohort that several processes share, each gets the clients of its own devices.
+        """
+        value, mask, ids = jax.device_get(own_rows((self.value, self.mask, self.id)))
         return {int(ids[c]): jax.tree.map(lambda x, c=c: x[c], value) for c in np.flatnonzero(mask)}
 
 
@@ -209,9 +217,19 @@ def per_client(value: PyTree) -> tuple[PyTree, PyTree, Callable[[PyTree, PyTree]
 
     def join(own: PyTree, pools: PyTree) -> PyTree:
         pairs = zip(jax.tree.leaves(own), pools, strict=True)
-        return treedef.unflatten([x if pool is None else Batches(pool, x) for x, pool in pairs])
+        return treedef.unflatten(
+            [
+                x if pool is None else dataclasses.replace(leaf, pool=pool, index=x)
+                for leaf, (x, pool) in zip(leaves, pairs, strict=True)
+            ]
+        )
 
     return own, pools, join
+
+
+def shares_pool(value: PyTree) -> list[bool]:
+    """Tells of each of the pools that `per_client` separates whether every device needs all of it."""
+    return [not _is_batches(leaf) or leaf.shared for leaf in jax.tree.leaves(value, is_leaf=_is_batches)]
 
 
 def gathered(value: PyTree) -> PyTree:
@@ -229,6 +247,28 @@ def stack(members: Iterable[PyTree]) -> PyTree:
         raise ValueError("a cohort needs at least one client; got 0. Sample again, or skip the round.")
     first, *rest = members
     return jax.tree.map(_stack_leaf, first, *rest, is_leaf=lambda x: isinstance(x, Sequence))
+
+
+def stack_cohorts(cohorts: Iterable[Clients]) -> Clients:
+    """Stacks the cohorts of R rounds, leaves ``[C, ...]``, into leaves ``[R, C, ...]``; a common pool stays one.
+
+    Raises:
+      ValueError: If two cohorts differ in a shape, or in their pool.
+    """
+    parts = [per_client((c.value, c.mask, c.id)) for c in cohorts]
+    if not parts:
+        raise ValueError("at least one round is run; got no cohort. Sample some.")
+    shapes = {str(jax.tree.map(np.shape, own)) for own, _, _ in parts}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"the cohorts of rounds that run as one program need equal shapes; got {sorted(shapes)[:2]}. "
+            "Give fedjx.data.cohort one num_steps and one num_clients."
+        )
+    pools = [[id(leaf) for leaf in jax.tree.leaves(pools)] for _, pools, _ in parts]
+    if any(other != pools[0] for other in pools):
+        raise ValueError("the cohorts of rounds that run as one program need one pool; got several. Use one data set.")
+    _, pool, join = parts[0]
+    return Clients(*join(jax.tree.map(lambda *xs: np.stack(xs), *[own for own, _, _ in parts]), pool))
 
 
 def _stack_leaf(*leaves: Any) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fedjx.core.chunks import arranged
-from fedjx.core.hosts import rows_at
+from fedjx.core.hosts import Share, device_memory
 from fedjx.core.values import Batches, Clients, Sequence
 from fedjx.data.federated_data import FederatedData
 
@@ -92,6 +92,9 @@ class Cohort:
       batch_size: Examples in a batch.
       lanes: How many clients each device runs at once. "auto" measures it at the first round and
         keeps it; two runs then agree up to rounding. Give a number for runs that are bitwise equal.
+      placement: "resident": every device holds the whole data set, and a chunk brings only its
+        plan; "streamed": a chunk brings the examples of its clients too; "auto": resident if the
+        data set takes at most a quarter of the device's memory (of the CPU: at most 2 GiB).
 
     Raises:
       ValueError: If there is no client, an id does not exist, or a number is less than one.
@@ -108,28 +111,38 @@ class Cohort:
     _: dataclasses.KW_ONLY
     batch_size: int
     lanes: int | Literal["auto"] = "auto"
+    placement: Literal["resident", "streamed", "auto"] = "auto"
 
     def __post_init__(self):
         object.__setattr__(self, "ids", _checked_ids(self.data, self.ids))
         _check_positive("batch_size", self.batch_size)
         if self.lanes != "auto":
             _check_positive("lanes", self.lanes)
+        if self.placement not in ("resident", "streamed", "auto"):
+            raise ValueError(
+                f"a placement is 'resident', 'streamed' or 'auto'; got {self.placement!r}. Choose one of them."
+            )
 
     @property
     def sizes(self) -> np.ndarray:
         """Number of batches of each member, int64 ``[C]``."""
         return _num_batches(self.data.sizes[self.ids], self.batch_size)
 
-    def members(
-        self, ids: np.ndarray, mask: np.ndarray, num_devices: int = 1, own: np.ndarray | None = None
-    ) -> Clients:
-        """Plans the part of some devices, or of all, of a chunk; where the mask is False it is padding."""
+    def members(self, ids: np.ndarray, mask: np.ndarray, share: Share = Share()) -> Clients:
+        """Plans this process's share of a chunk of the named clients; where the mask is False it is padding."""
         longest = _num_batches(self.data.sizes[ids].max(), self.batch_size)
-        num_steps = _capacity(longest, _num_batches(self.data.largest, self.batch_size))
-        if own is not None:
-            ids, mask = (rows_at(own, x, num_devices) for x in (ids, mask))
-        planned = cohort(self.data, ids, batch_size=self.batch_size, num_steps=num_steps)
-        return Clients(planned.value, mask, np.where(mask, ids, -1).astype(np.int32))
+        num_steps = _capacity(int(longest), int(_num_batches(self.data.largest, self.batch_size)), least=64)
+        resident = self.placement == "resident" or (self.placement == "auto" and _fits_device(self.data, share))
+        if resident:
+            ids = share.of(ids)
+            pool, first = self.data.pool, self.data.offsets[ids]
+        else:
+            pool, first = _parts(self.data, ids, share)
+            ids = share.of(ids)
+        sizes, mask = self.data.sizes[ids], share.of(mask)
+        batches = Batches(pool, _plan(first, sizes, num_steps, self.batch_size), shared=resident)
+        value = Sequence(batches, _num_batches(sizes, self.batch_size).astype(np.int32))
+        return Clients(value, mask, np.where(mask, ids, -1).astype(np.int32))
 
     def __iter__(self) -> Iterator[Clients]:
         lanes = 1 if self.lanes == "auto" else self.lanes
@@ -178,11 +191,50 @@ def _bucket(num_steps: int) -> int:
     return three_quarters if power >= 4 and num_steps <= three_quarters else power
 
 
-def _capacity(longest: int, largest: int) -> int:
-    """Returns the steps to plan for, most often the whole data set's largest client's: one shape for all cohorts."""
-    while largest > max(4 * longest, 64):
-        largest = -(-largest // 4)
-    return int(largest)
+def _capacity(needed: int, most: int, *, least: int) -> int:
+    """Returns the size to plan for: the most there can be, or that divided by 4, 16, ... where it is far too large.
+
+    Whoever is in a cohort, there are few sizes, and so few programs.
+    """
+    while most > max(4 * needed, least):
+        most = -(-most // 4)
+    return most
+
+
+def _parts(data: FederatedData, ids: np.ndarray, share: Share) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Copies the clients' examples, one part of equal length for each device, one after the other.
+
+    Args:
+      data: The clients' examples.
+      ids: The clients of all D devices, ``[D * C]``; one that repeats its predecessor is copied once.
+      share: Which P of the devices to copy for.
+
+    Returns:
+      The features, each ``[P * N, ...]``, and where in its device's part each client begins, ``[P * C]``.
+    """
+    ids = ids.reshape(share.num_devices, -1)
+    new = np.append(np.ones((len(ids), 1), bool), ids[:, 1:] != ids[:, :-1], axis=1)
+    sizes = np.where(new, data.sizes[ids], 0)
+    ends = sizes.cumsum(axis=1)
+    first = np.where(new, ends - sizes, 0)
+    first = np.maximum.accumulate(first, axis=1)
+    capacity = _capacity(int(ends[:, -1].max()), data.largest * ids.shape[1], least=1)
+    ids, new, first = (share.of(x) for x in (ids, new, first))
+    # For every example that is copied: its row in the data set and its row in the pool.
+    begins = (first + capacity * np.arange(len(ids))[:, None])[new]
+    lengths, sources = data.sizes[ids][new], data.offsets[ids][new]
+    within = np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
+    rows, places = (np.repeat(x, lengths) + within for x in (sources, begins))
+    pool = {}
+    for name, column in data.examples.items():
+        pool[name] = np.zeros((len(ids) * capacity, *column.shape[1:]), column.dtype)
+        pool[name][places] = column[rows]
+    return pool, first.reshape(-1)
+
+
+def _fits_device(data: FederatedData, share: Share) -> bool:
+    memory = share.memory or device_memory()
+    return sum(column.nbytes for column in data.examples.values()) <= memory / 4
 
 
 def _checked_ids(data: FederatedData, ids: ArrayLike) -> np.ndarray:

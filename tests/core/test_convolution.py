@@ -13,7 +13,7 @@ from flax import nnx
 from jax import lax
 
 from fedjx import Clients, federated_broadcast, federated_computation, federated_map, federated_sum
-from fedjx.core.convolution import by_products
+from fedjx.core.rewrite import rewritten
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -55,17 +55,17 @@ def test_a_convolution_equals_xlas(form, of):
             return convolve(x, kernel)
         return jax.grad(lambda x, kernel: jnp.sum(jnp.sin(convolve(x, kernel))), argnums=(0, 1))(x, kernel)
 
-    rewritten = jax.make_jaxpr(lambda x, kernel: by_products(fn, x, kernel))(x, kernel)
-    assert "conv_general_dilated" not in str(rewritten)
+    program = jax.make_jaxpr(lambda x, kernel: rewritten(fn, x, kernel))(x, kernel)
+    assert "conv_general_dilated" not in str(program)
     expected = fn(x, kernel)
-    for got, want in zip(jax.tree.leaves(by_products(fn, x, kernel)), jax.tree.leaves(expected), strict=True):
+    for got, want in zip(jax.tree.leaves(rewritten(fn, x, kernel)), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
 
 
 def test_a_kernel_that_all_clients_share_stays_a_convolution():
     convolve, x, kernel = convolution({})
-    rewritten = jax.make_jaxpr(lambda kernel, x: by_products(lambda k, x: convolve(x, k), kernel, x))(kernel, x)
-    assert str(rewritten).count("conv_general_dilated") == 1
+    program = jax.make_jaxpr(lambda kernel, x: rewritten(lambda k, x: convolve(x, k), kernel, x))(kernel, x)
+    assert str(program).count("conv_general_dilated") == 1
 
 
 class Network(nnx.Module):
@@ -137,9 +137,9 @@ def test_convolutions_inside_of_programs_are_found(inside):
         "cond": lambda x, k: lax.cond(x.sum() > 0, lambda: convolve(x, k), lambda: convolve(-x, k)),
         "nested": jax.jit(lambda x, k: lax.scan(lambda c, _: (jax.checkpoint(loop)(c, k), None), x, None, length=2)),
     }[inside]
-    rewritten = jax.make_jaxpr(lambda x, k: by_products(wrapped, x, k))(x, square)
-    assert "conv_general_dilated" not in str(rewritten)
+    program = jax.make_jaxpr(lambda x, k: rewritten(wrapped, x, k))(x, square)
+    assert "conv_general_dilated" not in str(program)
     for got, want in zip(
-        jax.tree.leaves(by_products(wrapped, x, square)), jax.tree.leaves(wrapped(x, square)), strict=True
+        jax.tree.leaves(rewritten(wrapped, x, square)), jax.tree.leaves(wrapped(x, square)), strict=True
     ):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,110 @@
+"""Pooling, and the gradient of max-pooling, as elementwise operations on the slices of a window.
+
+XLA's own loops over windows are slow on a CPU, more so under the client map. The values are the
+same, ties, NaN and padding included; a sum may add in another order.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from fedjx.core.windows import num_positions, overlap_add, padded, slices
+
+# How two elements combine, and the element that changes nothing.
+_POOLS = {
+    "reduce_window_max": (lax.max, -np.inf),
+    "reduce_window_min": (lax.min, np.inf),
+    "reduce_window_sum": (lax.add, 0),
+}
+_GRADIENT = "select_and_scatter_add"
+# Beyond this, unrolling compiles slowly and XLA's loop is as good.
+_MOST_SLICES = 32
+
+
+def is_unrolled(eqn: Any) -> bool:
+    """Tells whether `pool` computes an equation."""
+    name, params = eqn.primitive.name, eqn.params
+    if name not in (*_POOLS, _GRADIENT) or not jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating):
+        return False
+    window = params["window_dimensions"]
+    if name == _GRADIENT:
+        return params["select_prim"] in (lax.ge_p, lax.le_p) and math.prod(window) <= _MOST_SLICES
+    return sum(window) - len(window) < _MOST_SLICES
+
+
+def pool(name: str, *operands: jax.Array, **params: Any) -> jax.Array:
+    """Computes ``reduce_window_max``, ``_min``, ``_sum`` or ``select_and_scatter_add``."""
+    window = _window(**params)
+    operands = tuple(lax.transpose(x, window.order) for x in operands)
+    if name == _GRADIENT:
+        result = _scatter(*operands, window, params["select_prim"])
+    else:
+        result = _reduce(*operands, window, *_POOLS[name])
+    return lax.transpose(result, np.argsort(window.order))
+
+
+class _Window(NamedTuple):
+    """A window over leading axes; `order` brings them to the front."""
+
+    order: tuple[int, ...]
+    size: list[int]
+    strides: list[int]
+    padding: list[tuple[int, int, int]]
+    dilation: list[int]
+
+
+def _window(
+    *,
+    window_dimensions: Any,
+    window_strides: Any,
+    padding: Any,
+    window_dilation: Any = None,
+    base_dilation: Any = None,
+    **_: Any,
+) -> _Window:
+    rank = len(window_dimensions)
+    ones = (1,) * rank
+    inside = base_dilation or ones
+    widths = [(low, high, d - 1) for (low, high), d in zip(padding, inside, strict=True)]
+    trivial = [w == s == 1 and not any(p) for w, s, p in zip(window_dimensions, window_strides, widths, strict=True)]
+    axes = [i for i in range(rank) if not trivial[i]]
+    order = (*axes, *(i for i in range(rank) if trivial[i]))
+    chosen = (
+        [values[i] for i in axes] for values in (window_dimensions, window_strides, widths, window_dilation or ones)
+    )
+    return _Window(order, *chosen)
+
+
+def _reduce(x: jax.Array, window: _Window, combine: Any, neutral: float) -> jax.Array:
+    """Combines the elements of a window axis by axis."""
+    x = padded(x, window.padding, neutral)
+    outputs = num_positions(x.shape, window.size, window.strides, window.dilation)
+    for axis, n in enumerate(outputs):
+        # Along the other axes the window is of one element, and at every position.
+        size, strides = ([v if i == axis else 1 for i, v in enumerate(vs)] for vs in (window.size, window.strides))
+        seen = [n if i == axis else x.shape[i] for i in range(len(outputs))]
+        x = functools.reduce(combine, slices(x, size, seen, strides, window.dilation).values())
+    return x
+
+
+def _scatter(g: jax.Array, x: jax.Array, window: _Window, select: Any) -> jax.Array:
+    """Sends each ``g`` to the element of its window that XLA selects: the first of equals."""
+    size, outputs = x.shape[: len(window.size)], g.shape[: len(window.size)]
+    x = padded(x, window.padding, -np.inf if select is lax.ge_p else np.inf)
+    elements = slices(x, window.size, outputs, window.strides, window.dilation)
+    (_, best), *others = elements.items()
+    chosen = jnp.zeros(g.shape, jnp.int32)
+    for number, (_, candidate) in enumerate(others, start=1):
+        stays = select.bind(best, candidate)
+        best, chosen = jnp.where(stays, best, candidate), jnp.where(stays, chosen, number)
+    parts = {index: jnp.where(chosen == n, g, jnp.zeros((), g.dtype)) for n, index in enumerate(elements)}
+    total = overlap_add(parts, window.strides)
+    ends = zip(window.padding, size, total.shape, strict=False)
+    return padded(total, [(-low, low + n - full, 0) for (low, _, _), n, full in ends])

@@ -1,0 +1,130 @@
+import threading
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import fedjx
+from fedjx.core.hosts import Share
+from fedjx.data import Cohort
+from tests.algorithms.problems import BATCH_SIZE, dropout_model, federated_data
+
+ALGORITHM = fedjx.fed_avg(dropout_model(), client_optimizer=optax.adam(0.1))
+DATA = federated_data()
+ROUNDS = [np.random.default_rng(r).permutation(10)[:6] for r in range(4)]
+
+
+def trained(step, cohorts):
+    state = ALGORITHM.init(jax.random.key(0))
+    for cohort in cohorts:
+        state, _ = step(state, cohort)
+    return state.params
+
+
+def cohorts(placement, lanes=2):
+    return [Cohort(DATA, ids, batch_size=BATCH_SIZE, lanes=lanes, placement=placement) for ids in ROUNDS]
+
+
+def assert_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize("num_devices", [1, 4])
+@pytest.mark.parametrize("placement", ["resident", "streamed"])
+def test_reading_ahead_and_the_placement_of_pools_change_no_bit(placement, num_devices):
+    mesh = jax.make_mesh((num_devices,), ("clients",), devices=jax.devices()[:num_devices])
+    step = ALGORITHM.next.streamed(mesh=mesh)
+    expected = trained(step, cohorts("resident"))
+    assert_equal(trained(step, cohorts(placement)), expected)
+    assert_equal(trained(step, step.ahead(iter(cohorts(placement)), num_chunks=1)), expected)
+    others = [Cohort(DATA, [0, 1, 2], batch_size=BATCH_SIZE, lanes=2)] * 4
+    with pytest.raises(AssertionError):
+        assert_equal(trained(step, others), expected)
+
+
+def test_chunks_are_made_in_another_thread_before_they_are_read(monkeypatch):
+    made_by = []
+    plan = Cohort.members
+
+    def members(self, ids, mask, share):
+        if len(ids) > 1:
+            made_by.append(threading.current_thread().name)
+        return plan(self, ids, mask, share)
+
+    monkeypatch.setattr(Cohort, "members", members)
+    step = ALGORITHM.next.streamed()
+    trained(step, step.ahead(cohorts("streamed")))
+    assert made_by == ["MainThread"] + ["fedjx-ahead"] * 3
+
+
+def test_a_streamed_chunk_holds_the_examples_of_its_own_clients_only():
+    cohort = Cohort(DATA, range(10), batch_size=BATCH_SIZE, placement="streamed")
+    ids = np.array([3, 7, 7, 0])
+    chunk = cohort.members(ids, np.array([True, True, False, True]), Share(2))
+    pool, index = chunk.value.elements.pool["y"], chunk.value.elements.index
+    assert not chunk.value.elements.shared
+    parts = pool.reshape(2, -1)
+    for c, k in enumerate(ids):
+        rows = index[c][index[c] >= 0]
+        np.testing.assert_array_equal(parts[c // 2][rows], DATA.client(k)["y"])
+    assert len(pool) < 4 * DATA.sizes[ids].sum()
+
+
+@pytest.mark.parametrize("error", [KeyError("lost"), OSError("gone")])
+def test_an_error_in_the_thread_reaches_the_reader(error):
+    def failing():
+        yield from cohorts("streamed")[:2]
+        raise error
+
+    step = ALGORITHM.next.streamed()
+    with pytest.raises(type(error)):
+        trained(step, step.ahead(failing()))
+
+    class Broken(Cohort):
+        def members(self, ids, mask, share):
+            raise error
+
+    with pytest.raises(type(error)):
+        trained(step, step.ahead([cohorts("streamed")[0], Broken(DATA, [1, 2, 3], batch_size=2, lanes=2)]))
+
+
+def test_the_thread_ends_with_the_loop():
+    step = ALGORITHM.next.streamed()
+    state = ALGORITHM.init(jax.random.key(0))
+    for number, cohort in enumerate(step.ahead(Cohort(DATA, [0, 1], batch_size=2) for _ in range(10**9))):
+        if number != 1:  # a cohort that nobody reads holds nothing up
+            state, _ = step(state, cohort)
+        if number == 5:
+            break
+    del cohort
+    for thread in threading.enumerate():
+        if thread.name == "fedjx-ahead":
+            thread.join(timeout=10)
+            assert not thread.is_alive()
+    assert int(state.round) == 5
+
+
+def test_many_rounds_in_one_program_equal_the_loop():
+    planned = [fedjx.data.cohort(DATA, ids, batch_size=BATCH_SIZE, num_steps=3) for ids in ROUNDS]
+    expected, losses = ALGORITHM.init(jax.random.key(0)), []
+    for cohort in planned:
+        expected, metrics = ALGORITHM.next(expected, cohort)
+        losses.append(metrics["loss"])
+    for mesh, lanes in ((None, None), (None, 2), (jax.make_mesh((4,), ("clients",)), 1)):
+        state, metrics = ALGORITHM.next.scanned(mesh=mesh, lanes=lanes)(ALGORITHM.init(jax.random.key(0)), planned)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), state.params, expected.params)
+        np.testing.assert_allclose(metrics["loss"], losses, rtol=1e-5)
+        assert int(state.round) == 4
+
+
+def test_rounds_in_one_program_need_one_shape_and_one_pool():
+    run, state = ALGORITHM.next.scanned(), ALGORITHM.init(jax.random.key(0))
+    first = fedjx.data.cohort(DATA, [0, 1], batch_size=BATCH_SIZE, num_steps=3)
+    longer = fedjx.data.cohort(DATA, [0, 1], batch_size=BATCH_SIZE, num_steps=4)
+    with pytest.raises(ValueError, match="need equal shapes"):
+        run(state, [first, longer])
+    with pytest.raises(ValueError, match="need one pool; got several"):
+        run(state, [first, fedjx.data.cohort(federated_data(), [0, 1], batch_size=BATCH_SIZE, num_steps=3)])
+    with pytest.raises(ValueError, match="at least one round is run; got no cohort"):
+        run(state, [])
