@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjx.core.engine import own_part
+from fedjx.core.devices import own_part
 from fedjx.core.hosts import Share
 from fedjx.core.placed import FederatedValue
 from fedjx.core.types import FederatedType

@@ -59,14 +59,16 @@ def convolution(lhs: jax.Array, rhs: jax.Array, flipped: jax.Array | None = None
     # [*spatial, N, C]; a kernel gradient sums over what it calls features: the batch of the forward pass.
     rest = (feature, batch) if form.is_kernel_gradient else (batch, feature)
     x = lax.transpose(lhs, (*spec.lhs_spec[2:], *rest))
-    # [*taps, I, O]
-    kernel, flipped = (
-        k if k is None else lax.transpose(k, (*spec.rhs_spec[2:], spec.rhs_spec[1], spec.rhs_spec[0]))
-        for k in (rhs, flipped)
-    )
+    kernel = _spatial_first(rhs, spec)
+    flipped = None if flipped is None else _spatial_first(flipped, spec)
     result = _computed(x, kernel, flipped, form)
     order = (*spec.out_spec[2:], *spec.out_spec[:2])
     return lax.transpose(result, np.argsort(order))
+
+
+def _spatial_first(kernel: jax.Array, spec: Any) -> jax.Array:
+    out_feature, in_feature, *spatial = spec.rhs_spec
+    return lax.transpose(kernel, (*spatial, in_feature, out_feature))
 
 
 def _form(lhs: jax.Array, rhs: jax.Array, params: dict[str, Any]) -> _Form:

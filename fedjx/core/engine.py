@@ -1,10 +1,9 @@
 """The lower layer: one pass over a cohort, in one program or streamed chunk by chunk.
 
-Nothing here knows of graphs, types or algorithms; everything that knows of meshes, chunks and
-padding is here. A `Pass` is a function of one client and the reductions of what it returns.
-It is run by `map_reduce` inside a traced program, or by `PassStream` from a host loop. Both
-take the same step: map one chunk, add it to accumulators that stay on their device, and, after
-the last chunk, reduce across devices once.
+Nothing here knows of graphs, types or algorithms. A `Pass` is a function of one client and the
+reductions of what it returns. It is run by `map_reduce` inside a traced program, or by
+`PassStream` from a host loop. Both take the same step: map one chunk, add it to accumulators that
+stay on their device, and, after the last chunk, reduce across devices once.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.core
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjx.core.hosts import AXIS, Share, auto_mesh, placed_rows, placed_whole, share_of
-from fedjx.core.rewrite import rewritten
+from fedjx.core.devices import Placer, padded
+from fedjx.core.hosts import AXIS, auto_mesh
+from fedjx.core.rewrite import mapped
 from fedjx.core.values import Clients, per_client, shares_pool
 
 PyTree = Any
@@ -75,10 +74,8 @@ def _map(run: Pass, server: PyTree, clients: Clients) -> tuple[tuple[PyTree, ...
         (server, pools), (own, client_id) = shared, member
         return run.fn(server, join(own, pools), client_id)
 
-    def one_rewritten(*member: PyTree) -> tuple[tuple[PyTree, ...], PyTree]:
-        return rewritten(one, (server, pools), member, stop_early=not (run.differentiable or run.in_step))
-
-    return jax.vmap(one_rewritten)(own, clients.id)
+    stop_early = not (run.differentiable or run.in_step)
+    return mapped(one, (server, pools), (own, clients.id), stop_early=stop_early)
 
 
 def _zeros(run: Pass, server: PyTree, clients: Clients) -> tuple[PyTree, ...]:
@@ -108,7 +105,7 @@ def _fold(
     num_clients = clients.num_clients
     if lanes is None or lanes >= num_clients:
         return _step(run, accumulators, server, clients)
-    clients = _pad(clients, lanes)
+    clients = padded(clients, lanes)
     own, pools, join = per_client(clients.value)
     groups = jax.tree.map(lambda x: x.reshape(-1, lanes, *x.shape[1:]), (own, clients.mask, clients.id))
 
@@ -162,11 +159,11 @@ def map_reduce(
     mesh = auto_mesh(mesh)
     run = run._replace(in_step=_spreads_clients(mesh))
     num_clients = clients.num_clients
-    padded = clients
+    whole = clients
     if num_clients % mesh.shape[AXIS]:
         # A cohort that does not divide is not divided yet: say so, or XLA pads it with collectives.
-        padded = lax.with_sharding_constraint(_pad(clients, mesh.shape[AXIS]), NamedSharding(mesh, _WHOLE))
-    own, pools, join = per_client(padded.value)
+        whole = lax.with_sharding_constraint(padded(clients, mesh.shape[AXIS]), NamedSharding(mesh, _WHOLE))
+    own, pools, join = per_client(whole.value)
 
     def device(server: PyTree, own: PyTree, mask: jax.Array, ids: jax.Array, pools: PyTree) -> Any:
         shard = Clients(join(own, pools), mask, ids)
@@ -178,35 +175,10 @@ def map_reduce(
         mesh,
         in_specs=(_WHOLE, _SPLIT, _SPLIT, _SPLIT, _pool_specs(clients.value)),
         out_specs=(_WHOLE, _SPLIT),
-    )(server, own, padded.mask, padded.id, pools)
+    )(server, own, whole.mask, whole.id, pools)
     # Said, not only computed: where processes share the mesh, each can then read what is at the server.
     reduced = lax.with_sharding_constraint(reduced, NamedSharding(mesh, _WHOLE))
     return reduced, jax.tree.map(lambda x: x[:num_clients], outputs)
-
-
-def _pad(clients: Clients, multiple: int) -> Clients:
-    """Pads a cohort with copies of its last client, the shortest of a sorted one; no reduction counts them."""
-    missing = -clients.num_clients % multiple
-    if not missing:
-        return clients
-    own, pools, join = per_client(clients.value)
-
-    def pad(x: Any, filler: Any = None) -> Any:
-        module = np if isinstance(x, np.ndarray) else jnp  # a chunk on the host stays there
-        rows = module.repeat(x[-1:], missing, axis=0) if filler is None else module.full(missing, filler, x.dtype)
-        return module.concatenate([x, rows])
-
-    return Clients(join(jax.tree.map(pad, own), pools), pad(clients.mask, False), pad(clients.id, -1))
-
-
-def own_part(clients: Clients, share: Share) -> Clients:
-    """Returns the clients of this process's devices of a cohort, which is padded to divide among all devices."""
-    clients = _pad(clients, share.num_devices)
-    own, pools, join = per_client(clients.value)
-    own, mask, ids = jax.tree.map(share.of, (own, clients.mask, clients.id))
-    whole = shares_pool(clients.value)
-    pools = [pool if w else jax.tree.map(share.of, pool) for w, pool in zip(whole, pools, strict=True)]
-    return Clients(join(own, pools), mask, ids)
 
 
 def _report(run: Pass, accumulators: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
@@ -386,61 +358,3 @@ def _hand_over(waiting: deque, sink: Callable[[Clients], None]) -> None:
     done, outputs = waiting.popleft()
     jax.block_until_ready(done)
     sink(outputs)
-
-
-class Placer:
-    """Puts arguments on a mesh: cohorts divided, everything else whole.
-
-    Keeps the last pool it has placed, which comes again with every chunk and every round.
-    """
-
-    def __init__(self, mesh: Mesh):
-        self.split, self.whole = NamedSharding(mesh, _SPLIT), NamedSharding(mesh, _WHOLE)
-        self._mesh, self._share = mesh, share_of(mesh)
-        self._pools: tuple[list[Any], PyTree] = ([], None)
-
-    def server(self, value: PyTree) -> PyTree:
-        """Copies a value to every device, unless it is there."""
-        leaves = jax.tree.leaves(value)
-        there = all(isinstance(x, jax.Array) and x.sharding == self.whole for x in leaves)
-        return value if there else self._whole(value)
-
-    def clients(self, clients: Clients) -> Clients:
-        """Divides a cohort, whole in every process; one that does not divide goes to all devices whole."""
-        if clients.num_clients % self._share.num_devices == 0:
-            return self.chunk(own_part(clients, self._share))
-        own, pools, join = per_client(clients.value)
-        own, mask, ids = self._whole((own, clients.mask, clients.id))
-        return Clients(join(own, self._shared_pools(pools)), mask, ids)
-
-    def chunk(self, clients: Clients) -> Clients:
-        """Divides the clients of this process's devices among them."""
-        own, pools, join = per_client(clients.value)
-        own, mask, ids = self._divided((own, clients.mask, clients.id))
-        pools = self._shared_pools(pools) if all(shares_pool(clients.value)) else self._divided(pools)
-        return Clients(join(own, pools), mask, ids)
-
-    def _shared_pools(self, pools: PyTree) -> PyTree:
-        leaves = jax.tree.leaves(pools)
-        if not leaves:
-            return pools
-        known = self._pools[0]
-        if len(leaves) != len(known) or any(a is not b for a, b in zip(leaves, known, strict=True)):
-            self._pools = (leaves, self._whole(pools))
-        return self._pools[1]
-
-    def _whole(self, value: PyTree) -> PyTree:
-        if self._mesh.is_multi_process:
-            return placed_whole(value, self._mesh)  # device_put would compare the values of all processes
-        return jax.device_put(value, self.whole)
-
-    def _divided(self, arrays: PyTree) -> PyTree:
-        if all(isinstance(x, jax.Array) and x.sharding == self.split for x in jax.tree.leaves(arrays)):
-            return arrays
-        # JAX may read host memory later than the call that is given it, and a loader may use it again.
-        arrays = jax.tree.map(lambda x: np.array(x) if isinstance(x, np.ndarray) else x, arrays)
-        if self._mesh.is_multi_process:
-            return placed_rows(arrays, self._mesh)
-        # For one device, the compiled step takes NumPy arrays nine times faster than device_put does.
-        on_host = all(isinstance(x, np.ndarray) for x in jax.tree.leaves(arrays))
-        return arrays if on_host and self.split.mesh.size == 1 else jax.device_put(arrays, self.split)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -42,11 +43,11 @@ def is_unrolled(eqn: Any) -> bool:
 def pool(name: str, *operands: jax.Array, **params: Any) -> jax.Array:
     """Computes ``reduce_window_max``, ``_min``, ``_sum`` or ``select_and_scatter_add``."""
     window = _window(**params)
-    operands = tuple(lax.transpose(x, window.order) for x in operands)
+    first, *others = (lax.transpose(x, window.order) for x in operands)
     if name == _GRADIENT:
-        result = _scatter(*operands, window, params["select_prim"])
+        result = _scatter(first, *others, window=window, select=params["select_prim"])
     else:
-        result = _reduce(*operands, window, *_POOLS[name])
+        result = _reduce(first, window, *_POOLS[name])
     return lax.transpose(result, np.argsort(window.order))
 
 
@@ -62,24 +63,25 @@ class _Window(NamedTuple):
 
 def _window(
     *,
-    window_dimensions: Any,
-    window_strides: Any,
-    padding: Any,
-    window_dilation: Any = None,
-    base_dilation: Any = None,
+    window_dimensions: Sequence[int],
+    window_strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    window_dilation: Sequence[int] | None = None,
+    base_dilation: Sequence[int] | None = None,
     **_: Any,
 ) -> _Window:
     rank = len(window_dimensions)
-    ones = (1,) * rank
-    inside = base_dilation or ones
+    dilation, inside = window_dilation or (1,) * rank, base_dilation or (1,) * rank
     widths = [(low, high, d - 1) for (low, high), d in zip(padding, inside, strict=True)]
-    trivial = [w == s == 1 and not any(p) for w, s, p in zip(window_dimensions, window_strides, widths, strict=True)]
-    axes = [i for i in range(rank) if not trivial[i]]
-    order = (*axes, *(i for i in range(rank) if trivial[i]))
-    chosen = (
-        [values[i] for i in axes] for values in (window_dimensions, window_strides, widths, window_dilation or ones)
+    everything = zip(window_dimensions, window_strides, widths, strict=True)
+    axes = [i for i, (size, stride, width) in enumerate(everything) if size > 1 or stride > 1 or any(width)]
+    return _Window(
+        (*axes, *(i for i in range(rank) if i not in axes)),
+        [window_dimensions[i] for i in axes],
+        [window_strides[i] for i in axes],
+        [widths[i] for i in axes],
+        [dilation[i] for i in axes],
     )
-    return _Window(order, *chosen)
 
 
 def _reduce(x: jax.Array, window: _Window, combine: Any, neutral: float) -> jax.Array:

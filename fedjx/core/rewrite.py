@@ -45,6 +45,20 @@ def rewritten(fn: Callable[..., PyTree], shared: PyTree, own: PyTree, *, stop_ea
     return jax.tree.unflatten(jax.tree.structure(shape), results)
 
 
+def mapped(fn: Callable[..., PyTree], shared: PyTree, own: PyTree, *, stop_early: bool = False) -> PyTree:
+    """Maps ``fn(shared, own)``, rewritten, over the clients: the leading axis of what is their own.
+
+    A single client is not mapped: XLA folds fewer transposes into products with an axis of one.
+
+    >>> mapped(lambda x, y: x + y, 1.0, jnp.array([10.0, 20.0])).tolist()
+    [11.0, 21.0]
+    """
+    if jax.tree.leaves(own)[0].shape[0] == 1:
+        result = rewritten(fn, shared, jax.tree.map(lambda x: x[0], own), stop_early=stop_early)
+        return jax.tree.map(lambda x: x[None], result)
+    return jax.vmap(lambda member: rewritten(fn, shared, member, stop_early=stop_early))(own)
+
+
 def _is_concerned(jaxpr: Jaxpr, stop_early: bool) -> bool:
     return any(_is_replaced(eqn, stop_early) or _is_concerned_inside(eqn, stop_early) for eqn in jaxpr.eqns)
 
@@ -82,22 +96,24 @@ def _evaluate(
 
     sources = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
     for eqn in jaxpr.eqns:
-        inputs, flags = zip(*map(read, eqn.invars), strict=True) if eqn.invars else ((), ())
+        inputs, flags = [read(v)[0] for v in eqn.invars], [read(v)[1] for v in eqn.invars]
         if eqn.primitive.name == "conv_general_dilated" and flags[1]:
-            outputs, out_flags = [convolution(*inputs, _flipped(eqn, sources, read), **eqn.params)], [True]
+            flipped = _flipped(eqn, sources.get(eqn.invars[1]))
+            kernel = None if flipped is None else read(flipped)[0]
+            outputs, out_flags = [convolution(inputs[0], inputs[1], kernel, **eqn.params)], [True]
         else:
-            outputs, out_flags = _apply(jaxpr, eqn, list(inputs), list(flags), stop_early)
+            outputs, out_flags = _apply(jaxpr, eqn, inputs, flags, stop_early)
         values |= dict(zip(eqn.outvars, zip(outputs, out_flags, strict=True), strict=True))
     results = [read(v) for v in jaxpr.outvars]
     return [x for x, _ in results], [flag for _, flag in results]
 
 
-def _flipped(eqn: Any, sources: dict[Any, Any], read: Callable[[Any], Any]) -> jax.Array | None:
-    """Returns what a convolution's kernel is the reversal of, if it is one along all of its spatial axes."""
-    source = sources.get(eqn.invars[1])
+def _flipped(eqn: Any, source: Any) -> Any:
+    """Returns the variable that the kernel of a convolution is the reversal of, along all of its spatial axes."""
+    if source is None or source.primitive.name != "rev":
+        return None
     axes = sorted(eqn.params["dimension_numbers"].rhs_spec[2:])
-    is_reversal = source is not None and source.primitive.name == "rev" and sorted(source.params["dimensions"]) == axes
-    return read(source.invars[0])[0] if is_reversal else None
+    return source.invars[0] if sorted(source.params["dimensions"]) == axes else None
 
 
 def _apply(

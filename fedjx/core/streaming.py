@@ -15,7 +15,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjx.core.ahead import fed
 from fedjx.core.chunks import Chunks, Level, Planned, first_chunk, is_stream
-from fedjx.core.engine import PassStream, Placer
+from fedjx.core.devices import Placer
+from fedjx.core.engine import PassStream
 from fedjx.core.hosts import AXIS, agreed, auto_mesh, device_memory, own_rows, share_of
 from fedjx.core.program import Environment, Program
 from fedjx.core.types import type_of

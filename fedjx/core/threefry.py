@@ -26,7 +26,7 @@ def is_unrolled(eqn: Any) -> bool:
     return (
         eqn.primitive.name == "random_bits"
         and str(eqn.invars[0].aval.dtype) == "key<fry>"
-        and jax.config.jax_threefry_partitionable
+        and jax.config.jax_threefry_partitionable  # pyright: ignore[reportAttributeAccessIssue]
         and eqn.params["bit_width"] <= 32
         and _LEAST_BITS <= math.prod(eqn.params["shape"]) < _MOST_BITS
     )

@@ -43,6 +43,7 @@ def from_flax(
     inputs: Callable[[Batch], Any] = feature_x,
     loss: Callable[[Any, Batch], Any] = cross_entropy,
     metrics: Mapping[str, Callable[[Any, Batch], Any]] = MappingProxyType({"accuracy": accuracy}),
+    compute_dtype: Any = None,
 ) -> Model:
     """Adapts a Flax module to a `Model`.
 
@@ -59,9 +60,13 @@ def from_flax(
       loss: ``(outputs, batch) -> [B]``.
       metrics: By name, ``(outputs, batch) -> [B]`` or ``Ratio([B], [B])``. The metric
         ``"loss"`` is always added.
+      compute_dtype: The floating dtype of the module's arithmetic, such as ``jnp.bfloat16``; that of its
+        parameters if not given. Parameters, their gradients and updates, and what is computed
+        from the outputs (losses, metrics, their sums) stay in float32; matrix products
+        accumulate in float32 where the hardware does.
 
     Raises:
-      TypeError: If `module` is neither of the two.
+      TypeError: If `module` is neither of the two, or `compute_dtype` is not floating.
       ValueError: If the module has state other than its parameters, such as batch statistics.
 
     >>> model = from_flax(nn.Dense(3), sample_input=jnp.zeros((1, 5)))
@@ -71,6 +76,8 @@ def from_flax(
     if "loss" in metrics:
         raise ValueError(f"the metric 'loss' is the model's loss; got {sorted(metrics)=}. Use another name.")
     init, apply = _linen(module, sample_input) if isinstance(module, nn.Module) else _nnx(module)
+    if compute_dtype is not None:
+        apply = _computing_in(compute_dtype, apply)
 
     def example_losses(params: PyTree, batch: Batch, key: jax.Array) -> Any:
         return loss(apply(params, inputs(batch), key), batch)
@@ -80,6 +87,16 @@ def from_flax(
         return {name: fn(outputs, batch) for name, fn in {"loss": loss, **metrics}.items()}
 
     return Model(init, example_losses, example_metrics)
+
+
+def _computing_in(dtype: Any, apply: Apply) -> Apply:
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"a module computes in a floating dtype; got compute_dtype={dtype!r}. Give jnp.bfloat16.")
+
+    def cast(tree: PyTree, to: Any) -> PyTree:
+        return jax.tree.map(lambda x: x.astype(to) if jnp.issubdtype(jnp.result_type(x), jnp.floating) else x, tree)
+
+    return lambda params, x, key: cast(apply(cast(params, dtype), cast(x, dtype), key), jnp.float32)
 
 
 def _linen(module: nn.Module, sample_input: Any) -> tuple[Init, Apply]:

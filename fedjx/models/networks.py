@@ -18,19 +18,20 @@ from fedjx.models.model import Batch, Model
 Layer = Callable[[jax.Array], jax.Array]
 
 
-def linear(num_classes: int, *, input_shape: Sequence[int], scale: float = 1.0) -> Model:
+def linear(num_classes: int, *, input_shape: Sequence[int], scale: float = 1.0, compute_dtype: Any = None) -> Model:
     """Assembles a multinomial logistic regression.
 
     Args:
       num_classes: Number of labels; ``batch["y"]`` is int ``[B]`` in ``0 .. num_classes - 1``.
       input_shape: Shape of one example; ``batch["x"]`` is ``[B, *input_shape]``.
       scale: Factor on ``batch["x"]`` after its cast to float32; 1/255 for bytes.
+      compute_dtype: As in `from_flax`.
 
     >>> model = linear(10, input_shape=(8, 8, 1), scale=1 / 16)
     >>> jax.tree.map(jnp.shape, model.init(jax.random.key(0)))
     {'head': {'bias': (10,), 'kernel': (64, 10)}}
     """
-    return mlp(num_classes, input_shape=input_shape, hidden=(), scale=scale)
+    return mlp(num_classes, input_shape=input_shape, hidden=(), scale=scale, compute_dtype=compute_dtype)
 
 
 def mlp(
@@ -40,6 +41,7 @@ def mlp(
     hidden: Sequence[int] = (64,),
     dropout: float = 0.0,
     scale: float = 1.0,
+    compute_dtype: Any = None,
 ) -> Model:
     """Assembles a fully connected network with ReLU.
 
@@ -49,6 +51,7 @@ def mlp(
       hidden: Widths of the hidden layers.
       dropout: Probability with which a hidden unit is dropped in training.
       scale: Factor on ``batch["x"]`` after its cast to float32; 1/255 for bytes.
+      compute_dtype: As in `from_flax`.
 
     >>> params = jax.eval_shape(mlp(10, input_shape=(8, 8, 1), scale=1 / 16).init, jax.random.key(0))
     >>> sum(x.size for x in jax.tree.leaves(params))
@@ -62,7 +65,7 @@ def mlp(
             layers += [nnx.Linear(before, after, rngs=rngs), nnx.relu, nnx.Dropout(dropout, rngs=rngs)]
         return _Classifier(layers, widths[-1], num_classes, rngs=rngs)
 
-    return from_flax(network, inputs=functools.partial(_scaled, scale=scale))
+    return from_flax(network, inputs=functools.partial(_scaled, scale=scale), compute_dtype=compute_dtype)
 
 
 def cnn(
@@ -72,6 +75,7 @@ def cnn(
     channels: Sequence[int] = (16, 32),
     dropout: float = 0.0,
     scale: float = 1.0,
+    compute_dtype: Any = None,
 ) -> Model:
     """Assembles a convolutional network: per layer 3 x 3 kernels, ReLU and 2 x 2 max-pooling.
 
@@ -81,6 +85,7 @@ def cnn(
       channels: Output channels of the convolutions.
       dropout: Probability with which a feature of the last layer is dropped in training.
       scale: Factor on ``batch["x"]`` after its cast to float32; 1/255 for bytes.
+      compute_dtype: As in `from_flax`.
 
     Raises:
       ValueError: If the images are too small to be halved once per layer.
@@ -104,7 +109,7 @@ def cnn(
         layers += [_flatten, nnx.Dropout(dropout, rngs=rngs)]
         return _Classifier(layers, num_features, num_classes, rngs=rngs)
 
-    return from_flax(network, inputs=functools.partial(_scaled, scale=scale))
+    return from_flax(network, inputs=functools.partial(_scaled, scale=scale), compute_dtype=compute_dtype)
 
 
 class _Classifier(nnx.Module):

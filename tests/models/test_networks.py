@@ -66,3 +66,27 @@ def test_scale_is_applied_after_the_cast():
     scaled = {**batch, "x": batch["x"].astype(np.float32) / 16}
     expected = linear(10, input_shape=(8, 8, 1)).metrics(params, scaled)
     chex.assert_trees_all_close(model.metrics(params, batch), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("network", [linear, mlp, cnn])
+def test_narrow_arithmetic_keeps_wide_parameters(network):
+    wide, narrow = (network(10, input_shape=(8, 8, 1), compute_dtype=d) for d in (None, jnp.bfloat16))
+    params = wide.init(jax.random.key(0))
+    batch = {"x": np.random.default_rng(0).normal(size=(5, 8, 8, 1)).astype(np.float32), "y": np.arange(5)}
+
+    def gradient(model):
+        return jax.value_and_grad(lambda p: model.loss(p, batch, jax.random.key(1)).mean())(params)
+
+    (loss, grads), (narrow_loss, narrow_grads) = gradient(wide), gradient(narrow)
+    assert {leaf.dtype for leaf in jax.tree.leaves((narrow_loss, narrow_grads))} == {np.dtype(np.float32)}
+    products = [eqn for eqn in jax.make_jaxpr(gradient, static_argnums=0)(narrow).eqns if "dot" in str(eqn.primitive)]
+    assert products
+    assert all(v.aval.dtype == jnp.bfloat16 for eqn in products for v in eqn.invars)
+    np.testing.assert_allclose(narrow_loss, loss, rtol=0.02)
+    for exact, rounded in zip(jax.tree.leaves(grads), jax.tree.leaves(narrow_grads), strict=True):
+        assert 0 < np.linalg.norm(exact - rounded) < 0.1 * np.linalg.norm(exact)
+
+
+def test_arithmetic_in_integers_is_refused():
+    with pytest.raises(TypeError, match="a module computes in a floating dtype; got compute_dtype="):
+        linear(2, input_shape=(3,), compute_dtype=jnp.int8)
