@@ -130,7 +130,7 @@ def _assembled(
     if is_shared(x):
         return x if x.sharding == sharding else jax.device_put(x, sharding)
     where = sharding.addressable_devices_indices_map(shape)
-    parts = jax.device_put([part(index) for index in where.values()], list(where))
+    parts = jax.device_put([part(index or ()) for index in where.values()], list(where))
     return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 
 
