@@ -35,9 +35,13 @@ format: $(VENV)/.dev ## Format the code and repair what can be repaired.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# A short smoke run until there are benchmarks that time a round.
-bench: $(VENV)/.runtime ## Run a short benchmark.
-	$(BIN)/python -m benchmarks.quickstart --num-rounds 5 --output runs/bench $(ARGS)
+# Short runs, under two minutes together; without the flags each measures properly, in many minutes.
+bench: $(VENV)/.runtime ## Run the quickstart and the benchmarks, shortened.
+	$(BIN)/python -m benchmarks.quickstart --num-rounds 5 --output runs/bench
+	$(BIN)/python -m benchmarks.round_time --clients 2 --rounds 2 --output runs/bench/round_time.json
+	$(BIN)/python -m benchmarks.limit --workload emnist_dense --seconds 0.1 --output runs/bench/limit.json
+	$(BIN)/python -m benchmarks.scaling --parts cohort devices recompilation --cohorts 10 100 --device-numbers 1 2 \
+	  --rounds 2 --many-rounds 5 --output runs/bench/scaling.json
 
 clean: ## Remove the environment, caches and build outputs (not runs/).
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
