@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fedjx.core.chunks import Planned
+from fedjx.core.hosts import Share
 from fedjx.core.values import Clients
 
 
@@ -27,13 +28,13 @@ class Ahead:
         self._next: tuple[Any, Clients | BaseException] | None = None
         self._is_finished = False
 
-    def members(self, ids: np.ndarray, mask: np.ndarray, num_devices: int) -> Clients:
+    def members(self, ids: np.ndarray, mask: np.ndarray, share: Share) -> Clients:
         """Returns the chunk of the named clients, which waits here if these are the next to be read."""
         if self._next is None and not self._is_finished:
             self._next = self._made.get()
             self._is_finished = self._next is None
         if self._next is None or not np.array_equal(self._next[0], ids):
-            return self._cohort.members(ids, mask, num_devices)
+            return self._cohort.members(ids, mask, share)
         (_, chunk), self._next = self._next, None
         self._room.release()
         if isinstance(chunk, BaseException):

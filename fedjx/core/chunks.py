@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjx.core.devices import own_part
+from fedjx.core.hosts import Share
 from fedjx.core.placed import FederatedValue
 from fedjx.core.types import FederatedType
 from fedjx.core.values import Clients, check_same_clients, per_client, side_by_side
@@ -46,10 +48,14 @@ class Planned(Protocol):
     sizes: Any
     lanes: int | Literal["auto"]
 
-    def members(self, ids: np.ndarray, mask: np.ndarray, num_devices: int) -> Clients:
-        """Returns a chunk of the named clients, in equal parts for so many devices.
+    def members(self, ids: np.ndarray, mask: np.ndarray, share: Share) -> Clients:
+        """Returns this process's share of a chunk.
 
-        Where the mask is False it is padding.
+        Args:
+          ids: The clients of the whole chunk, in equal parts for the devices. The shapes of what is
+            returned may depend on them all, and on nothing that differs between processes.
+          mask: Where it is False the chunk is padding.
+          share: Which of the devices are this process's.
         """
         ...
 
@@ -85,7 +91,7 @@ def first_chunk(value: Any) -> Any:
     if not is_stream(value):
         return value
     if isinstance(value, Planned):
-        return value.members(np.asarray(value.ids)[:1], np.ones(1, bool), 1)
+        return value.members(np.asarray(value.ids)[:1], np.ones(1, bool), Share())
     first = next(iter(value), None)
     if first is None:
         raise ValueError("a cohort needs at least one client; got an empty stream. Sample again, or skip the round.")
@@ -95,7 +101,7 @@ def first_chunk(value: Any) -> Any:
 
 
 class Chunks:
-    """The arguments at CLIENTS, side by side in chunks.
+    """The arguments at CLIENTS, side by side in chunks: of each chunk the part of this process's devices.
 
     The first `Planned` argument leads: it says who is in a chunk, and all others are read by id.
     Without one, streams come in the chunks that they are, and whole `Clients` are cut.
@@ -105,10 +111,10 @@ class Chunks:
         nothing leads.
     """
 
-    def __init__(self, arguments: list[Any], num_devices: int, *, keeps_members: bool):
+    def __init__(self, arguments: list[Any], share: Share, *, keeps_members: bool):
         if not arguments:
             raise ValueError("a cohort needs at least one client; got no argument at CLIENTS. Pass Clients.")
-        self._arguments, self._num_devices = arguments, num_devices
+        self._arguments, self._share, self._num_devices = arguments, share, share.num_devices
         # What stays with the clients leaves the device chunk by chunk, so that chunk is kept small.
         self._most_groups = 1 if keeps_members else _GROUPS
         self._leader = next((a for a in arguments if isinstance(a, Planned)), None)
@@ -126,7 +132,7 @@ class Chunks:
         if self._leader is None:
             size = levels[0].lanes * self._num_devices if levels else None
             streams = [_cut(a, size) if isinstance(a, Clients) else a for a in self._arguments]
-            return _Again(lambda: ((None, chunk) for chunk in _zipped(streams)))
+            return _Again(lambda: ((None, own_part(chunk, self._share)) for chunk in _zipped(streams)))
         order = self.order(levels)
         return _Again(lambda: ((lanes, self._chunk(ids, mask)) for lanes, ids, mask in order))
 
@@ -165,12 +171,14 @@ class Chunks:
         return np.asarray(self._leader.ids)[np.where(rows < 0, rows.max(), rows)], rows >= 0
 
     def _chunk(self, ids: np.ndarray, mask: np.ndarray) -> Clients:
-        return side_by_side(
-            [
-                _rows(a, ids, mask) if isinstance(a, Clients) else a.members(ids, mask, self._num_devices)
-                for a in self._arguments
-            ]
-        )
+        own_ids, own_mask = self._share.of(ids), self._share.of(mask)
+        parts = [
+            _rows(a, own_ids, own_mask) if isinstance(a, Clients) else a.members(ids, mask, self._share)
+            for a in self._arguments
+        ]
+        # All were asked for the same clients, and what the leader brings may lie on the devices already.
+        leading = parts[[a is self._leader for a in self._arguments].index(True)]
+        return Clients(tuple(part.value for part in parts), leading.mask, leading.id)
 
 
 def levelled(sizes: np.ndarray, levels: list[Level]) -> Iterator[tuple[int, np.ndarray]]:

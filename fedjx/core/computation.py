@@ -13,7 +13,9 @@ from jax import lax
 from jax.sharding import Mesh
 
 from fedjx.core.arguments import as_declared, check_type, declared_type
-from fedjx.core.engine import Placer, auto_mesh, map_reduce
+from fedjx.core.devices import Placer
+from fedjx.core.engine import map_reduce
+from fedjx.core.hosts import auto_mesh
 from fedjx.core.operators import federated_zip
 from fedjx.core.placed import FederatedValue, Node
 from fedjx.core.program import Environment, Message, Program
@@ -174,7 +176,8 @@ class Computation:
         Keep the returned function: it holds the compiled programs.
 
         Args:
-          mesh: Devices with an axis ``clients`` to divide the cohort among, padded if need be.
+          mesh: Devices with an axis ``clients`` to divide the cohort among, padded if need be. Over further
+            axes your own sharding constraints may spread what belongs to one client.
           lanes: How many clients each device maps at once: bounds the memory.
           differentiable: Whether the result has a derivative in reverse. If not, the loop over a client's
             data ends with the longest of the clients that run at once, and costs nothing beyond.
@@ -234,11 +237,13 @@ class Computation:
         Keep the returned function: it holds the compiled programs.
 
         Args:
-          mesh: Devices with an axis ``clients``; the default device if not given.
+          mesh: Devices with an axis ``clients``; all devices if not given. Where several processes share
+            them, each calls with the same arguments, and plans and places the clients of its own devices.
           lanes: How many clients each device maps at once, if `Clients` are given whole: they are cut into
             chunks of so many. A `Cohort` knows its own; other streams come in chunks already.
           sink: Called with the results at CLIENTS, chunk by chunk, on the device; they are then
-            None in the result. Without a sink they are gathered in host memory.
+            None in the result. Without a sink they are gathered in host memory. Each process gets
+            the results of its own devices' clients.
         """
         _check_lanes(lanes)
         return functools.update_wrapper(Stream(self, mesh, lanes, sink), self._fn)

@@ -1,10 +1,9 @@
 """The lower layer: one pass over a cohort, in one program or streamed chunk by chunk.
 
-Nothing here knows of graphs, types or algorithms; everything that knows of meshes, chunks and
-padding is here. A `Pass` is a function of one client and the reductions of what it returns.
-It is run by `map_reduce` inside a traced program, or by `PassStream` from a host loop. Both
-take the same step: map one chunk, add it to accumulators that stay on their device, and, after
-the last chunk, reduce across devices once.
+Nothing here knows of graphs, types or algorithms. A `Pass` is a function of one client and the
+reductions of what it returns. It is run by `map_reduce` inside a traced program, or by
+`PassStream` from a host loop. Both take the same step: map one chunk, add it to accumulators that
+stay on their device, and, after the last chunk, reduce across devices once.
 """
 
 from __future__ import annotations
@@ -17,16 +16,16 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.core
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fedjx.core.devices import Placer, padded
+from fedjx.core.hosts import AXIS, auto_mesh
 from fedjx.core.rewrite import mapped
 from fedjx.core.values import Clients, per_client, shares_pool
 
 PyTree = Any
 
-AXIS = "clients"
 _SPLIT, _WHOLE = PartitionSpec(AXIS), PartitionSpec()
 
 
@@ -55,11 +54,14 @@ class Pass(NamedTuple):
       reductions: What becomes of the values; outputs stay with their client.
       differentiable: Whether `sequence_reduce` runs over all of the padding, in a loop that has a
         derivative in reverse, or stops where the longest of the clients at hand ends.
+      in_step: Whether all devices take every step, padding included, as they must where several
+        of them compute one client and talk to each other within a step.
     """
 
     fn: Callable[[PyTree, PyTree, jax.Array], tuple[tuple[PyTree, ...], PyTree]]
     reductions: tuple[Reduction, ...]
     differentiable: bool = True
+    in_step: bool = False
 
 
 # --- one chunk ----------------------------------------------------------------------------------
@@ -72,7 +74,8 @@ def _map(run: Pass, server: PyTree, clients: Clients) -> tuple[tuple[PyTree, ...
         (server, pools), (own, client_id) = shared, member
         return run.fn(server, join(own, pools), client_id)
 
-    return mapped(one, (server, pools), (own, clients.id), stop_early=not run.differentiable)
+    stop_early = not (run.differentiable or run.in_step)
+    return mapped(one, (server, pools), (own, clients.id), stop_early=stop_early)
 
 
 def _zeros(run: Pass, server: PyTree, clients: Clients) -> tuple[PyTree, ...]:
@@ -102,7 +105,7 @@ def _fold(
     num_clients = clients.num_clients
     if lanes is None or lanes >= num_clients:
         return _step(run, accumulators, server, clients)
-    clients = _pad(clients, lanes)
+    clients = padded(clients, lanes)
     own, pools, join = per_client(clients.value)
     groups = jax.tree.map(lambda x: x.reshape(-1, lanes, *x.shape[1:]), (own, clients.mask, clients.id))
 
@@ -115,7 +118,8 @@ def _fold(
             _, outputs = jax.eval_shape(step, accumulators, group)
             return accumulators, jax.tree.map(lambda x: lax.full(x.shape, 0, x.dtype), outputs)
 
-        return lax.cond(jnp.any(group[1]), step, skip, accumulators, group)  # only padding: nothing to do
+        has_client = run.in_step or jnp.any(group[1])  # of only padding there is nothing to do
+        return lax.cond(has_client, step, skip, accumulators, group)
 
     accumulators, outputs = lax.scan(add, accumulators, groups)
     return accumulators, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num_clients], outputs)
@@ -153,43 +157,28 @@ def map_reduce(
         return _report(run, accumulators), outputs
 
     mesh = auto_mesh(mesh)
+    run = run._replace(in_step=_spreads_clients(mesh))
     num_clients = clients.num_clients
-    padded = clients
+    whole = clients
     if num_clients % mesh.shape[AXIS]:
         # A cohort that does not divide is not divided yet: say so, or XLA pads it with collectives.
-        padded = lax.with_sharding_constraint(_pad(clients, mesh.shape[AXIS]), NamedSharding(mesh, _WHOLE))
-    own, pools, join = per_client(padded.value)
+        whole = lax.with_sharding_constraint(padded(clients, mesh.shape[AXIS]), NamedSharding(mesh, _WHOLE))
+    own, pools, join = per_client(whole.value)
 
     def device(server: PyTree, own: PyTree, mask: jax.Array, ids: jax.Array, pools: PyTree) -> Any:
         shard = Clients(join(own, pools), mask, ids)
         accumulators, outputs = _fold(run, _zeros(run, server, shard), server, shard, lanes)
         return _report(run, _all_reduce(run, accumulators)), outputs
 
-    # Without replication checks a gradient inside stays on its device (with them JAX sums it over
-    # all devices behind our back), and the users' scans need no annotations.
-    reduced, outputs = jax.shard_map(
+    reduced, outputs = _by_device(
         device,
-        mesh=mesh,
+        mesh,
         in_specs=(_WHOLE, _SPLIT, _SPLIT, _SPLIT, _pool_specs(clients.value)),
         out_specs=(_WHOLE, _SPLIT),
-        check_vma=False,
-    )(server, own, padded.mask, padded.id, pools)
+    )(server, own, whole.mask, whole.id, pools)
+    # Said, not only computed: where processes share the mesh, each can then read what is at the server.
+    reduced = lax.with_sharding_constraint(reduced, NamedSharding(mesh, _WHOLE))
     return reduced, jax.tree.map(lambda x: x[:num_clients], outputs)
-
-
-def _pad(clients: Clients, multiple: int) -> Clients:
-    """Pads a cohort with copies of its last client, the shortest of a sorted one; no reduction counts them."""
-    missing = -clients.num_clients % multiple
-    if not missing:
-        return clients
-    own, pools, join = per_client(clients.value)
-
-    def pad(x: Any, filler: Any = None) -> Any:
-        module = np if isinstance(x, np.ndarray) else jnp  # a chunk on the host stays there
-        rows = module.repeat(x[-1:], missing, axis=0) if filler is None else module.full(missing, filler, x.dtype)
-        return module.concatenate([x, rows])
-
-    return Clients(join(jax.tree.map(pad, own), pools), pad(clients.mask, False), pad(clients.id, -1))
 
 
 def _report(run: Pass, accumulators: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
@@ -203,18 +192,17 @@ def _pool_specs(value: PyTree) -> list[PartitionSpec]:
 # --- across devices -----------------------------------------------------------------------------
 
 
-def auto_mesh(mesh: Mesh) -> Mesh:
-    """Returns the mesh with automatic axis types, the only ones that mix with users' own code.
+def _spreads_clients(mesh: Mesh) -> bool:
+    return mesh.size > mesh.shape[AXIS]
 
-    Raises:
-      ValueError: If the mesh has no axis ``clients``.
+
+def _by_device(fn: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """Runs a function on every device's part of the clients; further axes of the mesh stay for the users' own code.
+
+    Without replication checks a gradient inside stays on its device (with them JAX sums it over
+    all devices behind our back), and the users' scans need no annotations.
     """
-    if AXIS not in mesh.shape:
-        raise ValueError(
-            f"a mesh needs an axis named {AXIS!r}; got {tuple(mesh.shape)}. "
-            f"Make one with jax.make_mesh((jax.device_count(),), ({AXIS!r},))."
-        )
-    return Mesh(mesh.devices, mesh.axis_names)
+    return jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names={AXIS}, check_vma=False)
 
 
 def _all_reduce(run: Pass, accumulators: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
@@ -292,9 +280,10 @@ class PassStream:
 
     def __init__(self, run: Pass, mesh: Mesh, placer: Placer | None = None):
         self.mesh = mesh
-        self._run, self._placer = run, placer or Placer(mesh)
-        self._start = jax.jit(self._zeros, out_shardings=NamedSharding(mesh, _SPLIT))
-        self._step = jax.jit(self._sharded_step, static_argnums=3, donate_argnums=0)
+        self._run, self._placer = run._replace(in_step=_spreads_clients(mesh)), placer or Placer(mesh)
+        split = NamedSharding(mesh, _SPLIT)
+        self._start = jax.jit(self._zeros, out_shardings=split)
+        self._step = jax.jit(self._sharded_step, static_argnums=3, donate_argnums=0, out_shardings=split)
 
     def __call__(
         self, server: PyTree, chunks: Iterable[tuple[int | None, Clients]], sink: Callable[[Clients], None]
@@ -303,13 +292,13 @@ class PassStream:
 
         Args:
           server: Values that every client sees, on the mesh.
-          chunks: The cohort; each chunk with how many of its clients a device maps at once, or
-            None for all of its part.
+          chunks: The cohort: of each chunk the `own_part`, and how many clients a device maps at
+            once, or None for all of its own.
           sink: Called with each chunk's outputs, on the device, once they are computed.
         """
         accumulators, waiting = None, deque()
         for lanes, chunk in chunks:
-            chunk = self._placer.clients(_pad(chunk, self.mesh.shape[AXIS]))
+            chunk = self._placer.chunk(chunk)
             if accumulators is None:
                 accumulators = self._start(server, chunk)
             accumulators, outputs, done = self._step(accumulators, server, chunk, lanes)
@@ -324,7 +313,7 @@ class PassStream:
 
     def seconds(self, server: PyTree, chunk: Clients, lanes: int | None) -> float:
         """Measures how long a chunk takes, once its program is compiled; the shortest of a few runs."""
-        chunk, seconds = self._placer.clients(chunk), []
+        chunk, seconds = self._placer.chunk(chunk), []
         while len(seconds) < 3 or (len(seconds) < 10 and sum(seconds[1:]) < 0.1):
             accumulators = jax.block_until_ready(self._start(server, chunk))
             started = time.perf_counter()
@@ -338,7 +327,7 @@ class PassStream:
         def device(accumulators: PyTree) -> PyTree:
             return _report(self._run, _all_reduce(self._run, _unstacked(accumulators)))
 
-        return jax.shard_map(device, mesh=self.mesh, in_specs=_SPLIT, out_specs=_WHOLE, check_vma=False)(accumulators)
+        return _by_device(device, self.mesh, in_specs=_SPLIT, out_specs=_WHOLE)(accumulators)
 
     def _zeros(self, server: PyTree, clients: Clients) -> PyTree:
         zeros = _zeros(self._run, server, clients)
@@ -353,12 +342,11 @@ class PassStream:
             # Donated accumulators cannot be waited on; this small array can.
             return jax.tree.map(lambda x: x[None], updated), outputs, jnp.any(mask)[None]
 
-        return jax.shard_map(
+        return _by_device(
             device,
-            mesh=self.mesh,
+            self.mesh,
             in_specs=(_SPLIT, _WHOLE, _SPLIT, _SPLIT, _SPLIT, _pool_specs(clients.value)),
             out_specs=_SPLIT,
-            check_vma=False,
         )(accumulators, server, own, clients.mask, clients.id, pools)
 
 
@@ -370,48 +358,3 @@ def _hand_over(waiting: deque, sink: Callable[[Clients], None]) -> None:
     done, outputs = waiting.popleft()
     jax.block_until_ready(done)
     sink(outputs)
-
-
-class Placer:
-    """Puts arguments on a mesh: cohorts divided, everything else whole.
-
-    Keeps the last pool it has placed, which comes again with every chunk and every round.
-    """
-
-    def __init__(self, mesh: Mesh):
-        self.split, self.whole = NamedSharding(mesh, _SPLIT), NamedSharding(mesh, _WHOLE)
-        self._pools: tuple[list[Any], PyTree] = ([], None)
-
-    def server(self, value: PyTree) -> PyTree:
-        """Copies a value to every device, unless it is there."""
-        leaves = jax.tree.leaves(value)
-        there = all(isinstance(x, jax.Array) and x.sharding == self.whole for x in leaves)
-        return value if there else jax.device_put(value, self.whole)
-
-    def clients(self, clients: Clients) -> Clients:
-        """Divides a cohort among the devices; one that does not divide goes to all of them whole."""
-        own, pools, join = per_client(clients.value)
-        divides = clients.num_clients % self.split.mesh.shape[AXIS] == 0
-        arrays = (own, clients.mask, clients.id)
-        own, mask, ids = self._divided(arrays) if divides else jax.device_put(arrays, self.whole)
-        if all(shares_pool(clients.value)):
-            return Clients(join(own, self._placed_pools(pools)), mask, ids)
-        return Clients(join(own, self._divided(pools)), mask, ids)
-
-    def _placed_pools(self, pools: PyTree) -> PyTree:
-        leaves = jax.tree.leaves(pools)
-        if not leaves:
-            return pools
-        known = self._pools[0]
-        if len(leaves) != len(known) or any(a is not b for a, b in zip(leaves, known, strict=True)):
-            self._pools = (leaves, jax.device_put(pools, self.whole))
-        return self._pools[1]
-
-    def _divided(self, arrays: PyTree) -> PyTree:
-        if all(isinstance(x, jax.Array) and x.sharding == self.split for x in jax.tree.leaves(arrays)):
-            return arrays
-        # JAX may read host memory later than the call that is given it, and a loader may use it again.
-        arrays = jax.tree.map(lambda x: np.array(x) if isinstance(x, np.ndarray) else x, arrays)
-        # For one device, the compiled step takes NumPy arrays nine times faster than device_put does.
-        on_host = all(isinstance(x, np.ndarray) for x in jax.tree.leaves(arrays))
-        return arrays if on_host and self.split.mesh.size == 1 else jax.device_put(arrays, self.split)

@@ -15,7 +15,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjx.core.ahead import fed
 from fedjx.core.chunks import Chunks, Level, Planned, first_chunk, is_stream
-from fedjx.core.engine import AXIS, PassStream, Placer, auto_mesh
+from fedjx.core.devices import Placer
+from fedjx.core.engine import PassStream
+from fedjx.core.hosts import AXIS, agreed, auto_mesh, device_memory, own_rows, share_of
 from fedjx.core.program import Environment, Program
 from fedjx.core.types import type_of
 from fedjx.core.values import Clients
@@ -40,7 +42,8 @@ class Stream:
         self._keeps_members = False
         self._computation, self._sink = computation, sink
         self._mesh = auto_mesh(mesh or Mesh(np.array(jax.devices()), (AXIS,)))
-        self._num_devices = self._mesh.shape[AXIS]
+        # A cohort decides by it what goes to the device, which must be the same in all processes.
+        self._share = share_of(self._mesh)._replace(memory=agreed(device_memory()))
         self._placer = Placer(self._mesh)
         self._by_arrays: dict[Any, _Compiled] = {}
         self._by_type: dict[Any, _Compiled] = {}
@@ -56,7 +59,7 @@ class Stream:
         server = self._placer.server(compiled.program.server_arguments(shown))
         at_clients = [v if is_stream(v) else s for v, s in zip(values, shown, strict=True) if isinstance(s, Clients)]
         self._keeps_members = bool(compiled.program.client_results())
-        chunks = Chunks(at_clients, self._num_devices, keeps_members=self._keeps_members)
+        chunks = Chunks(at_clients, self._share, keeps_members=self._keeps_members)
         lanes = self._asked_lanes or chunks.asked_lanes
         if lanes == "auto":
             compiled.levels = self._levels = compiled.levels or compiled.measured_levels(server, chunks)
@@ -89,12 +92,12 @@ class Stream:
         yield from itertools.islice(cohorts, 1)
 
         def chunks(cohort: Planned) -> Chunks:
-            return Chunks([cohort], self._num_devices, keeps_members=self._keeps_members)
+            return Chunks([cohort], self._share, keeps_members=self._keeps_members)
 
         yield from fed(
             cohorts,
             order=lambda cohort: [(ids, mask) for _, ids, mask in chunks(cohort).order(self._levels)],
-            make=lambda cohort, ids, mask: self._placer.clients(cohort.members(ids, mask, self._num_devices)),
+            make=lambda cohort, ids, mask: self._placer.chunk(cohort.members(ids, mask, self._share)),
             num_chunks=num_chunks,
         )
 
@@ -132,13 +135,14 @@ class _Compiled:
         environment = self._first(server)
 
         def seconds_per_client(lanes: int) -> float:
-            # What is quick is measured on a full chunk, or the cost of the dispatch would count for more than it does.
-            sample = chunks.sample(lanes, is_full=False)
-            seconds = self._passes[0].seconds(environment, sample, lanes)
-            if seconds < 0.05:
-                sample = chunks.sample(lanes, is_full=True)
-                seconds = self._passes[0].seconds(environment, sample, lanes)
-            return seconds / int(sample.mask.sum())
+            # Processes that measured for themselves would each go on with another program. What is quick is
+            # measured on a full chunk, or the cost of the dispatch would count for more than it does.
+            for is_full in (False, True):
+                sample = chunks.sample(lanes, is_full=is_full)
+                seconds = agreed(self._passes[0].seconds(environment, sample, lanes))
+                if seconds > 0.05:
+                    break
+            return seconds / int(np.sum(sample.mask))
 
         return _fastest(seconds_per_client, chunks.lane_counts())[::-1]
 
@@ -175,10 +179,11 @@ class _Receiver:
         members, results = chunk.value
         if members:
             self._members.append((members, chunk.mask))
+        own = own_rows(Clients(results, chunk.mask, chunk.id))
         if results and self._sink is not None:
-            self._sink(Clients(tuple(results), chunk.mask, chunk.id))
+            self._sink(Clients(tuple(own.value), own.mask, own.id))
         elif results:
-            self._outputs.append(jax.tree.map(_to_host, Clients(results, chunk.mask, chunk.id)))
+            self._outputs.append(jax.tree.map(_to_host, own))
 
     def members(self) -> tuple[Any, Any]:
         return jax.tree.map(_concatenated, *self._members) if self._members else ([], ())

@@ -11,6 +11,8 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from fedjx.core.hosts import own_rows
+
 PyTree = Any
 
 MASK = "mask"
@@ -141,8 +143,11 @@ class Clients:
         return self.mask.shape[0]
 
     def members(self) -> dict[int, PyTree]:
-        """Copies to the host what belongs to each real client, by id; for looking at results."""
-        value, mask, ids = jax.device_get((self.value, self.mask, self.id))
+        """Copies to the host what belongs to each real client, by id; for looking at results.
+
+        Of a cohort that several processes share, each gets the clients of its own devices.
+        """
+        value, mask, ids = jax.device_get(own_rows((self.value, self.mask, self.id)))
         return {int(ids[c]): jax.tree.map(lambda x, c=c: x[c], value) for c in np.flatnonzero(mask)}
 
 

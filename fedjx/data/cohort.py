@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
 from fedjx.core.chunks import arranged
+from fedjx.core.hosts import Share, device_memory
 from fedjx.core.values import Batches, Clients, Sequence
 from fedjx.data.federated_data import FederatedData
 
@@ -128,21 +128,20 @@ class Cohort:
         """Number of batches of each member, int64 ``[C]``."""
         return _num_batches(self.data.sizes[self.ids], self.batch_size)
 
-    def members(self, ids: np.ndarray, mask: np.ndarray, num_devices: int = 1) -> Clients:
-        """Plans a chunk of the named clients, in equal parts for so many devices.
-
-        Where the mask is False it is padding.
-        """
-        sizes = self.data.sizes[ids]
-        steps = _num_batches(sizes, self.batch_size)
-        num_steps = _capacity(int(steps.max()), int(_num_batches(self.data.largest, self.batch_size)), least=64)
-        resident = self.placement == "resident" or (self.placement == "auto" and _fits_device(self.data))
+    def members(self, ids: np.ndarray, mask: np.ndarray, share: Share = Share()) -> Clients:
+        """Plans this process's share of a chunk of the named clients; where the mask is False it is padding."""
+        longest = _num_batches(self.data.sizes[ids].max(), self.batch_size)
+        num_steps = _capacity(int(longest), int(_num_batches(self.data.largest, self.batch_size)), least=64)
+        resident = self.placement == "resident" or (self.placement == "auto" and _fits_device(self.data, share))
         if resident:
+            ids = share.of(ids)
             pool, first = self.data.pool, self.data.offsets[ids]
         else:
-            pool, first = _parts(self.data, ids, num_devices)
+            pool, first = _parts(self.data, ids, share)
+            ids = share.of(ids)
+        sizes, mask = self.data.sizes[ids], share.of(mask)
         batches = Batches(pool, _plan(first, sizes, num_steps, self.batch_size), shared=resident)
-        value = Sequence(batches, steps.astype(np.int32))
+        value = Sequence(batches, _num_batches(sizes, self.batch_size).astype(np.int32))
         return Clients(value, mask, np.where(mask, ids, -1).astype(np.int32))
 
     def __iter__(self) -> Iterator[Clients]:
@@ -202,40 +201,40 @@ def _capacity(needed: int, most: int, *, least: int) -> int:
     return most
 
 
-def _parts(data: FederatedData, ids: np.ndarray, num_devices: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def _parts(data: FederatedData, ids: np.ndarray, share: Share) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Copies the clients' examples, one part of equal length for each device, one after the other.
 
     Args:
       data: The clients' examples.
-      ids: The clients of the devices, ``[D * C]``; one that repeats its predecessor is copied once.
-      num_devices: D.
+      ids: The clients of all D devices, ``[D * C]``; one that repeats its predecessor is copied once.
+      share: Which P of the devices to copy for.
 
     Returns:
-      The features, each ``[D * N, ...]``, and where in its device's part each client begins, ``[D * C]``.
+      The features, each ``[P * N, ...]``, and where in its device's part each client begins, ``[P * C]``.
     """
-    ids = ids.reshape(num_devices, -1)
-    new = np.append(np.ones((num_devices, 1), bool), ids[:, 1:] != ids[:, :-1], axis=1)
+    ids = ids.reshape(share.num_devices, -1)
+    new = np.append(np.ones((len(ids), 1), bool), ids[:, 1:] != ids[:, :-1], axis=1)
     sizes = np.where(new, data.sizes[ids], 0)
     ends = sizes.cumsum(axis=1)
     first = np.where(new, ends - sizes, 0)
     first = np.maximum.accumulate(first, axis=1)
     capacity = _capacity(int(ends[:, -1].max()), data.largest * ids.shape[1], least=1)
+    ids, new, first = (share.of(x) for x in (ids, new, first))
     # For every example that is copied: its row in the data set and its row in the pool.
-    begins = (first + capacity * np.arange(num_devices)[:, None])[new]
-    lengths, sources = sizes[new], data.offsets[ids][new]
+    begins = (first + capacity * np.arange(len(ids))[:, None])[new]
+    lengths, sources = data.sizes[ids][new], data.offsets[ids][new]
     within = np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
     rows, places = (np.repeat(x, lengths) + within for x in (sources, begins))
     pool = {}
     for name, column in data.examples.items():
-        pool[name] = np.zeros((num_devices * capacity, *column.shape[1:]), column.dtype)
+        pool[name] = np.zeros((len(ids) * capacity, *column.shape[1:]), column.dtype)
         pool[name][places] = column[rows]
     return pool, first.reshape(-1)
 
 
-def _fits_device(data: FederatedData) -> bool:
-    memory = jax.local_devices()[0].memory_stats() or {}
-    num_bytes = sum(column.nbytes for column in data.examples.values())
-    return num_bytes <= memory.get("bytes_limit", 2**33) // 4
+def _fits_device(data: FederatedData, share: Share) -> bool:
+    memory = share.memory or device_memory()
+    return sum(column.nbytes for column in data.examples.values()) <= memory / 4
 
 
 def _checked_ids(data: FederatedData, ids: ArrayLike) -> np.ndarray:

@@ -6,6 +6,7 @@ import optax
 import pytest
 
 import fedjx
+from fedjx.core.hosts import Share
 from fedjx.data import Cohort
 from tests.algorithms.problems import BATCH_SIZE, dropout_model, federated_data
 
@@ -46,10 +47,10 @@ def test_chunks_are_made_in_another_thread_before_they_are_read(monkeypatch):
     made_by = []
     plan = Cohort.members
 
-    def members(self, ids, mask, num_devices=1):
+    def members(self, ids, mask, share):
         if len(ids) > 1:
             made_by.append(threading.current_thread().name)
-        return plan(self, ids, mask, num_devices)
+        return plan(self, ids, mask, share)
 
     monkeypatch.setattr(Cohort, "members", members)
     step = ALGORITHM.next.streamed()
@@ -60,7 +61,7 @@ def test_chunks_are_made_in_another_thread_before_they_are_read(monkeypatch):
 def test_a_streamed_chunk_holds_the_examples_of_its_own_clients_only():
     cohort = Cohort(DATA, range(10), batch_size=BATCH_SIZE, placement="streamed")
     ids = np.array([3, 7, 7, 0])
-    chunk = cohort.members(ids, np.array([True, True, False, True]), num_devices=2)
+    chunk = cohort.members(ids, np.array([True, True, False, True]), Share(2))
     pool, index = chunk.value.elements.pool["y"], chunk.value.elements.index
     assert not chunk.value.elements.shared
     parts = pool.reshape(2, -1)
@@ -81,7 +82,7 @@ def test_an_error_in_the_thread_reaches_the_reader(error):
         trained(step, step.ahead(failing()))
 
     class Broken(Cohort):
-        def members(self, ids, mask, num_devices=1):
+        def members(self, ids, mask, share):
             raise error
 
     with pytest.raises(type(error)):

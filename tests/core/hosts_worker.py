@@ -1,0 +1,180 @@
+"""What `test_hosts` runs in one process and in several: ``python -m tests.core.hosts_worker RANK PORT OUTPUT``."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import pickle
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fedjx import (
+    Clients,
+    fed_avg,
+    federated_collect,
+    federated_computation,
+    federated_map,
+    federated_sum,
+    sequence_reduce,
+)
+from fedjx.core.engine import PassStream
+from fedjx.data import Cohort, cohort
+from fedjx.models import Model
+from tests.algorithms.problems import BATCH_SIZE, NUM_CLASSES, NUM_FEATURES, federated_data
+
+NUM_PROCESSES, DEVICES_PER_PROCESS = 2, 2
+SECONDS_TO_LIVE = 100  # whatever becomes of the tests, no process stays behind
+
+SIZES = (1, 3, 5, 7, 8, 12, 2, 6, 4, 9, 30, 2, 5, 1, 7, 3, 40, 2, 9, 6)
+ROUNDS = [np.random.default_rng(r).permutation(len(SIZES))[:17] for r in range(3)]
+
+
+def noisy(key: jax.Array, x: jax.Array) -> jax.Array:
+    return x + 0.1 * jax.random.normal(key, x.shape)
+
+
+def cross_entropy(params: Any, batch: Any, key: jax.Array) -> jax.Array:
+    logits = noisy(key, batch["x"]) @ params["w"]
+    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
+
+
+# Small, for compiling it is most of the time; of random loss, for keys must not depend on who has a client.
+MODEL = Model(
+    init=lambda key: {"w": jax.random.normal(key, (NUM_FEATURES, NUM_CLASSES))},
+    loss=cross_entropy,
+    metrics=lambda params, batch: {"loss": cross_entropy(params, batch, jax.random.key(0))},
+)
+
+
+def results() -> dict[str, Any]:
+    """Runs everything on a mesh of all devices; the numbers must not depend on whose the devices are."""
+    data = federated_data(SIZES)
+    algorithm = fed_avg(MODEL, client_optimizer=optax.sgd(0.1, 0.9), server_optimizer=optax.sgd(1.0, 0.9))
+    streamed = algorithm.next.streamed(mesh=mesh())
+    found: dict[str, Any] = {}
+
+    def train(name: str, step: Any, cohorts: Any) -> None:
+        state = algorithm.init(jax.random.key(0))
+        for clients in cohorts:
+            state, metrics = step(state, clients)
+        found[name] = (state.params, float(metrics["loss"]), int(metrics["num_examples"]))
+
+    def cohorts(cls: type[Cohort] = Cohort, *, of: Any = data, **options: Any) -> list[Cohort]:
+        return [cls(of, ids, batch_size=BATCH_SIZE, **options) for ids in ROUNDS]
+
+    train("lanes", streamed, cohorts(Recording, lanes=4))
+    found["own/planned"] = sorted(Recording.planned)
+    train("streamed pool", streamed, cohorts(placement="streamed", lanes=4))
+    train("ahead", streamed, streamed.ahead(cohorts(placement="streamed", lanes=4)))
+    with disagreement():
+        train("auto", streamed, cohorts())
+    found["auto lanes"] = streamed.lanes
+
+    shape = {"batch_size": BATCH_SIZE, "num_steps": 12}
+    in_graph = algorithm.next.in_graph(mesh=mesh())
+    train("in graph", in_graph, [cohort(data, ids, **shape) for ids in ROUNDS])  # 17 clients on four devices
+    train("two clients", in_graph, [alternating(cohort(data, ids[[0, 1, 2, 3]], **shape)) for ids in ROUNDS])
+    train("chunks", streamed, [[cohort(data, ids[k : k + 3], **shape) for k in (0, 3, 6)] for ids in ROUNDS])
+
+    found |= at_clients(data)
+    other = federated_data(SIZES, seed=jax.process_index())
+    train("other data", streamed, cohorts(of=other, lanes=4))
+    return found
+
+
+def alternating(clients: Clients) -> Clients:
+    """Leaves one client to each process: whatever the order of two numbers and zeros, their sum is the same."""
+    return Clients(clients.value, np.array([True, False, True, False]), clients.id)
+
+
+@federated_computation
+def examined(data, factor):
+    total = federated_map(lambda d: sequence_reduce(lambda t, b: t + jnp.sum(b["x"]), 0.0, d), data)
+    return federated_sum(total * factor), federated_collect(total), total * factor
+
+
+def at_clients(data: Any) -> dict[str, Any]:
+    """Results that stay at the clients, and what is collected of them."""
+    clients, ids = Cohort(data, ROUNDS[0], batch_size=BATCH_SIZE, lanes=1), np.arange(len(SIZES), dtype=np.int32)
+    factor = Clients.of(ids.astype(np.float32))
+    total, collected, kept = examined.streamed(mesh=mesh())(clients, factor)
+    chunks: list[Clients] = []
+    examined.streamed(mesh=mesh(), sink=chunks.append)(clients, factor)
+    sunk = {k: float(x) for chunk in chunks for k, (x,) in chunk.members().items()}
+    whole = cohort(data, ids, batch_size=BATCH_SIZE)
+    inside = examined.in_graph(mesh=mesh())(whole, factor)[2]
+    return {
+        "sum": total,
+        "collected": (np.asarray(collected.elements), np.asarray(collected.length)),
+        "own/gathered": {k: float(x) for k, x in kept.members().items()},
+        "own/sunk": sunk,
+        "own/in graph": {k: float(x) for k, x in inside.members().items()},
+    }
+
+
+class Recording(Cohort):
+    """A cohort that remembers which clients a process has planned for a round."""
+
+    planned: list[int] = []  # noqa: RUF012 - a record of the whole process
+
+    def members(self, ids: np.ndarray, mask: np.ndarray, share: Any) -> Clients:
+        clients = super().members(ids, mask, share)
+        if share.num_devices > 1:  # not a look at one client, for its type
+            Recording.planned += np.where(clients.mask, clients.id, -1).tolist()
+        return clients
+
+
+@contextlib.contextmanager
+def disagreement() -> Iterator[None]:
+    """Lets the processes measure different lanes as the fastest: process 0 says 4, others say 1."""
+    measure = PassStream.seconds
+
+    def seconds(self: PassStream, server: Any, chunk: Clients, lanes: int) -> float:
+        measure(self, server, chunk, lanes)
+        fastest = 4 if jax.process_index() == 0 else 1
+        return float(chunk.mask.sum()) * (1.0 + abs(lanes - fastest))
+
+    PassStream.seconds = seconds
+    try:
+        yield
+    finally:
+        PassStream.seconds = measure
+
+
+def mesh() -> jax.sharding.Mesh:
+    return jax.make_mesh((NUM_PROCESSES * DEVICES_PER_PROCESS,), ("clients",))
+
+
+def errors() -> dict[str, str]:
+    """What a mesh that is not of all processes is answered."""
+    found = {}
+    for name, devices in (("own", jax.local_devices()), ("others", jax.devices()[2 * (1 - jax.process_index()) :][:2])):
+        alone = jax.sharding.Mesh(np.array(devices), ("clients",))
+        for method in (examined.streamed, examined.in_graph):
+            try:
+                method(mesh=alone)
+            except ValueError as error:
+                found[f"{name} {method.__name__}"] = str(error)
+    return found
+
+
+def main(rank: int, port: int, output: str) -> None:
+    faulthandler.dump_traceback_later(SECONDS_TO_LIVE, exit=True)
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", DEVICES_PER_PROCESS)
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"127.0.0.1:{port}", NUM_PROCESSES, rank)
+    everything = {**results(), "own/errors": errors()}
+    Path(output).write_bytes(pickle.dumps(jax.device_get(everything)))
+    jax.distributed.shutdown()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
