@@ -131,7 +131,7 @@ class StoreWriter:
         dtypes |= {f"metadata_{key}": column.dtype for key, column in self._metadata.items()}
         for name, dtype in dtypes.items():
             self._clients[name] = ColumnWriter(self._directory / client_file(name), dtype)
-            if name.endswith("offsets"):
+            if name in ("offsets", "client_id_offsets"):
                 self._clients[name].append(bytes(8))
 
     def _append(self, columns: Mapping[str, np.ndarray], size: int) -> None:
@@ -265,9 +265,9 @@ def _file_stems(names: Iterable[str]) -> dict[str, str]:
     """Names the features' files after them, in characters that any file system takes, all different."""
     stems: dict[str, str] = {}
     for number, name in enumerate(names):
-        stem = re.sub("[^A-Za-z0-9_]", "_", name)[:64]
+        stem = re.sub("[^A-Za-z0-9_]", "_", name)[:64] or "feature"
         taken = {other.lower() for other in stems.values()}
-        stems[name] = stem if stem and stem.lower() not in taken else f"{stem}-{number}"
+        stems[name] = stem if stem.lower() not in taken else f"{stem}-{number}"
     return stems
 
 
