@@ -86,6 +86,17 @@ def test_files_that_shrink_or_vanish_after_opening(tmp_path):
             read()
 
 
+@pytest.mark.parametrize("offset", [0, 3, 2**40, -(2**62), 35, 14])
+def test_offsets_that_contradict_the_manifest(tmp_path, offset):
+    store = written(tmp_path / "s")  # client 1 has the row 3, and 2 the rows 4 to 10
+    with open(store.path / "offsets.npy", "r+b") as file:
+        file.seek(128 + 8 * 2)
+        file.write(offset.to_bytes(8, "little", signed=True))
+    for read in (lambda: store.read([1]), lambda: store.sizes[:3]):
+        with pytest.raises(ValueError, match=r"offsets need to increase; those in .*/s are corrupt"):
+            read()
+
+
 def test_verify_says_where(tmp_path, monkeypatch):
     monkeypatch.setattr(columns, "BLOCK", 100)
     store = written(tmp_path / "s")
