@@ -2,13 +2,18 @@
 
 from fedjx.data.cohort import Cohort, central, cohort
 from fedjx.data.digits import digits
-from fedjx.data.federated_data import FederatedData
+from fedjx.data.federated_data import ClientData, FederatedData
 from fedjx.data.partition import dirichlet_partition, iid_partition, label_counts
 from fedjx.data.sampling import uniform_sampler
+from fedjx.data.store import Store
+from fedjx.data.store_writer import StoreWriter
 
 __all__ = [
+    "ClientData",
     "Cohort",
     "FederatedData",
+    "Store",
+    "StoreWriter",
     "central",
     "cohort",
     "digits",

@@ -12,11 +12,11 @@ from numpy.typing import ArrayLike
 from fedjx.core.chunks import arranged
 from fedjx.core.hosts import Share, device_memory
 from fedjx.core.values import Batches, Clients, Sequence
-from fedjx.data.federated_data import FederatedData
+from fedjx.data.federated_data import ClientData, FederatedData, checked_ids
 
 
 def cohort(
-    data: FederatedData,
+    data: ClientData,
     ids: ArrayLike,
     *,
     batch_size: int,
@@ -51,7 +51,7 @@ def cohort(
     >>> clients.value.length.tolist()
     [2, 1]
     """
-    ids = _checked_ids(data, ids)
+    ids = checked_ids(data.num_clients, ids)
     lengths = _num_batches(data.sizes[ids], batch_size)
     longest = int(lengths.max())
     if num_steps is None:
@@ -87,7 +87,7 @@ class Cohort:
     ends with the longest of the clients that run together.
 
     Attributes:
-      data: The clients' examples.
+      data: The clients' examples: `FederatedData` in memory or a `Store` on disk.
       ids: Integers, the members of the cohort.
       batch_size: Examples in a batch.
       lanes: How many clients each device runs at once. "auto" measures it at the first round and
@@ -106,7 +106,7 @@ class Cohort:
     [0, -1] [1, 1]
     """
 
-    data: FederatedData
+    data: ClientData
     ids: Any
     _: dataclasses.KW_ONLY
     batch_size: int
@@ -114,7 +114,7 @@ class Cohort:
     placement: Literal["resident", "streamed", "auto"] = "auto"
 
     def __post_init__(self):
-        object.__setattr__(self, "ids", _checked_ids(self.data, self.ids))
+        object.__setattr__(self, "ids", checked_ids(self.data.num_clients, self.ids))
         _check_positive("batch_size", self.batch_size)
         if self.lanes != "auto":
             _check_positive("lanes", self.lanes)
@@ -150,7 +150,7 @@ class Cohort:
             yield self.members(self.ids[np.where(rows < 0, rows.max(), rows)], rows >= 0)
 
 
-def central(data: FederatedData | Mapping[str, ArrayLike], *, batch_size: int) -> Sequence:
+def central(data: ClientData | Mapping[str, ArrayLike], *, batch_size: int) -> Sequence:
     """Plans the batches of all examples as one sequence, for centralised training and evaluation.
 
     Args:
@@ -164,8 +164,7 @@ def central(data: FederatedData | Mapping[str, ArrayLike], *, batch_size: int) -
     >>> central({"x": np.arange(3)}, batch_size=2).elements.index.tolist()
     [[0, 1], [2, -1]]
     """
-    if not isinstance(data, FederatedData):
-        data = FederatedData.from_clients([data])
+    data = FederatedData.from_clients([data]) if isinstance(data, Mapping) else data
     num_steps = int(_num_batches(data.num_examples, batch_size))
     index = _plan(np.zeros(1, np.int64), np.array([data.num_examples]), num_steps, batch_size)[0]
     return Sequence(Batches(data.pool, index), np.int32(num_steps))
@@ -201,7 +200,7 @@ def _capacity(needed: int, most: int, *, least: int) -> int:
     return most
 
 
-def _parts(data: FederatedData, ids: np.ndarray, share: Share) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def _parts(data: ClientData, ids: np.ndarray, share: Share) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Copies the clients' examples, one part of equal length for each device, one after the other.
 
     Args:
@@ -212,44 +211,25 @@ def _parts(data: FederatedData, ids: np.ndarray, share: Share) -> tuple[dict[str
     Returns:
       The features, each ``[P * N, ...]``, and where in its device's part each client begins, ``[P * C]``.
     """
+    sizes = data.sizes[ids].reshape(share.num_devices, -1)
     ids = ids.reshape(share.num_devices, -1)
     new = np.append(np.ones((len(ids), 1), bool), ids[:, 1:] != ids[:, :-1], axis=1)
-    sizes = np.where(new, data.sizes[ids], 0)
-    ends = sizes.cumsum(axis=1)
-    first = np.where(new, ends - sizes, 0)
-    first = np.maximum.accumulate(first, axis=1)
+    ends = np.where(new, sizes, 0).cumsum(axis=1)
+    first = np.maximum.accumulate(np.where(new, ends - sizes, 0), axis=1)
     capacity = _capacity(int(ends[:, -1].max()), data.largest * ids.shape[1], least=1)
-    ids, new, first = (share.of(x) for x in (ids, new, first))
-    # For every example that is copied: its row in the data set and its row in the pool.
-    begins = (first + capacity * np.arange(len(ids))[:, None])[new]
-    lengths, sources = data.sizes[ids][new], data.offsets[ids][new]
-    within = np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
-    rows, places = (np.repeat(x, lengths) + within for x in (sources, begins))
-    pool = {}
-    for name, column in data.examples.items():
-        pool[name] = np.zeros((len(ids) * capacity, *column.shape[1:]), column.dtype)
-        pool[name][places] = column[rows]
+    ids, new, ends, first = (share.of(x) for x in (ids, new, ends, first))
+    pool = {
+        name: np.zeros((len(ids) * capacity, *feature.shape), feature.dtype) for name, feature in data.schema.items()
+    }
+    for device, length in enumerate(ends[:, -1]):
+        part = slice(device * capacity, device * capacity + length)
+        data.read(ids[device][new[device]], out={name: column[part] for name, column in pool.items()})
     return pool, first.reshape(-1)
 
 
-def _fits_device(data: FederatedData, share: Share) -> bool:
+def _fits_device(data: ClientData, share: Share) -> bool:
     memory = share.memory or device_memory()
-    return sum(column.nbytes for column in data.examples.values()) <= memory / 4
-
-
-def _checked_ids(data: FederatedData, ids: ArrayLike) -> np.ndarray:
-    ids = np.asarray(ids)
-    if ids.size == 0:
-        raise ValueError("a cohort needs at least one client; got ids=[]. Sample again, or skip the round.")
-    if ids.ndim != 1 or ids.dtype.kind not in "iu":
-        raise TypeError(f"ids need to be a vector of integers; got {ids.dtype}{list(ids.shape)}. Give int32 [C].")
-    unknown = ids[(ids < 0) | (ids >= data.num_clients)]
-    if len(unknown):
-        raise ValueError(
-            f"ids need to be clients of the data set, 0 to {data.num_clients - 1}; got {unknown[:5].tolist()} "
-            f"({len(unknown)} in all). Sample from range(data.num_clients)."
-        )
-    return ids.astype(np.int64)
+    return data.num_bytes <= memory / 4 and data.num_examples < 2**31
 
 
 def _check_positive(name: str, value: int) -> None:

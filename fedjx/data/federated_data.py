@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from collections.abc import Sequence as PySequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,47 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fedjx.core.values import MASK
+
+if TYPE_CHECKING:
+    cached = property  # To a type checker no protocol has a functools.cached_property.
+else:
+    cached = functools.cached_property
+
+
+class ClientData(Protocol):
+    """What a cohort asks of a data set: `FederatedData` in memory, a `Store` on disk, or your own.
+
+    Attributes:
+      num_clients: Number of clients K, which are numbered from 0.
+      num_examples: Number of examples N of all clients together.
+      num_bytes: Their size in bytes.
+      largest: Number of examples of the largest client.
+      schema: The type of one example, a `jax.ShapeDtypeStruct` by name of the feature.
+      sizes: Number of examples of each client; indexed with int64 ``[...]`` it gives int64 ``[...]``.
+      offsets: Where each client begins in `pool`; indexed likewise.
+      pool: All examples on the device, each feature ``[N, ...]``.
+    """
+
+    @property
+    def num_clients(self) -> int: ...  # noqa: D102
+    @property
+    def num_examples(self) -> int: ...  # noqa: D102
+    @property
+    def num_bytes(self) -> int: ...  # noqa: D102
+    @property
+    def largest(self) -> int: ...  # noqa: D102
+    @property
+    def schema(self) -> Mapping[str, jax.ShapeDtypeStruct]: ...  # noqa: D102
+    @property
+    def sizes(self) -> Any: ...  # noqa: D102
+    @property
+    def offsets(self) -> Any: ...  # noqa: D102
+    @property
+    def pool(self) -> Mapping[str, jax.Array]: ...  # noqa: D102
+
+    def read(self, ids: ArrayLike, out: Mapping[str, np.ndarray] | None = None) -> Mapping[str, np.ndarray]:
+        """Copies the examples of some clients, one client after another, into `out` where it is given."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -44,7 +86,7 @@ class FederatedData:
     def __post_init__(self):
         examples = {name: np.asarray(column) for name, column in self.examples.items()}
         offsets = _integers("offsets", self.offsets)
-        num_examples = _num_examples(examples)
+        num_examples = checked_examples(examples)
         if len(offsets) < 2:
             raise ValueError(f"a federated data set needs at least one client; got {offsets=}. Give [0, ..., N].")
         if offsets[0] != 0 or offsets[-1] != num_examples or (np.diff(offsets) < 0).any():
@@ -75,16 +117,16 @@ class FederatedData:
         >>> FederatedData.from_clients([{"x": [1, 2]}, {"x": [3]}]).offsets
         array([0, 2, 3])
         """
-        arrays = [_columns(client, k) for k, client in enumerate(clients)]
+        arrays = [named_columns(client, k) for k, client in enumerate(clients)]
         if not arrays:
             raise ValueError("a federated data set needs at least one client; got clients=[]. Give one dict each.")
-        sizes = [_num_examples(client, f" of client {k}") for k, client in enumerate(arrays)]
-        first = _notation(arrays[0])
+        sizes = [checked_examples(client, f" of client {k}") for k, client in enumerate(arrays)]
+        first = notation(schema_of(arrays[0]))
         for k, client in enumerate(arrays):
-            if _notation(client) != first:
+            if notation(schema_of(client)) != first:
                 raise ValueError(
                     "all clients need the same features, dtypes and shapes of one example; got "
-                    f"{_notation(client)} for client {k} and {first} for client 0. Convert them first."
+                    f"{notation(schema_of(client))} for client {k} and {first} for client 0. Convert them first."
                 )
         examples = {name: np.concatenate([client[name] for client in arrays]) for name in arrays[0]}
         return cls(examples, np.cumsum([0, *sizes]))
@@ -106,7 +148,7 @@ class FederatedData:
         array([9, 7])
         """
         arrays = {name: np.asarray(column) for name, column in examples.items()}
-        num_examples = _num_examples(arrays)
+        num_examples = checked_examples(arrays)
         parts = [_integers(f"rows of client {k}", rows) for k, rows in enumerate(partition)]
         for k, rows in enumerate(parts):
             if len(rows) and not (0 <= rows.min() and rows.max() < num_examples):
@@ -127,15 +169,49 @@ class FederatedData:
         """Number of examples N of all clients together."""
         return int(self.offsets[-1])
 
-    @functools.cached_property
+    @cached
     def sizes(self) -> np.ndarray:
         """Number of examples of each client, int64 ``[K]``."""
         return np.diff(self.offsets)
 
-    @functools.cached_property
+    @cached
     def largest(self) -> int:
         """Number of examples of the largest client."""
         return int(self.sizes.max())
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the examples in bytes."""
+        return sum(column.nbytes for column in self.examples.values())
+
+    @property
+    def schema(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The type of one example, by name of the feature."""
+        return schema_of(self.examples)
+
+    def read(self, ids: ArrayLike, out: Mapping[str, np.ndarray] | None = None) -> Mapping[str, np.ndarray]:
+        """Copies the examples of some clients, one client after another.
+
+        Args:
+          ids: Integers ``[C]``, the clients, in any order; one may be named again.
+          out: Where to: features by name, each ``[n, ...]`` for n examples in all. By default new arrays.
+
+        Raises:
+          ValueError: If there is no client or an id does not exist.
+
+        >>> data = FederatedData({"x": np.arange(10, 15)}, offsets=np.array([0, 2, 5]))
+        >>> data.read([1, 0])["x"]
+        array([12, 13, 14, 10, 11])
+        """
+        ids = checked_ids(self.num_clients, ids)
+        sizes = self.sizes[ids]
+        places = sizes.cumsum() - sizes
+        rows = np.repeat(self.offsets[ids] - places, sizes) + np.arange(sizes.sum())
+        if out is None:
+            return {name: column[rows] for name, column in self.examples.items()}
+        for name, column in self.examples.items():
+            np.take(column, rows, axis=0, out=out[name], mode="clip")  # With another mode NumPy copies twice.
+        return out
 
     def client(self, k: int) -> dict[str, np.ndarray]:
         """Returns the examples of one client, each feature ``[n_k, ...]``, without a copy."""
@@ -143,7 +219,7 @@ class FederatedData:
             raise ValueError(f"clients are numbered from 0 to {self.num_clients - 1}; got {k=}. Choose one of them.")
         return {name: column[self.offsets[k] : self.offsets[k + 1]] for name, column in self.examples.items()}
 
-    @functools.cached_property
+    @cached
     def pool(self) -> dict[str, jax.Array]:
         """The examples on the device, each feature ``[N, ...]``; a copy, placed at first use, once.
 
@@ -160,8 +236,30 @@ class FederatedData:
     def __repr__(self) -> str:
         return (
             f"FederatedData(num_clients={self.num_clients}, num_examples={self.num_examples}, "
-            f"examples={_notation(self.examples)})"
+            f"examples={notation(self.schema)})"
         )
+
+
+def checked_ids(num_clients: int, ids: ArrayLike) -> np.ndarray:
+    """Returns the ids of some clients as int64 ``[C]``; raises where there is none or one does not exist."""
+    ids = np.asarray(ids)
+    if ids.size == 0:
+        raise ValueError("a cohort needs at least one client; got ids=[]. Sample again, or skip the round.")
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise TypeError(f"ids need to be a vector of integers; got {ids.dtype}{list(ids.shape)}. Give int32 [C].")
+    unknown = ids[(ids < 0) | (ids >= num_clients)]
+    if len(unknown):
+        raise ValueError(
+            f"ids need to be clients of the data set, 0 to {num_clients - 1}; got {unknown[:5].tolist()} "
+            f"({len(unknown)} in all). Sample from range(data.num_clients)."
+        )
+    return ids.astype(np.int64)
+
+
+def notation(schema: Mapping[str, jax.ShapeDtypeStruct]) -> str:
+    """Prints the type of one example as types are printed: ``<x=uint8[8,8,1],y=int32>``."""
+    shapes = {name: str(list(feature.shape)).replace(" ", "") for name, feature in schema.items()}
+    return "<" + ",".join(f"{n}={schema[n].dtype}{shapes[n].replace('[]', '')}" for n in sorted(shapes)) + ">"
 
 
 def _placed(name: str, column: np.ndarray) -> jax.Array:
@@ -176,7 +274,8 @@ def _placed(name: str, column: np.ndarray) -> jax.Array:
     return placed
 
 
-def _columns(client: Mapping[str, ArrayLike], k: int) -> dict[str, np.ndarray]:
+def named_columns(client: Mapping[str, ArrayLike], k: Any) -> dict[str, np.ndarray]:
+    """Returns one client's features as arrays."""
     if not isinstance(client, Mapping):
         raise TypeError(f"a client is a dict of arrays by name; got {type(client).__name__} for client {k}. Name them.")
     columns = {}
@@ -191,7 +290,7 @@ def _columns(client: Mapping[str, ArrayLike], k: int) -> dict[str, np.ndarray]:
     return columns
 
 
-def _num_examples(examples: Mapping[str, np.ndarray], owner: str = "") -> int:
+def checked_examples(examples: Mapping[str, np.ndarray], owner: str = "") -> int:
     """Checks the features and returns the number of examples on which they agree."""
     if not examples:
         raise ValueError(f"the examples{owner} need at least one feature; got examples={{}}. Give arrays by name.")
@@ -212,10 +311,9 @@ def _num_examples(examples: Mapping[str, np.ndarray], owner: str = "") -> int:
     return size
 
 
-def _notation(examples: Mapping[str, np.ndarray]) -> str:
-    """Prints the type of one example as types are printed: ``<x=uint8[8,8,1],y=int32>``."""
-    shapes = {name: str(list(column.shape[1:])).replace(" ", "") for name, column in examples.items()}
-    return "<" + ",".join(f"{n}={examples[n].dtype}{shapes[n].replace('[]', '')}" for n in sorted(shapes)) + ">"
+def schema_of(examples: Mapping[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the type of one example, by name of the feature."""
+    return {name: jax.ShapeDtypeStruct(column.shape[1:], column.dtype) for name, column in examples.items()}
 
 
 def _integers(name: str, values: ArrayLike) -> np.ndarray:

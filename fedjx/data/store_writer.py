@@ -1,0 +1,278 @@
+"""Writes a store: a client at a time, in memory that does not grow, visible when complete."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fedjx.data.client_ids import ClientId, encoded, write_index
+from fedjx.data.columns import Column, ColumnWriter
+from fedjx.data.federated_data import checked_examples, named_columns, notation, schema_of
+from fedjx.data.manifest import client_file, partial_path, shard_file, sync_directory, write_manifest
+
+_MAX_VALUES = 1 << 16
+
+
+class StoreWriter:
+    """Writes a store, one client after another, as a context manager.
+
+    The files are written into a hidden directory beside the path, which takes its name, atomically, when the
+    block ends and all is on disk. If the block raises, nothing is left. A process that is killed leaves no
+    store, only the hidden directory, ``.<name>.partial-*``, which may be deleted.
+
+    Memory: the examples of one client, buffers, and some tens of MB for the index at the end.
+
+    Args:
+      path: The directory to write, which must not exist; its parent must.
+      provenance: What the store was made from and how, for `manifest.json`; anything JSON can say.
+      shard_bytes: A shard, which holds whole clients, gets at most so many bytes, unless one client has more.
+
+    Raises:
+      FileExistsError: If there is something at the path.
+      ValueError: If no client was added, two clients have the same id, or `shard_bytes` is less than 1.
+      TypeError: If the provenance is not JSON.
+    """
+
+    def __init__(self, path: str | Path, *, provenance: Any = None, shard_bytes: int = 1 << 29):
+        if shard_bytes < 1:
+            raise ValueError(f"a shard needs a positive size; got {shard_bytes=}. Leave it at 512 MiB.")
+        self.path = Path(os.path.abspath(path))
+        self._directory = partial_path(self.path, secrets.token_hex(4))
+        self._provenance = json.loads(json.dumps(provenance))
+        self._shard_bytes = shard_bytes
+        self._is_writable = False
+        self._num_clients = self._num_examples = self._largest = self._num_id_bytes = 0
+        # Set by the first client.
+        self._id_kind = ""
+        self._types: dict[str, tuple[np.dtype, tuple[int, ...]]] = {}
+        self._notation = ""
+        self._stems: dict[str, str] = {}
+        self._metadata: dict[str, _Metadata] = {}
+        # Open files by name of the feature or column; those of the current shard and those of all clients.
+        self._shard: dict[str, ColumnWriter] = {}
+        self._clients: dict[str, ColumnWriter] = {}
+        self._shards: list[dict[str, int]] = []
+        self._finished: list[Column] = []
+
+    def __enter__(self) -> StoreWriter:
+        _check_free(self.path)
+        self._directory.mkdir()
+        self._is_writable = True
+        return self
+
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
+        try:
+            if error_type is None:
+                self._finish()
+        finally:
+            self._is_writable = False
+            for column in (*self._shard.values(), *self._clients.values()):
+                column.close()
+            shutil.rmtree(self._directory, ignore_errors=True)  # It is gone if it has become the store.
+
+    def add(self, client_id: ClientId, examples: Mapping[str, ArrayLike], /, **metadata: str | float) -> None:
+        """Appends a client; what is refused is not written, and others may follow.
+
+        Args:
+          client_id: What the client is called: str, bytes or int, the same for all clients.
+          examples: Its features by name, each ``[n, ...]`` with n at least 1. All clients have the
+            features, dtypes and shapes of one example of the first one.
+          **metadata: A value for each column of metadata: a str (at most 65,536 different ones), an
+            int, a float or a bool. All clients have the columns and types of the first one.
+
+        Raises:
+          ValueError: If the client has no example, its features disagree on n, or it is unlike the first.
+          TypeError: If an id, a feature or a value of the metadata is of a type that cannot be stored.
+        """
+        if not self._is_writable:
+            raise ValueError(
+                "a writer needs to be open; got one that is not, or that has failed. Use it as a context manager."
+            )
+        name = encoded(client_id)
+        columns = {
+            key: column if column.dtype.isnative else column.astype(column.dtype.newbyteorder("="))
+            for key, column in named_columns(examples, repr(client_id)).items()
+        }
+        size = self._checked_size(client_id, columns)
+        values = {key: _plain(key, value) for key, value in metadata.items()}
+        if self._num_clients:
+            self._check_alike(client_id, name.kind, values)
+        # What interrupts from here on, such as a full disk or Ctrl-C, may leave half a client.
+        self._is_writable = False
+        if not self._num_clients:
+            self._begin(name.kind, columns, values)
+        self._append(columns, size)
+        self._num_id_bytes += len(name.value)
+        self._clients["client_ids"].append(name.value)
+        if name.kind != "int":
+            self._clients["client_id_offsets"].append(self._num_id_bytes.to_bytes(8, "little"))
+        for key, value in values.items():
+            self._clients[f"metadata_{key}"].append(self._metadata[key].encoded(value))
+        self._is_writable = True
+
+    def _begin(self, kind: str, columns: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> None:
+        """Opens the files of the clients, for ids, features and metadata like those of the first one."""
+        self._id_kind, self._stems = kind, _file_stems(columns)
+        self._types = {name: (column.dtype, column.shape[1:]) for name, column in columns.items()}
+        self._notation = notation(schema_of(columns))
+        self._metadata = {key: _Metadata(value) for key, value in values.items()}
+        dtypes = {"offsets": "int64", "client_ids": "int64" if kind == "int" else "uint8"}
+        if kind != "int":
+            dtypes["client_id_offsets"] = "int64"
+        dtypes |= {f"metadata_{key}": column.dtype for key, column in self._metadata.items()}
+        for name, dtype in dtypes.items():
+            self._clients[name] = ColumnWriter(self._directory / client_file(name), dtype)
+            if name in ("offsets", "client_id_offsets"):
+                self._clients[name].append(bytes(8))
+
+    def _append(self, columns: Mapping[str, np.ndarray], size: int) -> None:
+        """Appends the examples of a client to the current shard, or begins another."""
+        num_bytes = sum(column.nbytes for column in columns.values())
+        written = sum(column.num_bytes for column in self._shard.values())
+        if not self._shard or (written and written + num_bytes > self._shard_bytes):
+            self._finish_shard()
+            for name, (dtype, shape) in self._types.items():
+                path = self._directory / shard_file(self._stems[name], len(self._shards))
+                self._shard[name] = ColumnWriter(path, dtype, shape)
+            self._shards.append({"first_client": self._num_clients, "first_example": self._num_examples})
+        for name, column in columns.items():
+            self._shard[name].append(column.tobytes())
+        self._num_clients += 1
+        self._num_examples += size
+        self._largest = max(self._largest, size)
+        self._clients["offsets"].append(self._num_examples.to_bytes(8, "little"))
+
+    def _finish_shard(self) -> None:
+        if self._shard:
+            num_examples = self._num_examples - self._shards[-1]["first_example"]
+            self._finished += [column.finish(num_examples) for column in self._shard.values()]
+            self._shard = {}
+
+    def _finish(self) -> None:
+        """Completes the files, the index and the manifest, and gives the directory its name."""
+        if not self._is_writable:
+            raise ValueError("a store needs all its clients; got an error while one was written. Write it again.")
+        if not self._num_clients:
+            raise ValueError(f"a store needs at least one client; got none for {self.path}. Add them in the block.")
+        self._finish_shard()
+        columns = {}
+        for name, column in self._clients.items():
+            columns[client_file(name)] = column.finish(column.num_bytes // column.dtype.itemsize)
+        salt, index = write_index(self._directory, columns, self._id_kind, self._num_clients)
+        features = {
+            name: {"dtype": dtype.name, "shape": shape, "file": self._stems[name]}
+            for name, (dtype, shape) in self._types.items()
+        }
+        body = {
+            "num_clients": self._num_clients,
+            "num_examples": self._num_examples,
+            "largest": self._largest,
+            "client_ids": self._id_kind,
+            "salt": salt,
+            "features": features,
+            "metadata": {key: column.values and list(column.values) for key, column in self._metadata.items()},
+            "shards": self._shards,
+            "provenance": self._provenance,
+        }
+        write_manifest(self._directory, body, [*columns.values(), *index, *self._finished])
+        _check_free(self.path)
+        os.rename(self._directory, self.path)
+        sync_directory(self.path.parent)
+
+    def _checked_size(self, client_id: ClientId, columns: Mapping[str, np.ndarray]) -> int:
+        """Returns the number of examples of a client, whose features are like the first client's."""
+        types = {name: (column.dtype, column.shape[1:]) for name, column in columns.items()}
+        sizes = {column.shape[:1] for column in columns.values()}
+        # The checks below take longer than writing a small client, so clients like the first one skip them.
+        if types == self._types and len(sizes) == 1 and sizes.isdisjoint({(), (0,)}):
+            return sizes.pop()[0]
+        size = checked_examples(columns, f" of client {client_id!r}")
+        if not size:
+            raise ValueError(
+                f"every client needs at least one example; got none for client {client_id!r}. Leave it out."
+            )
+        if self._types and types != self._types:
+            raise ValueError(
+                "all clients need the same features, dtypes and shapes of one example; got "
+                f"{notation(schema_of(columns))} for client {client_id!r} and {self._notation} for the first. "
+                "Convert them first."
+            )
+        return size
+
+    def _check_alike(self, client_id: ClientId, kind: str, values: Mapping[str, Any]) -> None:
+        """Refuses an id or metadata unlike the first client's."""
+        if kind != self._id_kind:
+            raise TypeError(
+                f"all client ids need the same type; got {client_id!r} of type {kind} after ids of type "
+                f"{self._id_kind}. Convert them first."
+            )
+        types = {key: type(value).__name__ for key, value in values.items()}
+        expected = {key: column.type.__name__ for key, column in self._metadata.items()}
+        if types != expected:
+            raise ValueError(
+                f"all clients need the same metadata; got {types} for client {client_id!r} and {expected} for the "
+                "first. Give every client a value of the same type."
+            )
+        for key, value in values.items():
+            self._metadata[key].check(key, value)
+
+
+class _Metadata:
+    """A column of metadata: numbers as they are, or strings by their numbers."""
+
+    def __init__(self, first: str | float | bool):
+        self.type = type(first)
+        self.dtype = np.dtype({str: "int32", bool: "bool", int: "int64", float: "float64"}[self.type])
+        self.values: dict[str, int] | None = {} if self.type is str else None
+
+    def check(self, name: str, value: Any) -> None:
+        """Refuses one string too many."""
+        if self.values is not None and value not in self.values and len(self.values) == _MAX_VALUES:
+            raise ValueError(
+                f"metadata need to have few different strings; got more than {_MAX_VALUES} for {name!r}. Number them, "
+                "or make them a feature."
+            )
+
+    def encoded(self, value: Any) -> bytes:
+        """Returns a value as it is written."""
+        if self.values is not None:
+            value = self.values.setdefault(value, len(self.values))
+        return np.array(value, self.dtype).tobytes()
+
+
+def _plain(name: str, value: Any) -> str | float | bool:
+    """Returns a value of metadata as Python's own str, bool, int or float."""
+    if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]{0,63}", name):
+        raise ValueError(f"metadata need a plain name, of letters, digits and _; got {name!r}. Rename it.")
+    value = value.item() if isinstance(value, np.generic) else value
+    if type(value) not in (str, bool, int, float):
+        raise TypeError(f"metadata are str, int, float or bool; got {name}={value!r}. Convert it.")
+    if type(value) is int and not -(2**63) <= value < 2**63:
+        raise ValueError(f"metadata of type int need to fit in 64 bits; got {name}={value}. Give a str.")
+    return value
+
+
+def _file_stems(names: Iterable[str]) -> dict[str, str]:
+    """Names the features' files after them, in characters that any file system takes, all different."""
+    stems: dict[str, str] = {}
+    for number, name in enumerate(names):
+        stem = re.sub("[^A-Za-z0-9_]", "_", name)[:64] or "feature"
+        taken = {other.lower() for other in stems.values()}
+        stems[name] = stem if stem.lower() not in taken else f"{stem}-{number}"
+    return stems
+
+
+def _check_free(path: Path) -> None:
+    if os.path.lexists(path):
+        raise FileExistsError(f"a store needs a path that is free; got {path}. Choose another, or delete it first.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"a store needs a directory to be in; got {path.parent}. Create it first.")
