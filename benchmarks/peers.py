@@ -14,6 +14,8 @@ import argparse
 import json
 import os
 import platform
+import signal
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -293,4 +295,5 @@ def parse_flags(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # So that it ends the workers when it is ended.
     main(parse_flags())

@@ -1,4 +1,7 @@
-"""FedJAX: its federated averaging with its default back end, which compiles a step and loops over the clients."""
+"""FedJAX: its federated averaging with its default back end, which compiles a step and loops over the clients.
+
+It fills a short last batch up with the client's first examples, so its parameters differ where there is one.
+"""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
-import os
 import sys
 import threading
 import time
@@ -68,7 +67,6 @@ def serve_parent(serve: Any, gate: Gate) -> None:
         run_round=lambda ids: gate.ask((ids, False))[0],
         run_check=lambda ids: gate.ask((ids, True))[1],
     )
-    os._exit(0)
 
 
 def main() -> None:

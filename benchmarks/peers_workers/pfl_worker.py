@@ -75,7 +75,6 @@ def serve_parent(serve: Any, problem: Problem, turns: Turns) -> None:
 
     version = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("pfl", "torch"))
     serve(version=version, run_round=run_round, run_check=run_check)
-    os._exit(0)
 
 
 def main() -> None:

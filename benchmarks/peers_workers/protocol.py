@@ -6,9 +6,11 @@ line of JSON; what its engine prints goes to the log.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -106,7 +108,7 @@ def conversation() -> Callable[..., None]:
         run_round: Callable[[list[int]], float | None],
         run_check: Callable[[list[int]], Weights],
     ) -> None:
-        """Answers until the parent hangs up.
+        """Answers until the parent hangs up, and ends then with all that the engine has started.
 
         Args:
           version: Of the engine, for the table.
@@ -114,16 +116,19 @@ def conversation() -> Callable[..., None]:
             are there.
           run_check: From the ids of a cohort to the parameters after one round from the initial ones, without dropout.
         """
-        answer(version=version)
-        for line in sys.stdin:
-            request = json.loads(line)
-            started = time.perf_counter()
-            if "path" in request:
-                np.savez(request["path"], **run_check(request["clients"]))  # pyright: ignore[reportArgumentType]
-                answer(checked=True)
-            else:
-                loss = run_round(request["clients"])
-                answer(seconds=time.perf_counter() - started, loss=loss)
+        with contextlib.suppress(BrokenPipeError):
+            answer(version=version)
+            for line in sys.stdin:
+                request = json.loads(line)
+                started = time.perf_counter()
+                if "path" in request:
+                    np.savez(request["path"], **run_check(request["clients"]))  # pyright: ignore[reportArgumentType]
+                    answer(checked=True)
+                else:
+                    loss = run_round(request["clients"])
+                    answer(seconds=time.perf_counter() - started, loss=loss)
+        if os.getpgrp() == os.getpid():  # As the parent starts it.
+            os.killpg(0, signal.SIGKILL)
 
     return serve
 
