@@ -146,12 +146,12 @@ class Chunks:
             for rows in arranged(sizes[members], lanes, self._num_devices, self._num_groups(lanes))
         ]
 
-    def sample(self, lanes: int) -> Clients:
-        """Returns a chunk of the shape that `cut` gives, with one group of copies of a middling client."""
+    def sample(self, lanes: int, *, is_full: bool) -> Clients:
+        """Returns a chunk of the shape that `cut` gives, of copies of a middling client: one group, or all."""
         assert self._leader is not None
         middling = np.argsort(self._leader.sizes)[len(self._leader.ids) // 2]
         rows = np.full((self._num_devices, self._num_groups(lanes), lanes), -1)
-        rows[:, 0] = middling
+        rows[:, : None if is_full else 1] = middling
         return self._chunk(*self._named(rows.reshape(-1)))
 
     def lane_counts(self) -> list[int]:

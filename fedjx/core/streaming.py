@@ -135,9 +135,14 @@ class _Compiled:
         environment = self._first(server)
 
         def seconds_per_client(lanes: int) -> float:
-            sample = chunks.sample(lanes)
-            # Processes that measured for themselves would each go on with another program.
-            return agreed(self._passes[0].seconds(environment, sample, lanes) / int(sample.mask.sum()))
+            # What is quick is measured on a full chunk, or the cost of the dispatch would count for more than it does.
+            sample = chunks.sample(lanes, is_full=False)
+            seconds = self._passes[0].seconds(environment, sample, lanes)
+            if seconds < 0.05:
+                sample = chunks.sample(lanes, is_full=True)
+                seconds = self._passes[0].seconds(environment, sample, lanes)
+            # Processes that went on with numbers of their own would each run another program.
+            return agreed(seconds / int(sample.mask.sum()))
 
         return _fastest(seconds_per_client, chunks.lane_counts())[::-1]
 
