@@ -136,13 +136,13 @@ class _Compiled:
 
         def seconds_per_client(lanes: int) -> float:
             # What is quick is measured on a full chunk, or the cost of the dispatch would count for more than it does.
-            sample = chunks.sample(lanes, is_full=False)
-            seconds = self._passes[0].seconds(environment, sample, lanes)
-            if seconds < 0.05:
-                sample = chunks.sample(lanes, is_full=True)
+            for is_full in (False, True):
+                sample = chunks.sample(lanes, is_full=is_full)
                 seconds = self._passes[0].seconds(environment, sample, lanes)
-            # Processes that went on with numbers of their own would each run another program.
-            return agreed(seconds / int(sample.mask.sum()))
+                if seconds > 0.05:
+                    break
+            # Processes that went on with numbers of their own, as of unequal shares, would each run another program.
+            return agreed(seconds / int(np.sum(sample.mask)))
 
         return _fastest(seconds_per_client, chunks.lane_counts())[::-1]
 
