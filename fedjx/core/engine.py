@@ -20,7 +20,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjx.core.devices import Placer, padded
-from fedjx.core.hosts import AXIS, auto_mesh
+from fedjx.core.hosts import AXIS, agreed, auto_mesh
 from fedjx.core.rewrite import mapped
 from fedjx.core.values import Clients, per_client, shares_pool
 
@@ -312,13 +312,16 @@ class PassStream:
         return accumulators
 
     def seconds(self, server: PyTree, chunk: Clients, lanes: int | None) -> float:
-        """Measures how long a chunk takes, once its program is compiled; the shortest of a few runs."""
+        """Measures how long a chunk takes, once its program is compiled; the shortest of a few runs.
+
+        All processes get the numbers of process 0, and so make equally many runs.
+        """
         chunk, seconds = self._placer.chunk(chunk), []
         while len(seconds) < 3 or (len(seconds) < 10 and sum(seconds[1:]) < 0.1):
             accumulators = jax.block_until_ready(self._start(server, chunk))
             started = time.perf_counter()
             jax.block_until_ready(self._step(accumulators, server, chunk, lanes))
-            seconds.append(time.perf_counter() - started)
+            seconds.append(agreed(time.perf_counter() - started))
         return min(seconds[1:])
 
     def finish(self, accumulators: tuple[PyTree, ...]) -> tuple[PyTree, ...]:

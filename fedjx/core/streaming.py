@@ -135,14 +135,14 @@ class _Compiled:
         environment = self._first(server)
 
         def seconds_per_client(lanes: int) -> float:
-            # Processes that measured for themselves would each go on with another program. What is quick is
-            # measured on a full chunk, or the cost of the dispatch would count for more than it does.
+            # What is quick is measured on a full chunk, or the cost of the dispatch would count for more than it does.
             for is_full in (False, True):
                 sample = chunks.sample(lanes, is_full=is_full)
-                seconds = agreed(self._passes[0].seconds(environment, sample, lanes))
+                seconds = self._passes[0].seconds(environment, sample, lanes)
                 if seconds > 0.05:
                     break
-            return seconds / int(np.sum(sample.mask))
+            # Processes that went on with numbers of their own, as of unequal shares, would each run another program.
+            return agreed(seconds / int(np.sum(sample.mask)))
 
         return _fastest(seconds_per_client, chunks.lane_counts())[::-1]
 
