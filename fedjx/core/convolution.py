@@ -123,7 +123,12 @@ def _winograd(x: jax.Array, kernel: jax.Array, flipped: jax.Array | None, form: 
     if form.is_kernel_gradient:
         return winograd.kernel_gradient(padded(x, form.padding), kernel)
     if flipped is None:
-        return winograd.forward(padded(x, form.padding), kernel)
+        x = padded(x, form.padding)
+        # What sees only zeros is zero, not a rounding error: a ReLU after it would let gradients through.
+        seen = functools.reduce(
+            operator.or_, slices(jnp.any(x != 0, axis=-1), form.taps, form.outputs, (1, 1), (1, 1)).values()
+        )
+        return jnp.where(seen[..., None], winograd.forward(x, kernel), 0)
     # The kernel added at every place of the input, of which the padding cuts out a part.
     whole = winograd.input_gradient(x, jnp.swapaxes(flipped, 2, 3))
     return padded(whole, [(low - 2, high - 2, 0) for low, high, _ in form.padding])

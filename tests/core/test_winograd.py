@@ -184,3 +184,22 @@ def test_gradients_pass_through():
 
     got = total(lambda kernel: mapped(lambda images, k: fn(images, k), images, kernel[None]))
     assert_close(got, total(lambda kernel: fn(images, kernel)))
+
+
+@pytest.mark.parametrize("size", [14, 15])
+def test_what_sees_only_zeros_is_exactly_zero(size):
+    """As with a plain convolution; a ReLU would let gradients through rounding errors of either sign."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, 2, size, size, 8)).astype(np.float32)
+    x[:, :, 3:11, 2:12] = 0
+    kernel = rng.normal(size=(3, 3, 3, 8, 16)).astype(np.float32)
+
+    def convolved(x, kernel):
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=dimensions)
+
+    got = jax.jit(lambda x, k: mapped(lambda _, own: convolved(*own), None, (x, k)))(x, kernel)
+    expected = np.stack([convolved(*own) for own in zip(x, kernel, strict=True)])
+    assert (expected[:, :, 4:10, 3:11] == 0).all()
+    np.testing.assert_array_equal(got == 0, expected == 0)
+    np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
