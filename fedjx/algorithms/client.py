@@ -114,15 +114,14 @@ def local_evaluate(model: Model, params: PyTree, data: Sequence) -> dict[str, Ra
     Guarantees: The sums of several clients add up to those of the union of their examples.
     """
     batches = examples(data)
-    num_steps = batches.index.shape[0]
 
     def sums(batch: Any) -> dict[str, Ratio]:
         return sum_metrics(model.metrics(params, batch), batch[MASK])
 
     one = jax.eval_shape(lambda: sums(Batches(batches.pool, batches.index[0]).gather()))
     zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), one)
-    whole = Sequence(batches, jnp.int32(num_steps))
-    return sequence_reduce(lambda total, batch: jax.tree.map(jnp.add, total, sums(batch)), zero, whole)
+    real = Sequence(batches, data.length)
+    return sequence_reduce(lambda total, batch: jax.tree.map(jnp.add, total, sums(batch)), zero, real)
 
 
 def examples(data: Sequence) -> Batches:

@@ -166,9 +166,11 @@ class Chunks:
         return min(self._most_groups, 1 << (needed - 1).bit_length())  # powers of two: few shapes
 
     def _named(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the ids at these positions, and which are not padding."""
+        """Returns the ids at these positions, and which are not padding; that is copies of the shortest."""
         assert self._leader is not None
-        return np.asarray(self._leader.ids)[np.where(rows < 0, rows.max(), rows)], rows >= 0
+        real = rows[rows >= 0]
+        shortest = real[np.argmin(np.asarray(self._leader.sizes)[real])]
+        return np.asarray(self._leader.ids)[np.where(rows < 0, shortest, rows)], rows >= 0
 
     def _chunk(self, ids: np.ndarray, mask: np.ndarray) -> Clients:
         own_ids, own_mask = self._share.of(ids), self._share.of(mask)

@@ -69,17 +69,21 @@ class Placer:
         """Divides the clients of this process's devices among them."""
         own, pools, join = per_client(clients.value)
         own, mask, ids = self._divided((own, clients.mask, clients.id))
-        pools = self._shared_pools(pools) if all(shares_pool(clients.value)) else self._divided(pools)
+        shared = shares_pool(clients.value)
+        whole = self._shared_pools([pool if s else None for pool, s in zip(pools, shared, strict=True)])
+        split = self._divided([None if s else pool for pool, s in zip(pools, shared, strict=True)])
+        pools = [w if s else d for w, d, s in zip(whole, split, shared, strict=True)]
         return Clients(join(own, pools), mask, ids)
 
     def _shared_pools(self, pools: PyTree) -> PyTree:
         leaves = jax.tree.leaves(pools)
-        if not leaves:
+        if all(isinstance(x, jax.Array) and x.sharding == self.whole for x in leaves):
             return pools
-        known = self._pools[0]
+        known, placed = self._pools  # read once: a thread that makes chunks ahead places pools too
         if len(leaves) != len(known) or any(a is not b for a, b in zip(leaves, known, strict=True)):
-            self._pools = (leaves, self._whole(pools))
-        return self._pools[1]
+            placed = self._whole(pools)
+            self._pools = (leaves, placed)
+        return placed
 
     def _whole(self, value: PyTree) -> PyTree:
         if self._mesh.is_multi_process:

@@ -48,8 +48,11 @@ def is_fold(eqn: Any) -> bool:
     """Tells whether an equation is a `fold` as it was written, not differentiated since."""
     if eqn.params.get("name") != FOLD:
         return False
-    scans = [inner for inner in eqn.params["jaxpr"].jaxpr.eqns if inner.primitive.name == "scan"]
-    return len(scans) == 1 and len(scans[0].outvars) == scans[0].params["num_carry"]
+    jaxpr = eqn.params["jaxpr"].jaxpr
+    scans = [inner for inner in jaxpr.eqns if inner.primitive.name == "scan"]
+    if len(scans) != 1 or scans[0].params["reverse"] or jaxpr.outvars[0] not in jaxpr.invars:
+        return False
+    return len(scans[0].outvars) == scans[0].params["num_carry"] and jaxpr.outvars[1:] == scans[0].outvars
 
 
 def while_loop(closed: ClosedJaxpr, inputs: list[Any], part: Callable[[Any], Callable[..., list[Any]]]) -> list[Any]:
@@ -66,7 +69,7 @@ def while_loop(closed: ClosedJaxpr, inputs: list[Any], part: Callable[[Any], Cal
     length, *operands = part(ClosedJaxpr(before, closed.consts))(*inputs)
     num_consts, num_carry = scan.params["num_consts"], scan.params["num_carry"]
     consts, carry, xs = operands[:num_consts], operands[num_consts:][:num_carry], operands[num_consts + num_carry :]
-    body, stop = part(scan.params["jaxpr"]), longest(length)
+    body, stop = part(scan.params["jaxpr"]), longest(jnp.max(length))  # of a user's own vmap, too
 
     def advance(state: tuple[jax.Array, tuple[Any, ...]]) -> tuple[jax.Array, tuple[Any, ...]]:
         position, carry = state

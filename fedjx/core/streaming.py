@@ -89,7 +89,13 @@ class Stream:
         3
         """
         cohorts = iter(cohorts)
-        yield from itertools.islice(cohorts, 1)
+        for first in itertools.islice(cohorts, 1):
+            yield first
+            if not self._levels:
+                raise RuntimeError(
+                    "the first cohort decides how the others are cut, so this computation must have run it; "
+                    "got the second asked for before. Call the object whose `ahead` this is."
+                )
 
         def chunks(cohort: Planned) -> Chunks:
             return Chunks([cohort], self._share, keeps_members=self._keeps_members)

@@ -28,6 +28,7 @@ def is_unrolled(eqn: Any) -> bool:
         and str(eqn.invars[0].aval.dtype) == "key<fry>"
         and jax.config.jax_threefry_partitionable  # pyright: ignore[reportAttributeAccessIssue]
         and eqn.params["bit_width"] <= 32
+        and all(isinstance(n, int) for n in eqn.params["shape"])  # symbolic sizes cannot be compared
         and _LEAST_BITS <= math.prod(eqn.params["shape"]) < _MOST_BITS
     )
 

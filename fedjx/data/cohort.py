@@ -147,7 +147,7 @@ class Cohort:
     def __iter__(self) -> Iterator[Clients]:
         lanes = 1 if self.lanes == "auto" else self.lanes
         for rows in arranged(self.sizes, lanes, num_devices=1, num_groups=1):
-            yield self.members(self.ids[np.where(rows < 0, rows.max(), rows)], rows >= 0)
+            yield self.members(self.ids[np.where(rows < 0, rows[rows >= 0][-1], rows)], rows >= 0)
 
 
 def central(data: ClientData | Mapping[str, ArrayLike], *, batch_size: int) -> Sequence:

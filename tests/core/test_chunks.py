@@ -3,13 +3,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import fedjx
 from fedjx.core import streaming
 from fedjx.core.chunks import Level, arranged, levelled
 from fedjx.core.computation import federated_computation
 from fedjx.core.operators import federated_sum
 from fedjx.core.placed import federated_map
 from fedjx.core.sequence import sequence_reduce
-from fedjx.core.values import Clients
+from fedjx.core.values import Clients, Sequence
 from fedjx.data import Cohort, FederatedData
 
 SIZES = np.random.default_rng(0).geometric(0.05, 37)
@@ -190,3 +191,57 @@ def test_measuring_runs_the_program_that_the_round_runs():
         for seed in range(5):
             run(Cohort(DATA, np.random.default_rng(seed).permutation(37)[:23], batch_size=4), FACTOR)
     assert compiled._passes[0]._step._cache_size() == sizes <= 3
+
+
+def test_a_gradient_of_a_fold_inside_the_client_function():
+    """Its backward scan bears the same name, and is none that may stop early."""
+
+    @federated_computation
+    def slope(data, p):
+        def client(data):
+            return jax.grad(lambda p: sequence_reduce(lambda t, b: t + p * p * batch_sum(b), 0.0, data))(3.0)
+
+        return federated_sum(federated_map(client, data))
+
+    total = sum(float(DATA.client(k)["x"].sum()) for k in IDS)
+    np.testing.assert_allclose(slope.streamed()(Cohort(DATA, IDS, batch_size=4, lanes=2), 1.0), 6 * total, rtol=1e-5)
+
+
+def test_sequences_that_the_client_function_maps_itself():
+    @federated_computation
+    def total(data):
+        def client(x):
+            def one(x, n):
+                return sequence_reduce(jnp.add, jnp.float32(0), Sequence(x, n))
+
+            return jax.vmap(one)(x, jnp.array([1, 3, 2])).sum()
+
+        return federated_sum(federated_map(client, data))
+
+    x = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4)
+    expected = sum(x[:, g, :n].sum() for g, n in enumerate((1, 3, 2)))
+    np.testing.assert_allclose(total.streamed(lanes=2)(Clients.of(x)), expected)
+
+
+def test_padding_clients_are_short():
+    sizes = [4, 36, 36, 36, 400]
+    data = FederatedData({"x": np.ones(sum(sizes), np.float32)}, np.cumsum([0, *sizes]))
+    (chunk,) = [c for c in Cohort(data, range(5), batch_size=4, lanes=4) if not c.mask.all()]
+    assert chunk.value.length.tolist() == [1, 1, 1, 1]
+    total, executed = counting()
+    total.streamed(mesh=one_device())(Cohort(data, range(5), batch_size=4, lanes=4))
+    jax.effects_barrier()
+    assert len(executed) == 100 + 1
+
+
+def test_evaluation_ends_with_the_client_too():
+    executed = []
+
+    def metrics(params, batch):
+        jax.debug.callback(lambda: executed.append(1))
+        return {"loss": batch["x"]}
+
+    evaluation = fedjx.federated_evaluation(fedjx.models.Model(lambda key: 0.0, lambda p, b, k: b["x"], metrics))
+    evaluation.streamed(mesh=one_device())(0.0, Cohort(DATA, IDS, batch_size=4, lanes=1))
+    jax.effects_barrier()
+    assert len(executed) == sum(-(-SIZES[IDS] // 4))
