@@ -17,19 +17,21 @@ from fedjx.core.values import Clients
 class Ahead:
     """A cohort whose chunks come from a background thread, in the order in which they are read.
 
-    It is the cohort that it wraps in every other respect, and can be read again.
+    It can be read again, or by a computation on other devices; the wrapped cohort then makes the chunks.
     """
 
-    def __init__(self, cohort: Planned, room: threading.Semaphore):
+    def __init__(self, cohort: Planned, share: Share, room: threading.Semaphore):
         self.ids, self.sizes = cohort.ids, cohort.sizes
         self.lanes: int | Literal["auto"] = cohort.lanes
-        self._cohort, self._room = cohort, room
+        self._cohort, self._share, self._room = cohort, share, room
         self._made: queue.SimpleQueue[tuple[Any, Clients | BaseException] | None] = queue.SimpleQueue()
         self._next: tuple[Any, Clients | BaseException] | None = None
         self._is_finished = False
 
     def members(self, ids: np.ndarray, mask: np.ndarray, share: Share) -> Clients:
         """Returns the chunk of the named clients, which waits here if these are the next to be read."""
+        if share != self._share:
+            return self._cohort.members(ids, mask, share)
         if self._next is None and not self._is_finished:
             self._next = self._made.get()
             self._is_finished = self._next is None
@@ -59,6 +61,7 @@ def fed(
     order: Callable[[Planned], Iterable[tuple[np.ndarray, np.ndarray]]],
     make: Callable[[Planned, np.ndarray, np.ndarray], Clients],
     num_chunks: int,
+    share: Share,
 ) -> Iterator[Ahead]:
     """Yields the cohorts, whose chunks a background thread makes ahead.
 
@@ -67,6 +70,7 @@ def fed(
       order: From a cohort to its chunks' clients and masks, in the order of reading.
       make: Makes and places one chunk.
       num_chunks: How many chunks may wait at any time.
+      share: The devices that the chunks are made for.
     """
     room, stopped = threading.Semaphore(num_chunks), threading.Event()
     ready: queue.SimpleQueue[Ahead | BaseException | None] = queue.SimpleQueue()
@@ -74,7 +78,7 @@ def fed(
     def produce() -> None:
         try:
             for cohort in cohorts:
-                ahead = Ahead(cohort, room)
+                ahead = Ahead(cohort, share, room)
                 ready.put(ahead)
                 _make_all(ahead, cohort)
                 if stopped.is_set():

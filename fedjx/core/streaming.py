@@ -105,6 +105,7 @@ class Stream:
             order=lambda cohort: [(ids, mask) for _, ids, mask in chunks(cohort).order(self._levels)],
             make=lambda cohort, ids, mask: self._placer.chunk(cohort.members(ids, mask, self._share)),
             num_chunks=num_chunks,
+            share=self._share,
         )
 
     def _compile(self, values: list[Any]) -> _Compiled:

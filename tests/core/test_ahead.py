@@ -128,3 +128,15 @@ def test_rounds_in_one_program_need_one_shape_and_one_pool():
         run(state, [first, fedjx.data.cohort(federated_data(), [0, 1], batch_size=BATCH_SIZE, num_steps=3)])
     with pytest.raises(ValueError, match="at least one round is run; got no cohort"):
         run(state, [])
+
+
+def test_chunks_made_for_other_devices_are_not_read():
+    one = jax.make_mesh((1,), ("clients",), devices=jax.devices()[:1])
+    step, other = ALGORITHM.next.streamed(), ALGORITHM.next.streamed(mesh=one)
+    state = ALGORITHM.init(jax.random.key(0))
+    for number, cohort in enumerate(step.ahead(cohorts("streamed", lanes=1)[:2])):
+        if number == 0:
+            step(state, cohort)
+        else:
+            read = other(state, cohort)[0].params
+    assert_equal(read, other(state, cohorts("resident", lanes=1)[1])[0].params)
