@@ -36,6 +36,10 @@ class StoreWriter:
       provenance: What the store was made from and how, for `manifest.json`; anything JSON can say.
       shard_bytes: A shard, which holds whole clients, gets at most so many bytes, unless one client has more.
 
+    Attributes:
+      path: The directory, absolute.
+      provenance: As given; what is assigned before the block ends is what is written.
+
     Raises:
       FileExistsError: If there is something at the path.
       ValueError: If no client was added, two clients have the same id, or `shard_bytes` is less than 1.
@@ -47,7 +51,7 @@ class StoreWriter:
             raise ValueError(f"a shard needs a positive size; got {shard_bytes=}. Leave it at 512 MiB.")
         self.path = Path(os.path.abspath(path))
         self._directory = partial_path(self.path, secrets.token_hex(4))
-        self._provenance = json.loads(json.dumps(provenance))
+        self.provenance = json.loads(json.dumps(provenance))
         self._shard_bytes = shard_bytes
         self._is_writable = False
         self._num_clients = self._num_examples = self._largest = self._num_id_bytes = 0
@@ -181,7 +185,7 @@ class StoreWriter:
             "features": features,
             "metadata": {key: column.values and list(column.values) for key, column in self._metadata.items()},
             "shards": self._shards,
-            "provenance": self._provenance,
+            "provenance": self.provenance,
         }
         write_manifest(self._directory, body, [*columns.values(), *index, *self._finished])
         _check_free(self.path)
