@@ -45,7 +45,7 @@ def digits(
             "the digits come with scikit-learn; got no such package. pip install scikit-learn."
         ) from error
 
-    images, labels = load_digits(return_X_y=True)
+    images, labels = map(np.asarray, load_digits(return_X_y=True))
     examples = {"x": images.reshape(-1, 8, 8, 1).astype(np.uint8), "y": labels.astype(np.int32)}
     # A stream of its own: the partition is drawn from Philox(seed).
     held_out = _stratified(labels, test_fraction, np.random.Generator(np.random.Philox([seed, 1])))

@@ -213,6 +213,12 @@ class FederatedData:
             np.take(column, rows, axis=0, out=out[name], mode="clip")  # With another mode NumPy copies twice.
         return out
 
+    def select(self, ids: ArrayLike) -> FederatedData:
+        """Copies some clients, integers ``[C]`` or a mask, numbered from 0 in the order that they have here."""
+        ids = np.asarray(ids)
+        ids = np.flatnonzero(ids) if ids.dtype == bool else np.unique(checked_ids(self.num_clients, ids))
+        return FederatedData(self.read(ids), np.append(0, self.sizes[ids].cumsum()))
+
     def client(self, k: int) -> dict[str, np.ndarray]:
         """Returns the examples of one client, each feature ``[n_k, ...]``, without a copy."""
         if not 0 <= k < self.num_clients:

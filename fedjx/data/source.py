@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from tqdm import tqdm
 
 from fedjx.data.client_ids import ClientId
+from fedjx.data.federated_data import ClientData
 from fedjx.data.store import Store
 from fedjx.data.store_writer import StoreWriter
+
+_BLOCK_BYTES = 1 << 24
 
 
 class Client(NamedTuple):
@@ -43,7 +46,9 @@ class Source(NamedTuple):
     provenance: Mapping[str, Any] = {}
 
 
-def write_store(path: str | Path, source: Source, *, shard_bytes: int = 1 << 29, progress: bool = True) -> Store:
+def write_store(
+    path: str | Path, source: Source | ClientData, *, shard_bytes: int = 1 << 29, progress: bool = True
+) -> Store:
     """Writes the clients of a source into a store and opens it.
 
     Clients without examples are left out; the provenance counts them. If reading or writing fails, there
@@ -51,7 +56,7 @@ def write_store(path: str | Path, source: Source, *, shard_bytes: int = 1 << 29,
 
     Args:
       path: The directory to write, see `StoreWriter`.
-      source: What to write.
+      source: What an importer returns, or client data, as `preprocess` returns them.
       shard_bytes: Most bytes in a shard, see `StoreWriter`.
       progress: Whether to show a bar on stderr.
 
@@ -65,6 +70,7 @@ def write_store(path: str | Path, source: Source, *, shard_bytes: int = 1 << 29,
     >>> write_store(path, source, progress=False)
     Store(num_clients=3, num_examples=6, examples=<x=int64>)
     """
+    source = as_source(source)
     with StoreWriter(path, provenance=dict(source.provenance), shard_bytes=shard_bytes) as writer:
         bar = tqdm(source.clients(), total=source.num_clients, unit=" clients", disable=not progress)
         num_empty = 0
@@ -76,3 +82,39 @@ def write_store(path: str | Path, source: Source, *, shard_bytes: int = 1 << 29,
         if num_empty:
             writer.provenance = {**source.provenance, "num_empty_clients": num_empty}
     return Store(path)
+
+
+def as_source(data: Source | ClientData) -> Source:
+    """Returns client data as a source: their ids, or numbers, their metadata and where they come from."""
+    if isinstance(data, Source):
+        return data
+    if own := getattr(data, "as_source", None):
+        return own()
+
+    def clients() -> Iterator[Client]:
+        metadata = {name: cast(Any, data).metadata(name) for name in getattr(data, "metadata_names", ())}
+        for ids in blocks(data, np.arange(data.num_clients)):
+            for name, k, columns in zip(client_ids(data, ids), ids, read_clients(data, ids), strict=True):
+                yield Client(name, columns, {key: values[k] for key, values in metadata.items()})
+
+    return Source(clients, data.num_clients, getattr(data, "provenance", {}))
+
+
+def client_ids(data: ClientData, ids: np.ndarray) -> list[ClientId]:
+    """Returns under which ids some clients were written, or their numbers where they have no other ids."""
+    named = getattr(data, "client_ids", None)
+    return named(ids) if named else ids.tolist()
+
+
+def blocks(data: ClientData, ids: np.ndarray) -> Iterator[np.ndarray]:
+    """Cuts the numbers of clients into blocks to read at once: few calls, and some 16 MB if all have a like size."""
+    length = max(1, min(256, _BLOCK_BYTES * data.num_clients // max(data.num_bytes, 1)))
+    for start in range(0, len(ids), length):
+        yield ids[start : start + length]
+
+
+def read_clients(data: ClientData, ids: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+    """Reads some clients in one call, and returns the columns of each."""
+    examples, ends = data.read(ids), np.asarray(data.sizes[ids]).cumsum()
+    for first, end in zip([0, *ends], ends, strict=False):
+        yield {name: column[first:end] for name, column in examples.items()}

@@ -94,6 +94,16 @@ class Store:
         return self.manifest["sha256"]
 
     @property
+    def provenance(self) -> dict[str, Any]:
+        """What to say of the origin of data that are made out of this store."""
+        return {"store": self.path.name, "fingerprint": self.fingerprint, "provenance": self.manifest["provenance"]}
+
+    @property
+    def metadata_names(self) -> list[str]:
+        """The columns of the metadata."""
+        return list(self.manifest["metadata"])
+
+    @property
     def sizes(self) -> OnDisk:
         """Number of examples of each client, as if int64 ``[K]``, read when it is indexed."""
         return OnDisk(self.num_clients, lambda ids: np.diff(self._extents(self._rows_of(ids)), axis=0)[0])

@@ -1,0 +1,238 @@
+"""Preprocessing: functions of one client's columns, composed lazily, or baked into a new store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, cast, overload
+
+import jax
+import numpy as np
+from numpy.typing import ArrayLike
+from tqdm import tqdm
+
+from fedjx.data.client_ids import ClientId
+from fedjx.data.federated_data import (
+    ClientData,
+    FederatedData,
+    cached,
+    checked_examples,
+    checked_ids,
+    named_columns,
+    notation,
+    schema_of,
+)
+from fedjx.data.source import Client, Source, as_source, blocks, client_ids, read_clients
+
+Columns = Mapping[str, np.ndarray]
+
+
+class Step(NamedTuple):
+    """A function of one client that needs its id, or that tells how many examples it leaves.
+
+    Attributes:
+      apply: From the client's id and its columns, each ``[n, ...]``, to its new columns, each ``[m, ...]``.
+      num_examples: From the numbers n of some clients, int64 ``[C]``, to the numbers m; None if that takes
+        reading the examples.
+    """
+
+    apply: Callable[[ClientId, Columns], Mapping[str, ArrayLike]]
+    num_examples: Callable[[np.ndarray], np.ndarray] | None = None
+
+
+Function = Step | Callable[[Columns], Mapping[str, ArrayLike]]
+
+
+@overload
+def preprocess(data: Source, *functions: Function) -> Source: ...
+@overload
+def preprocess(data: ClientData, *functions: Function) -> Preprocessed: ...
+def preprocess(data, *functions):
+    """Applies functions of one client to every client, one function after the other, when it is read.
+
+    Nothing is computed before it is needed. `write_store` bakes the result.
+
+    Args:
+      data: What an importer returns, or client data in memory or on disk.
+      *functions: From a client's columns by name, each ``[n, ...]``, to its new columns, each ``[m, ...]``; pure,
+        since a client may be read many times. A client that is left without examples is left out.
+
+    Returns:
+      A `Source` of a source, else client data. Where a function does not say how many examples it leaves,
+      client data are read once, at first use, for their sizes.
+
+    Raises:
+      ValueError: When a client is read whose new columns are not alike in length, or unlike the first client's.
+
+    >>> data = FederatedData({"x": np.arange(6), "y": np.ones(6)}, offsets=np.array([0, 1, 6]))
+    >>> odd = preprocess(data, lambda columns: {"x": columns["x"][columns["x"] % 2 == 1]})
+    >>> odd.num_clients, odd.client(0)["x"]
+    (1, array([1, 3, 5]))
+    """
+    if not isinstance(data, Source):
+        return Preprocessed(data, functions)
+    steps = tuple(map(_step, functions))
+
+    def clients() -> Iterator[Client]:
+        for client in data.clients():
+            yield client._replace(examples=_applied(steps, client.id, client.examples))
+
+    names = [_name(function) for function in functions]
+    return data._replace(clients=clients, provenance={**data.provenance, "preprocessed": names})
+
+
+class Preprocessed:
+    """Client data as some functions leave them; `preprocess` makes it.
+
+    It takes the place of `FederatedData` in a `Cohort`. Clients without examples are left out, and the others
+    numbered from 0 in their order.
+    """
+
+    def __init__(self, data: ClientData, functions: Sequence[Function]):
+        self.data, self._functions = data, functions
+        self._steps = tuple(map(_step, functions))
+
+    @cached
+    def _clients(self) -> tuple[np.ndarray, np.ndarray]:
+        """The numbers in `data` of the clients that have examples, and how many they have."""
+        if all(step.num_examples for step in self._steps):
+            sizes = np.asarray(self.data.sizes[np.arange(self.data.num_clients)])
+            for step in self._steps:
+                sizes = step.num_examples(sizes) if step.num_examples else sizes
+        else:
+            clients = self._read_clients(np.arange(self.data.num_clients))
+            bar = tqdm(clients, "Counting examples", self.data.num_clients, unit=" clients", delay=1, leave=False)
+            sizes = np.array([num_rows(columns) for columns in bar])
+        rows = np.flatnonzero(sizes)
+        if not len(rows):
+            raise ValueError("a data set needs at least one example; got none after preprocessing. Filter less.")
+        return rows, sizes[rows].astype(np.int64)
+
+    @property
+    def num_clients(self) -> int:
+        """Number of clients K."""
+        return len(self.sizes)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Number of examples of each client, int64 ``[K]``."""
+        return self._clients[1]
+
+    @cached
+    def offsets(self) -> np.ndarray:
+        """Where each client begins in `pool`, int64 ``[K+1]``."""
+        return np.append(0, self.sizes.cumsum())
+
+    @property
+    def num_examples(self) -> int:
+        """Number of examples N of all clients together."""
+        return int(self.offsets[-1])
+
+    @cached
+    def largest(self) -> int:
+        """Number of examples of the largest client."""
+        return int(self.sizes.max())
+
+    @cached
+    def schema(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The type of one example, by name of the feature."""
+        return schema_of(next(self._read_clients(self._clients[0][:1])))
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the examples in bytes."""
+        widths = [feature.dtype.itemsize * int(np.prod(feature.shape)) for feature in self.schema.values()]
+        return self.num_examples * sum(widths)
+
+    @cached
+    def pool(self) -> Mapping[str, jax.Array]:
+        """The examples on the device, each feature ``[N, ...]``; loaded at first use, once."""
+        return self.load().pool
+
+    def as_source(self) -> Source:
+        """Returns the clients as `preprocess` would of a source: read once, and not counted before."""
+        return preprocess(as_source(self.data), *self._functions)
+
+    def load(self) -> FederatedData:
+        """Preprocesses all examples into memory."""
+        return FederatedData(self.read(np.arange(self.num_clients)), self.offsets)
+
+    def read(self, ids: ArrayLike, out: Mapping[str, np.ndarray] | None = None) -> Mapping[str, np.ndarray]:
+        """Reads and preprocesses some clients, one client after another; as `FederatedData.read`."""
+        ids = checked_ids(self.num_clients, ids)
+        sizes, type_ = self.sizes[ids], notation(self.schema)
+        if out is None:
+            total = int(sizes.sum())
+            out = {name: np.empty((total, *feature.shape), feature.dtype) for name, feature in self.schema.items()}
+        end = 0
+        for k, size, columns in zip(ids, sizes, self._read_clients(self._clients[0][ids]), strict=True):
+            if (found := notation(schema_of(columns))) != type_ or num_rows(columns) != size:
+                raise ValueError(
+                    f"all clients need the same type, and the sizes that were counted, here {type_} and {size}; got "
+                    f"{found} and {num_rows(columns)} for client {k}. Let the functions be pure, and cast what differs."
+                )
+            for name, column in columns.items():
+                out[name][end : end + size] = column
+            end += size
+        return out
+
+    def client(self, k: int) -> dict[str, np.ndarray]:
+        """Returns the examples of one client, each feature ``[n_k, ...]``."""
+        return dict(self.read([k]))
+
+    def client_ids(self, ids: ArrayLike) -> list[ClientId]:
+        """Returns the ids under which the clients of these numbers were written, or their numbers in `data`."""
+        return client_ids(self.data, self._clients[0][checked_ids(self.num_clients, ids)])
+
+    @property
+    def metadata_names(self) -> Sequence[str]:
+        """The columns of the metadata of the data."""
+        return getattr(self.data, "metadata_names", ())
+
+    def metadata(self, name: str) -> np.ndarray:
+        """Reads a column of the metadata of the data, ``[K]``."""
+        return cast(Any, self.data).metadata(name)[self._clients[0]]
+
+    def select(self, ids: ArrayLike) -> Preprocessed:
+        """Returns a view of some clients, integers ``[C]`` or a mask, numbered from 0 in the order they have here."""
+        ids = np.asarray(ids)
+        rows = self._clients[0][ids if ids.dtype == bool else np.unique(checked_ids(self.num_clients, ids))]
+        return Preprocessed(cast(Any, self.data).select(rows), self._functions)
+
+    def __repr__(self) -> str:
+        return (
+            f"Preprocessed(num_clients={self.num_clients}, num_examples={self.num_examples}, "
+            f"examples={notation(self.schema)})"
+        )
+
+    def _read_clients(self, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+        """Reads some clients of `data` and applies the functions to each."""
+        for block in blocks(self.data, rows):
+            for name, columns in zip(client_ids(self.data, block), read_clients(self.data, block), strict=True):
+                columns = _applied(self._steps, name, columns)
+                checked_examples(columns, f" of client {name!r} after preprocessing")
+                yield columns
+
+
+def _applied(steps: Sequence[Step], client_id: ClientId, columns: Columns) -> dict[str, np.ndarray]:
+    for step in steps:
+        columns = named_columns(step.apply(client_id, columns), repr(client_id))
+    return dict(columns)
+
+
+def _step(function: Function) -> Step:
+    if isinstance(function, Step):
+        return function
+    if not callable(function):
+        raise TypeError(f"preprocess needs functions; got {function!r}. Give one from columns to columns.")
+    plain: Any = function  # To a type checker a Step might be callable too.
+    return Step(lambda client_id, columns: plain(columns))
+
+
+def _name(function: Function) -> str:
+    applied: Any = function.apply if isinstance(function, Step) else function
+    return getattr(applied, "__qualname__", type(applied).__name__).split(".<locals>")[0]
+
+
+def num_rows(columns: Columns) -> int:
+    """Returns the number of examples in some columns."""
+    return len(next(iter(columns.values())))

@@ -1,0 +1,237 @@
+"""Functions for `preprocess`, which also say how many examples they leave where that is known, and splits.
+
+Any function from a dict of NumPy columns to another will do; with these, a data set need not be read to know
+its clients' sizes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fedjx.data.client_ids import ClientId, encoded
+from fedjx.data.federated_data import ClientData
+from fedjx.data.preprocess import Columns, Preprocessed, Step, num_rows, preprocess
+
+Splittable = TypeVar("Splittable", bound=ClientData)
+
+
+def select(*names: str, **renamed: str) -> Step:
+    """Keeps some features, under the same name or, as ``new="old"``, under another.
+
+    >>> from fedjx.data import FederatedData, preprocess
+    >>> preprocess(FederatedData({"a": np.arange(2), "b": np.ones(2)}, np.array([0, 2])), select(x="a")).client(0)
+    {'x': array([0, 1])}
+    """
+    wanted = {**{name: name for name in names}, **renamed}
+
+    def apply(client_id: ClientId, columns: Columns) -> Columns:
+        missing = sorted(set(wanted.values()) - set(columns))
+        if missing:
+            raise ValueError(
+                f"a selection needs features that exist; got {missing} for client {client_id!r}, which has "
+                f"{sorted(columns)}. Choose among these."
+            )
+        return {new: columns[old] for new, old in wanted.items()}
+
+    return Step(apply, _same)
+
+
+def map_examples(function: Callable[[Columns], Mapping[str, ArrayLike]]) -> Step:
+    """Declares that a function keeps the number of examples, so that sizes are known without reading.
+
+    Args:
+      function: From columns ``[n, ...]`` to columns ``[n, ...]``.
+
+    >>> from fedjx.data import FederatedData, preprocess
+    >>> data = FederatedData({"x": np.arange(3)}, np.array([0, 1, 3]))
+    >>> preprocess(data, map_examples(lambda columns: {"x": columns["x"] * 10})).client(1)["x"]
+    array([10, 20])
+    """
+
+    def apply(client_id: ClientId, columns: Columns) -> Mapping[str, ArrayLike]:
+        mapped = function(columns)
+        for name, column in mapped.items():
+            if len(np.asarray(column)) != num_rows(columns):
+                raise ValueError(
+                    f"map_examples needs a function that keeps the number of examples, here {num_rows(columns)}; got "
+                    f"{len(np.asarray(column))} in {name!r} of client {client_id!r}. Give the function to preprocess."
+                )
+        return mapped
+
+    return Step(apply, _same)
+
+
+def filter_examples(predicate: Callable[[Columns], ArrayLike]) -> Step:
+    """Keeps the examples for which a predicate of the columns, ``[n, ...]``, is True; it returns bool ``[n]``.
+
+    >>> from fedjx.data import FederatedData, preprocess
+    >>> data = FederatedData({"x": np.arange(6)}, np.array([0, 2, 6]))
+    >>> preprocess(data, filter_examples(lambda columns: columns["x"] > 0)).sizes
+    array([1, 4])
+    """
+
+    def apply(client_id: ClientId, columns: Columns) -> Columns:
+        kept = np.asarray(predicate(columns))
+        if kept.dtype != bool or kept.shape != (num_rows(columns),):
+            raise ValueError(
+                f"a predicate needs to return bool[{num_rows(columns)}] for client {client_id!r}; got "
+                f"{kept.dtype}{list(kept.shape)}. Return one bool for each example."
+            )
+        return {name: column[kept] for name, column in columns.items()}
+
+    return Step(apply)
+
+
+def truncate(num_examples: int, *, seed: int | None = None) -> Step:
+    """Keeps at most so many examples of a client: the first, or with a seed a random subset in its old order.
+
+    The subset is a function of the seed and the client's id.
+
+    >>> from fedjx.data import FederatedData, preprocess
+    >>> data = FederatedData({"x": np.arange(6)}, np.array([0, 2, 6]))
+    >>> preprocess(data, truncate(3)).sizes
+    array([2, 3])
+    """
+    if num_examples < 1:
+        raise ValueError(f"truncate needs to keep at least one example; got {num_examples=}. Give a positive number.")
+
+    def apply(client_id: ClientId, columns: Columns) -> Columns:
+        size = num_rows(columns)
+        if size <= num_examples:
+            return columns
+        if seed is None:
+            return {name: column[:num_examples] for name, column in columns.items()}
+        rows = np.sort(_shuffled(seed, client_id, size)[:num_examples])
+        return {name: column[rows] for name, column in columns.items()}
+
+    return Step(apply, lambda sizes: np.minimum(sizes, num_examples))
+
+
+def tokenize(
+    name: str,
+    encode: Callable[[Any], Sequence[int]],
+    *,
+    length: int,
+    padding: int = 0,
+    dtype: Any = np.int32,
+) -> Step:
+    """Replaces the text of a feature by its tokens, cut or padded to one length.
+
+    Args:
+      name: The feature, an object array ``[n]`` of bytes or str; it becomes ``[n, length]``.
+      encode: From one text to its tokens.
+      length: Number of tokens of an example.
+      padding: What follows the last token.
+      dtype: Of the tokens; all need to fit.
+
+    >>> from fedjx.data import Client, Source, preprocess
+    >>> texts = Source(lambda: iter([Client("ada", {"text": np.array([b"ab", b"abcd"], object)})]))
+    >>> next(preprocess(texts, tokenize("text", list, length=3)).clients()).examples["text"].tolist()
+    [[97, 98, 0], [97, 98, 99]]
+    """
+    limits = np.iinfo(dtype)
+
+    def apply(client_id: ClientId, columns: Columns) -> Columns:
+        tokens = np.full((num_rows(columns), length), padding, np.int64)
+        for row, text in zip(tokens, columns[name], strict=True):
+            encoded_text = list(itertools.islice(encode(text), length))
+            row[: len(encoded_text)] = encoded_text
+        if tokens.size and not limits.min <= tokens.min() <= tokens.max() <= limits.max:
+            raise ValueError(
+                f"tokens need to fit in {np.dtype(dtype)}; got {tokens.min()} to {tokens.max()} in {name!r} of client "
+                f"{client_id!r}. Give a wider dtype."
+            )
+        return {**columns, name: tokens.astype(dtype)}
+
+    return Step(apply, _same)
+
+
+def split_examples(data: ClientData, fractions: Mapping[str, float], *, seed: int) -> dict[str, Preprocessed]:
+    """Splits within clients: every example of a client is in exactly one part.
+
+    Of n examples, the part that ends at the cumulated fraction f ends at the rounded f n, in an order that
+    is a function of the seed and the client's id; within a part, examples keep their order. A client is left out
+    of a part in which it has none.
+
+    Args:
+      data: Client data in memory or on disk; nothing is copied.
+      fractions: The parts' shares by name, which add to 1, such as ``{"train": 0.8, "test": 0.2}``.
+      seed: Of the order.
+
+    >>> from fedjx.data import FederatedData, preprocess
+    >>> data = FederatedData({"x": np.arange(7)}, np.array([0, 5, 7]))
+    >>> parts = split_examples(data, {"train": 0.6, "test": 0.4}, seed=0)
+    >>> parts["train"].sizes, parts["test"].sizes
+    (array([3, 1]), array([2, 1]))
+    """
+    bounds = _bounds(fractions)
+
+    def part(start: float, end: float) -> Step:
+        def ends(sizes: Any) -> tuple[np.ndarray, np.ndarray]:
+            return np.rint(start * sizes).astype(np.int64), np.rint(end * sizes).astype(np.int64)
+
+        def apply(client_id: ClientId, columns: Columns) -> Columns:
+            size = num_rows(columns)
+            rows = np.sort(_shuffled(seed, client_id, size)[slice(*ends(size))])
+            return {name: column[rows] for name, column in columns.items()}
+
+        return Step(apply, lambda sizes: np.subtract(*reversed(ends(sizes))))
+
+    return {name: preprocess(data, part(start, end)) for name, (start, end) in bounds.items()}
+
+
+def split_clients(data: Splittable, fractions: Mapping[str, float], *, seed: int) -> dict[str, Splittable]:
+    """Splits by clients: every client is, with all its examples, in exactly one part.
+
+    Args:
+      data: Client data with a method `select`: `FederatedData`, a `Store`, or what `preprocess` returns.
+      fractions: The parts' shares of the clients by name, which add to 1.
+      seed: Of the assignment, a random permutation of the clients.
+
+    Raises:
+      ValueError: If a part gets no client.
+
+    >>> from fedjx.data import FederatedData, preprocess
+    >>> data = FederatedData({"x": np.arange(10)}, np.arange(11))
+    >>> {name: part.num_clients for name, part in split_clients(data, {"train": 0.8, "test": 0.2}, seed=0).items()}
+    {'train': 8, 'test': 2}
+    """
+    order = np.random.Generator(np.random.Philox(seed)).permutation(data.num_clients)
+    parts = {}
+    for name, bounds in _bounds(fractions).items():
+        start, end = np.rint(np.multiply(bounds, data.num_clients)).astype(int)
+        if start == end:
+            raise ValueError(
+                f"every part of a split needs a client; got none in {name!r} for {data.num_clients} clients. "
+                "Give it a larger fraction."
+            )
+        parts[name] = cast(Any, data).select(np.sort(order[start:end]))
+    return parts
+
+
+def _same(sizes: np.ndarray) -> np.ndarray:
+    return sizes
+
+
+def _shuffled(seed: int, client_id: ClientId, size: int) -> np.ndarray:
+    """Returns a permutation of range(size) that is a function of the seed and the client's id."""
+    words = hashlib.blake2b(encoded(client_id).value, digest_size=16, salt=seed.to_bytes(8, "little")).digest()
+    # Sorting raw words, and not Generator.permutation, whose results may change with the version of NumPy.
+    return np.argsort(np.random.Philox(key=np.frombuffer(words, np.uint64)).random_raw(size), kind="stable")
+
+
+def _bounds(fractions: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+    if not fractions or min(fractions.values()) < 0 or abs(sum(fractions.values()) - 1) > 1e-6:
+        raise ValueError(
+            f"fractions need to be at least 0 and to add to 1; got {dict(fractions)}. "
+            "Give {'train': 0.8, 'test': 0.2}, for example."
+        )
+    ends = np.minimum(np.cumsum(list(fractions.values())), 1.0).tolist()
+    ends[-1] = 1.0
+    return dict(zip(fractions, itertools.pairwise([0.0, *ends]), strict=True))
