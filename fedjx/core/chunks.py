@@ -166,11 +166,13 @@ class Chunks:
         return min(self._most_groups, 1 << (needed - 1).bit_length())  # powers of two: few shapes
 
     def _named(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the ids at these positions, and which are not padding; that is copies of the shortest."""
+        """Returns the ids at these positions, and which are not padding, which is copies of its predecessor."""
         assert self._leader is not None
-        real = rows[rows >= 0]
-        shortest = real[np.argmin(np.asarray(self._leader.sizes)[real])]
-        return np.asarray(self._leader.ids)[np.where(rows < 0, shortest, rows)], rows >= 0
+        by_device = rows.reshape(self._num_devices, -1)
+        last = np.maximum.accumulate(np.where(by_device < 0, -1, np.arange(by_device.shape[1])), axis=1)
+        real = np.take_along_axis(by_device, last, axis=1)  # -1 still where a device has no client at all
+        real = np.where(real < 0, rows[rows >= 0][-1], real)
+        return np.asarray(self._leader.ids)[real.reshape(-1)], rows >= 0
 
     def _chunk(self, ids: np.ndarray, mask: np.ndarray) -> Clients:
         own_ids, own_mask = self._share.of(ids), self._share.of(mask)

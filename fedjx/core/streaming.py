@@ -68,7 +68,7 @@ class Stream:
         self.lanes = self._levels[0].lanes if self._levels else None
         return compiled.run(server, chunks.cut(self._levels), self._sink)
 
-    def ahead(self, cohorts: Iterable[Planned], *, num_chunks: int = 4) -> Iterator[Planned]:
+    def ahead(self, cohorts: Iterable[Planned], *, num_chunks: int = 4, max_bytes: int = 1 << 30) -> Iterator[Planned]:
         """Yields cohorts whose chunks a background thread makes while the device computes.
 
         The first cohort comes as it is: with it the lanes are chosen.
@@ -77,6 +77,8 @@ class Stream:
           cohorts: For this computation's only argument at CLIENTS that is a cohort, round by round;
             read in the thread, one by one.
           num_chunks: How many chunks may wait at any time; more hide longer hitches, and take memory.
+          max_bytes: No chunk is begun while those that wait have so many bytes on the devices, pools that
+            are resident apart.
 
         >>> import optax
         >>> train, _ = fedjx.data.digits(num_clients=20)
@@ -105,6 +107,7 @@ class Stream:
             order=lambda cohort: [(ids, mask) for _, ids, mask in chunks(cohort).order(self._levels)],
             make=lambda cohort, ids, mask: self._placer.chunk(cohort.members(ids, mask, self._share)),
             num_chunks=num_chunks,
+            max_bytes=max_bytes,
             share=self._share,
         )
 

@@ -1,4 +1,4 @@
-"""What `test_hosts` runs in one process and in several: ``python -m tests.core.hosts_worker RANK PORT OUTPUT``."""
+"""What `test_hosts` runs in one process and in two: ``python -m tests.core.hosts_worker RANK PORT STORE OUTPUT``."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from fedjx import (
     sequence_reduce,
 )
 from fedjx.core.engine import PassStream
-from fedjx.data import Cohort, cohort
+from fedjx.data import Cohort, Store, cohort
 from fedjx.models import Model
 from tests.algorithms.problems import BATCH_SIZE, NUM_CLASSES, NUM_FEATURES, federated_data
 
 NUM_PROCESSES, DEVICES_PER_PROCESS = 2, 2
-SECONDS_TO_LIVE = 100  # whatever becomes of the tests, no process stays behind
+SECONDS_TO_LIVE = 220  # whatever becomes of the tests, no process stays behind
 
 SIZES = (1, 3, 5, 7, 8, 12, 2, 6, 4, 9, 30, 2, 5, 1, 7, 3, 40, 2, 9, 6)
 ROUNDS = [np.random.default_rng(r).permutation(len(SIZES))[:17] for r in range(3)]
@@ -53,7 +53,7 @@ MODEL = Model(
 )
 
 
-def results() -> dict[str, Any]:
+def results(store: Path) -> dict[str, Any]:
     """Runs everything on a mesh of all devices; the numbers must not depend on whose the devices are."""
     data = federated_data(SIZES)
     algorithm = fed_avg(MODEL, client_optimizer=optax.sgd(0.1, 0.9), server_optimizer=optax.sgd(1.0, 0.9))
@@ -73,6 +73,8 @@ def results() -> dict[str, Any]:
     found["own/planned"] = sorted(Recording.planned)
     train("streamed pool", streamed, cohorts(placement="streamed", lanes=4))
     train("ahead", streamed, streamed.ahead(cohorts(placement="streamed", lanes=4)))
+    train("from disk", streamed, streamed.ahead(cohorts(of=Reading(store), placement="streamed", lanes=4)))
+    found["own/read"] = Reading.read_ids
     with disagreement():
         train("auto", streamed, cohorts())
     found["auto lanes"] = streamed.lanes
@@ -131,6 +133,17 @@ class Recording(Cohort):
         return clients
 
 
+class Reading(Store):
+    """A store that remembers which clients a process has read."""
+
+    read_ids: list[list[int]] = []  # noqa: RUF012 - a record of the whole process
+
+    def read(self, ids: Any, out: Any = None) -> Any:
+        if np.size(ids) > 1:  # not a look at one client, for its type
+            Reading.read_ids.append(np.asarray(ids).tolist())
+        return super().read(ids, out)
+
+
 @contextlib.contextmanager
 def disagreement() -> Iterator[None]:
     """Lets the processes measure different lanes as the fastest: process 0 says 4, others say 1."""
@@ -165,16 +178,16 @@ def errors() -> dict[str, str]:
     return found
 
 
-def main(rank: int, port: int, output: str) -> None:
+def main(rank: int, port: int, store: str, output: str) -> None:
     faulthandler.dump_traceback_later(SECONDS_TO_LIVE, exit=True)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", DEVICES_PER_PROCESS)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"127.0.0.1:{port}", NUM_PROCESSES, rank)
-    everything = {**results(), "own/errors": errors()}
+    everything = {**results(Path(store)), "own/errors": errors()}
     Path(output).write_bytes(pickle.dumps(jax.device_get(everything)))
     jax.distributed.shutdown()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

@@ -1,4 +1,5 @@
 import threading
+import time
 
 import jax
 import numpy as np
@@ -6,6 +7,7 @@ import optax
 import pytest
 
 import fedjx
+from fedjx.core.ahead import Room
 from fedjx.core.hosts import Share
 from fedjx.data import Cohort
 from tests.algorithms.problems import BATCH_SIZE, dropout_model, federated_data
@@ -103,6 +105,40 @@ def test_the_thread_ends_with_the_loop():
             thread.join(timeout=10)
             assert not thread.is_alive()
     assert int(state.round) == 5
+
+
+def waiting_at_most(monkeypatch, placement, expected, **limits):
+    """Trains slowly on chunks made ahead; returns the most that waited of them, in number and in bytes."""
+    most = [0, 0]
+    enter = Room.enter
+
+    def recorded(self):
+        is_open = enter(self)
+        waiting = [limits.get("num_chunks", 4) - self._free, limits.get("max_bytes", 1 << 30) - self._free_bytes]
+        most[:] = [max(pair) for pair in zip(most, waiting, strict=True)]
+        return is_open
+
+    monkeypatch.setattr(Room, "enter", recorded)
+    step = ALGORITHM.next.streamed(mesh=jax.make_mesh((1,), ("clients",), devices=jax.devices()[:1]))
+    for number, cohort in enumerate(step.ahead(cohorts(placement, lanes=1) * 2, **limits)):
+        if number == 1:
+            end = time.monotonic() + 60
+            while most[0] < expected and time.monotonic() < end:
+                time.sleep(0.01)  # The thread fills the room meanwhile.
+        step(ALGORITHM.init(jax.random.key(0)), cohort)
+    return most
+
+
+def test_what_waits_is_bounded_in_number_and_in_bytes(monkeypatch):
+    number, num_bytes = waiting_at_most(monkeypatch, "streamed", 3, num_chunks=3)
+    assert number == 3
+    assert num_bytes > 1000
+    # A chunk is begun while there is any room, and counted when it is made.
+    number, few_bytes = waiting_at_most(monkeypatch, "streamed", 1, num_chunks=3, max_bytes=1)
+    assert (number, few_bytes) == (1, 0)
+    # A resident pool is not what waits.
+    _, plans = waiting_at_most(monkeypatch, "resident", 3, num_chunks=3)
+    assert 0 < plans < num_bytes
 
 
 def test_many_rounds_in_one_program_equal_the_loop():

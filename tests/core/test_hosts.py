@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 
 from fedjx.core.hosts import Share
+from fedjx.data import write_store
+from tests.algorithms.problems import federated_data
 from tests.core import hosts_worker
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @contextlib.contextmanager
-def together(commands, folder, timeout=90):
+def together(commands, folder, timeout=200):
     """Runs commands beside the block and waits; if one fails or takes too long, ends all and shows what they wrote."""
     # The devices are the worker's own choice; the machine code is made as in this process.
     environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
@@ -57,13 +59,15 @@ def free_port():
 def results(tmp_path_factory):
     """What one process finds, and what each of two found."""
     folder, port = tmp_path_factory.mktemp("hosts"), free_port()
+    store = folder / "store"
+    write_store(store, federated_data(hosts_worker.SIZES), progress=False)
     outputs = [folder / f"results{rank}" for rank in range(hosts_worker.NUM_PROCESSES)]
     commands = [
-        [sys.executable, "-m", "tests.core.hosts_worker", str(rank), str(port), str(output)]
+        [sys.executable, "-m", "tests.core.hosts_worker", str(rank), str(port), str(store), str(output)]
         for rank, output in enumerate(outputs)
     ]
     with together(commands, folder):
-        alone = jax.device_get(hosts_worker.results())
+        alone = jax.device_get(hosts_worker.results(store))
     return alone, [pickle.loads(output.read_bytes()) for output in outputs]
 
 
@@ -71,7 +75,7 @@ def assert_equal(a, b, tolerance=0.0):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), a, b)
 
 
-TRAINED = ["lanes", "streamed pool", "ahead", "auto", "chunks", "in graph", "two clients"]
+TRAINED = ["lanes", "streamed pool", "ahead", "from disk", "auto", "chunks", "in graph", "two clients"]
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -105,6 +109,17 @@ def test_each_process_plans_its_own_clients_only(results):
     assert len(planned[0]) == len(planned[1]) == len(alone["own/planned"]) // 2
     assert sum(k >= 0 for k in alone["own/planned"]) == sum(map(len, hosts_worker.ROUNDS))
     assert all(sum(k >= 0 for k in own) > 10 for own in planned)
+
+
+def test_each_process_reads_its_own_clients_only(results):
+    alone, several = results
+    own = [found["own/read"] for found in several]
+    rounds = len(hosts_worker.ROUNDS)
+    assert [len(read) for read in (alone["own/read"], *own)] == [4 * rounds, 2 * rounds, 2 * rounds]  # a read a device
+    for number, ids in enumerate(hosts_worker.ROUNDS):
+        parts = [[k for device in read[2 * number :][:2] for k in device] for read in own]
+        assert not set(parts[0]) & set(parts[1])
+        assert sorted(parts[0] + parts[1]) == sorted(ids)
 
 
 @pytest.mark.parametrize("name", ["own/gathered", "own/sunk", "own/in graph"])
