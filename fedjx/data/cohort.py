@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -13,6 +14,8 @@ from fedjx.core.chunks import arranged
 from fedjx.core.hosts import Share, device_memory
 from fedjx.core.values import Batches, Clients, Sequence
 from fedjx.data.federated_data import ClientData, FederatedData, checked_ids
+
+_ALIGNMENT = 64  # bytes; of rows too, so that each device's part begins so
 
 
 def cohort(
@@ -217,14 +220,21 @@ def _parts(data: ClientData, ids: np.ndarray, share: Share) -> tuple[dict[str, n
     ends = np.where(new, sizes, 0).cumsum(axis=1)
     first = np.maximum.accumulate(np.where(new, ends - sizes, 0), axis=1)
     capacity = _capacity(int(ends[:, -1].max()), data.largest * ids.shape[1], least=1)
+    capacity += -capacity % _ALIGNMENT
     ids, new, ends, first = (share.of(x) for x in (ids, new, ends, first))
-    pool = {
-        name: np.zeros((len(ids) * capacity, *feature.shape), feature.dtype) for name, feature in data.schema.items()
-    }
+    pool = {name: _zeros((len(ids) * capacity, *feature.shape), feature.dtype) for name, feature in data.schema.items()}
     for device, length in enumerate(ends[:, -1]):
         part = slice(device * capacity, device * capacity + length)
         data.read(ids[device][new[device]], out={name: column[part] for name, column in pool.items()})
     return pool, first.reshape(-1)
+
+
+def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Makes an array that begins where a CPU device can use it as it is: placing it copies nothing."""
+    num_bytes = math.prod(shape) * dtype.itemsize
+    raw = np.zeros(num_bytes + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + num_bytes].view(dtype).reshape(shape)
 
 
 def _fits_device(data: ClientData, share: Share) -> bool:
