@@ -105,8 +105,6 @@ def rows_by_label_counts(random: np.random.Generator, codes: np.ndarray, counts:
 def drawn_counts(random: np.random.Generator, num_draws: int, shares: np.ndarray, left: np.ndarray) -> np.ndarray:
     """Draws classes one after another; a class that is exhausted is removed and the shares renormalised.
 
-    Where every class with a share is exhausted, what is left is drawn from, in proportion.
-
     Args:
       random: Source of randomness.
       num_draws: At most what is left of all classes.
@@ -120,7 +118,15 @@ def drawn_counts(random: np.random.Generator, num_draws: int, shares: np.ndarray
     # To redraw an exhausted class is to ignore that it was drawn, so all draws but these are made at once.
     while (missing := num_draws - int(counts.sum())) > 0:
         free = left - counts
-        p = np.where(free > 0, shares, 0.0)
-        p = p if p.sum() > 0 else free
-        counts += np.minimum(random.multinomial(missing, p / p.sum()), free)
+        shares = renormalised(random, shares, free)
+        counts += np.minimum(random.multinomial(missing, shares), free)
     return counts
+
+
+def renormalised(random: np.random.Generator, shares: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """Returns the shares of the classes of which something is left, float64 ``[C]``, which add to 1."""
+    p = np.where(left > 0, shares, 0.0)
+    if not p.sum() > 0:
+        # So skewed that 0 / 0 remains of them; in the limit of a small alpha all is one class, and so is what follows.
+        p[random.choice(len(left), p=left / left.sum())] = 1.0
+    return p / p.sum()

@@ -12,6 +12,7 @@ from fedjx.data.allocation import (
     classes,
     drawn_counts,
     generator,
+    renormalised,
     rows_by_label_counts,
     warn_dropped,
 )
@@ -147,7 +148,8 @@ def _drawn_by_example(
     for k in random.permutation(np.repeat(np.arange(len(sizes)), sizes)).tolist():
         label = next(draws[k])
         if not left[label]:
-            label = drawn_counts(random, 1, shares[k], left).argmax()
+            shares[k] = renormalised(random, shares[k], left)
+            label = random.choice(len(left), p=shares[k])
         counts[k, label] += 1
         left[label] -= 1
     return counts

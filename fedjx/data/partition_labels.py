@@ -253,8 +253,10 @@ def _shared(class_sizes: np.ndarray, weights: np.ndarray, min_per_class: int) ->
     """Shares each class in proportion to its column, by largest remainders; int64 ``[K, C]``."""
     owned = weights > 0
     num_owners = owned.sum(0)
-    if min_per_class < 0 or (num_owners * min_per_class > class_sizes).any():
-        largest = (class_sizes[num_owners > 0] // num_owners[num_owners > 0]).min(initial=0)
+    if min_per_class < 0:
+        raise ValueError(f"min_per_class needs to be at least 0; got {min_per_class=}. Give 0 for no minimum.")
+    if (num_owners * min_per_class > class_sizes).any():
+        largest = (class_sizes[num_owners > 0] // num_owners[num_owners > 0]).min()
         raise ValueError(
             f"every owner of a class needs min_per_class of its examples; got {min_per_class=}. Use at most {largest}."
         )
