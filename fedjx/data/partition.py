@@ -7,15 +7,26 @@ partition is the same on every machine but may change with the version of NumPy:
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fedjx.data.federated_data import FederatedData
+from fedjx.data.allocation import check_enough, generator, rows_by_client
+from fedjx.data.federated_data import ClientData, FederatedData
+
+# Examples that are read at once to count their labels.
+_BLOCK_BYTES = 1 << 24
 
 
 def dirichlet_partition(
-    labels: ArrayLike, num_clients: int, *, alpha: float, seed: int, min_examples: int = 1
+    labels: ArrayLike,
+    num_clients: int,
+    *,
+    alpha: float | ArrayLike,
+    seed: int,
+    min_examples: int = 1,
+    self_balancing: bool = False,
 ) -> list[np.ndarray]:
     """Distributes examples with skewed labels: each class by its own Dirichlet proportions.
 
@@ -25,7 +36,8 @@ def dirichlet_partition(
     variance ``(K - 1) / (K^2 (K alpha + 1))``: the smaller alpha, the more skewed.
 
     Clients left with less than `min_examples` are then filled up, in their order, with one random example
-    at a time of the client that is largest at that moment.
+    at a time of the client that is largest at that moment. (To draw again until all have enough, as is often
+    done, does not end in reasonable time with many clients or a small alpha.)
 
     Guarantees: every example is in exactly one client; the result depends on the arguments only; no
     client has less than `min_examples`.
@@ -33,9 +45,12 @@ def dirichlet_partition(
     Args:
       labels: The class of each example, ``[N]``.
       num_clients: Number of clients, K.
-      alpha: Concentration, more than 0; ``inf`` is not needed: see `iid_partition`.
+      alpha: Concentration, more than 0, of all clients or of each, ``[K]``; ``inf`` is not needed: see
+        `iid_partition`.
       seed: Non-negative integer.
       min_examples: Least number of examples of a client.
+      self_balancing: Whether a client that has more than ``N / K`` examples gets none of the following
+        classes, which makes the sizes less unequal.
 
     Returns:
       For each client the rows of its examples in random order, int64 ``[n_k]``.
@@ -50,26 +65,30 @@ def dirichlet_partition(
     labels = np.asarray(labels)
     if labels.ndim != 1:
         raise ValueError(f"labels need to be a vector; got {labels.shape=}. Give the class of each example.")
-    if not 0 < alpha < np.inf:
+    concentration = np.asarray(alpha, float)
+    if not ((concentration > 0) & (concentration < np.inf)).all():
         raise ValueError(f"alpha needs to be positive and finite; got {alpha=}. Use iid_partition for no skew.")
     if min_examples < 0:
         raise ValueError(f"min_examples needs to be at least 0; got {min_examples=}. Give 1 for no empty client.")
-    _check_enough(len(labels), num_clients, min_examples)
+    check_enough(len(labels), num_clients, min_examples)
+    if concentration.shape not in ((), (num_clients,)):
+        raise ValueError(f"alpha needs to be a number, or one for each client; got {concentration.shape=}. Give one.")
 
-    random = _random(seed)
+    random = generator(seed)
     order = random.permutation(len(labels))
     client = np.empty(len(labels), np.int64)
+    sizes = np.zeros(num_clients, np.int64)
     _, class_sizes = np.unique(labels, return_counts=True)
     by_class = order[np.argsort(labels[order], kind="stable")]
     for rows in np.split(by_class, np.cumsum(class_sizes)[:-1]):
-        shares = random.dirichlet(np.full(num_clients, float(alpha)))
+        shares = random.dirichlet(np.broadcast_to(concentration, num_clients))
+        if self_balancing:
+            shares = _only(sizes <= len(labels) / num_clients, shares)
         # Rounded at random, so that a client's expected number is its share, also of small classes.
         ends = np.floor(np.cumsum(shares)[:-1] * len(rows) + random.random())
         client[rows] = np.searchsorted(ends, np.arange(len(rows)), side="right")
-    # Stable, so that within a client the classes stay mixed as in the random order.
-    by_client = order[np.argsort(client[order], kind="stable")]
-    parts = np.split(by_client, np.cumsum(np.bincount(client, minlength=num_clients))[:-1])
-    return _filled_up(parts, min_examples)
+        sizes += np.bincount(client[rows], minlength=num_clients)
+    return _filled_up(rows_by_client(order, client, num_clients), min_examples)
 
 
 def iid_partition(num_examples: int, num_clients: int, *, seed: int) -> list[np.ndarray]:
@@ -89,12 +108,14 @@ def iid_partition(num_examples: int, num_clients: int, *, seed: int) -> list[np.
     >>> [len(rows) for rows in iid_partition(10, 3, seed=0)]
     [4, 3, 3]
     """
-    _check_enough(num_examples, num_clients, 1)
-    return np.array_split(_random(seed).permutation(num_examples), num_clients)
+    check_enough(num_examples, num_clients, 1)
+    return np.array_split(generator(seed).permutation(num_examples), num_clients)
 
 
-def label_counts(data: FederatedData, label: str = "y", num_classes: int | None = None) -> np.ndarray:
+def label_counts(data: ClientData, label: str = "y", num_classes: int | None = None) -> np.ndarray:
     """Counts the examples of each class on each client.
+
+    Data on disk are read a few clients at a time.
 
     Args:
       data: The clients' examples.
@@ -104,18 +125,40 @@ def label_counts(data: FederatedData, label: str = "y", num_classes: int | None 
     Returns:
       int64 ``[K, num_classes]``.
 
+    Raises:
+      ValueError: If there is no such feature, or a label is not in ``[0, num_classes)``.
+      TypeError: If it is not one integer per example.
+
     >>> data = FederatedData({"y": np.array([0, 0, 2, 1])}, offsets=np.array([0, 3, 4]))
     >>> label_counts(data).tolist()
     [[2, 0, 1], [0, 1, 0]]
     """
-    if label not in data.examples:
-        raise ValueError(f"label needs to be a feature; got {label=}. Choose one of {sorted(data.examples)}.")
-    labels = data.examples[label]
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+    if label not in data.schema:
+        raise ValueError(f"label needs to be a feature; got {label=}. Choose one of {sorted(data.schema)}.")
+    feature = data.schema[label]
+    if feature.shape or feature.dtype.kind not in "iu":
         raise TypeError(
-            f"'{label}' needs to be one integer per example; got {labels.dtype}{list(labels.shape)}. "
+            f"'{label}' needs to be one integer per example; got {feature.dtype}{[data.num_examples, *feature.shape]}. "
             "Give the feature that holds the classes."
         )
+    blocks = [_counted(labels, sizes, num_classes) for labels, sizes in _label_blocks(data, label)]
+    width = num_classes or max(counts.shape[1] for counts in blocks)
+    return np.concatenate([np.pad(counts, [(0, 0), (0, width - counts.shape[1])]) for counts in blocks])
+
+
+def _label_blocks(data: ClientData, label: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields the labels and the sizes of some clients at a time."""
+    sizes = np.asarray(data.sizes[np.arange(data.num_clients)])
+    if isinstance(data, FederatedData):
+        yield data.examples[label], sizes
+        return
+    num_examples = max(1, _BLOCK_BYTES * data.num_examples // data.num_bytes)
+    block = (sizes.cumsum() - sizes) // num_examples
+    for ids in np.split(np.arange(data.num_clients), np.flatnonzero(np.diff(block)) + 1):
+        yield data.read(ids)[label], sizes[ids]
+
+
+def _counted(labels: np.ndarray, sizes: np.ndarray, num_classes: int | None) -> np.ndarray:
     labels = labels.astype(np.int64)
     if num_classes is None:
         num_classes = int(labels.max()) + 1
@@ -124,9 +167,16 @@ def label_counts(data: FederatedData, label: str = "y", num_classes: int | None 
             f"classes need to be numbered from 0 to num_classes - 1; got {num_classes=} and labels from "
             f"{labels.min()} to {labels.max()}. Renumber the classes, or raise num_classes."
         )
-    client = np.repeat(np.arange(data.num_clients), data.sizes)
-    counts = np.bincount(client * num_classes + labels, minlength=data.num_clients * num_classes)
-    return counts.reshape(data.num_clients, num_classes)
+    client = np.repeat(np.arange(len(sizes)), sizes)
+    counts = np.bincount(client * num_classes + labels, minlength=len(sizes) * num_classes)
+    return counts.reshape(len(sizes), num_classes)
+
+
+def _only(chosen: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Renormalises the shares of a class over some clients."""
+    kept = np.where(chosen, shares, 0.0)
+    # Where these shares are rounded to nothing, they would be 0 / 0.
+    return kept / kept.sum() if kept.sum() > 0 else chosen / chosen.sum()
 
 
 def _filled_up(parts: list[np.ndarray], min_examples: int) -> list[np.ndarray]:
@@ -149,19 +199,3 @@ def _filled_up(parts: list[np.ndarray], min_examples: int) -> list[np.ndarray]:
             heapq.heapreplace(largest, (size + 1, giver))
             filled[k].append(filled[giver].pop())
     return [np.array(rows, np.int64) for rows in filled]
-
-
-def _check_enough(num_examples: int, num_clients: int, min_examples: int) -> None:
-    if num_clients < 1:
-        raise ValueError(f"num_clients needs to be at least 1; got {num_clients=}. Give a positive number.")
-    if num_examples < num_clients * min_examples:
-        raise ValueError(
-            f"every client needs min_examples; got {num_examples=}, {num_clients=} and {min_examples=}. "
-            "Use fewer clients or a smaller minimum."
-        )
-
-
-def _random(seed: int) -> np.random.Generator:
-    if seed < 0:
-        raise ValueError(f"seed needs to be a non-negative integer; got {seed=}. Choose another.")
-    return np.random.Generator(np.random.Philox(seed))

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from fedjx.data import FederatedData, dirichlet_partition, iid_partition, label_counts
+from fedjx.data import FederatedData, Store, dirichlet_partition, iid_partition, label_counts
+from tests.data.stores import MEMORY, written
 
 LABELS = np.random.default_rng(0).integers(0, 10, 3000)
 
@@ -139,6 +140,25 @@ def test_label_counts():
     for k in range(30):
         np.testing.assert_array_equal(counts[k], np.bincount(data.client(k)["y"], minlength=10))
     assert label_counts(data, num_classes=12)[:, 10:].sum() == 0
+
+
+def test_label_counts_of_a_store_are_read_in_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr("fedjx.data.partition._BLOCK_BYTES", 1000)
+    store = written(tmp_path / "s")
+    calls = []
+    monkeypatch.setattr(
+        Store, "read", lambda self, ids, out=None, read=Store.read: calls.append(ids) or read(self, ids)
+    )
+    np.testing.assert_array_equal(label_counts(store), label_counts(MEMORY))
+    assert label_counts(store, num_classes=20).shape == (10, 20)
+    assert len(calls) == 2
+    monkeypatch.setattr("fedjx.data.partition._BLOCK_BYTES", 100)
+    np.testing.assert_array_equal(label_counts(store), label_counts(MEMORY))
+    assert np.concatenate(calls[2:]).tolist() == list(range(10))
+    # A row has 27 bytes, so a block of 100 begins with 3 examples, and holds more only where a client does.
+    assert max(MEMORY.sizes[ids[:-1]].sum() for ids in calls[2:]) < 3
+    with pytest.raises(ValueError, match="got num_classes=3 and labels from"):
+        label_counts(store, num_classes=3)
 
 
 def test_label_counts_errors():
