@@ -26,7 +26,8 @@ def grouped(
 
     The first pass counts the rows of each client. If they turn out to be sorted by client, the second pass
     hands them on as they come. If not, it gathers them in memory or, where they do not fit, in a temporary file
-    without a name, which is gone with the process in any case, in ranges of clients that do fit.
+    (in `tempfile.gettempdir()`, as large as the rows), in ranges of clients that do fit. The file has no name, so it is
+    gone with the process in any case.
 
     Guarantees: clients come in increasing order of their ids, each once; the rows of a client keep the order
     in which they arrive; the result does not depend on the blocks' boundaries nor on `buffer_bytes`.

@@ -105,21 +105,34 @@ def celeba_rows(identities: PathLike, attributes: PathLike | None = None) -> Ima
     found = files([identities] if attributes is None else [identities, attributes])
 
     def read() -> Iterator[ImageRow]:
-        table = _attributes(found[1]) if len(found) > 1 else None
-        with reading(found[0], "a file of identities"), open(found[0], encoding="utf-8") as file:
-            for line, text in enumerate(file, 1):
-                name, client = _checked(r"\w+\.(jpg|png)\s+\d{1,18}\s*", text, "a line", found[0], line).split()
-                values = next(table, ("the end", np.empty(0))) if table else None
-                if values and values[0] != name:
-                    raise ValueError(f"line {line} has {name} where the attributes have {values[0]}")
-                yield ImageRow(int(client), name, {"attributes": values[1]} if values else {})
-            if table and (left := next(table, None)):
-                raise ValueError(f"it ends where the attributes have {left[0]}")
+        if attributes is None:
+            for name, client in _identities(found[0]):
+                yield ImageRow(client, name)
+            return
+        nothing: Any = ("nothing", np.empty(0, bool))
+        for (name, client), (other, values) in itertools.zip_longest(
+            _identities(found[0]), _attributes(found[1]), fillvalue=nothing
+        ):
+            if name != other:
+                raise ValueError(
+                    f"identities and attributes need the same images in the same order; got {name} in {found[0]} where "
+                    f"{found[1]} has {other}. Fetch them again."
+                )
+            yield ImageRow(client, name, {"attributes": values})
 
     described = provenance("celeba", found)
     if len(found) > 1:
         described["options"]["attributes"] = _attribute_names(found[1])[1]
     return ImageRows(read, described)
+
+
+def _identities(path: Path) -> Iterator[tuple[str, Any]]:
+    with reading(path, "a file of identities"), open(path, encoding="utf-8") as file:
+        for line, text in enumerate(file, 1):
+            if not re.fullmatch(r"\w+\.(jpg|png)\s+\d{1,18}\s*", text, re.ASCII):
+                raise ValueError(f"line {line} needs an image and a number; got {text[:100]!r}")
+            name, client = text.split()
+            yield name, int(client)
 
 
 def _attribute_names(path: Path) -> tuple[int, list[str]]:

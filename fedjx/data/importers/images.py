@@ -149,6 +149,8 @@ def _blocks(rows: Iterable[ImageRow], image: str) -> Iterator[Block]:
         names = names or list(part[0].labels)
         if any(list(row.labels) != names for row in part) or image in names:
             raise ValueError(f"all rows need the same labels, and none called {image!r}; got {names}. Rename them.")
+        if not all(isinstance(row.path, str) for row in part):
+            raise ValueError(f"a path of an image is a str; got {part[0].path!r} among others. Convert it.")
         columns = {name: np.array([row.labels[name] for row in part]) for name in names}
         yield objects([row.client for row in part]), {image: objects([row.path for row in part]), **columns}
 

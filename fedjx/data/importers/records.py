@@ -77,10 +77,8 @@ def tfds(
             for row, example in zip(rows, part, strict=True):
                 # A number comes as Python's, without its dtype.
                 flat = _flat(example)
-                yield (
-                    f"example {row}",
-                    flat | {name: np.asarray(flat[name], types[name]) for name in types.keys() & flat},
-                )
+                numbers = {name for name in types.keys() & flat if isinstance(flat[name], (int, float))}
+                yield f"example {row}", flat | {name: np.asarray(flat[name], types[name]) for name in numbers}
 
     provenance = {"importer": "tfds", "files": {}, "options": {**described, "client": _described(client)}}
     return _source(examples, client, images, image_shape, provenance)

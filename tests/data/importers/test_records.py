@@ -1,5 +1,6 @@
 """Tests of importing TFDS data sets and ArrayRecord files."""
 
+import io
 import json
 import struct
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from PIL import Image, ImageOps
 
 from fedjx.data import write_store
 from fedjx.data.importers import array_record, tfds
@@ -88,6 +90,8 @@ def test_a_damaged_array_record_is_refused_or_whole(tmp_path):
 
 
 def test_tfds_is_read_without_tensorflow(tmp_path):
+    from tensorflow_datasets import decode
+
     from tests.data.importers import tiny_tfds
 
     builder = tiny_tfds.prepared(tmp_path)
@@ -97,19 +101,31 @@ def test_tfds_is_read_without_tensorflow(tmp_path):
         example = tiny_tfds.example(number)
         assert found["user"].decode() == example["user"]
         rows.setdefault(found["user"], []).append(example)
-    for data, options in ((builder, {"split": "train"}), (builder.as_data_source("train"), {})):
+    with pytest.raises(ValueError, match=r"images need one shape; got .* Give image_shape"):
+        list(tfds(builder, client=lambda example: 0, split="train").clients())
+    few = tfds(builder, client="number", split="test", image_shape=(4, 5, 3))
+    for client in few.clients():
+        with Image.open(io.BytesIO(tiny_tfds.picture(client.id))) as image:
+            expected = np.asarray(ImageOps.fit(image, (5, 4), Image.Resampling.BILINEAR))
+        np.testing.assert_array_equal(client.examples["image"], expected[None])
+    without = {"image": decode.SkipDecoding()}  # Its images have two shapes.
+    for data, options in (
+        (builder, {"split": "train", "image_shape": (4, 4, 1)}),
+        (builder.as_data_source("train", decoders=without), {}),
+    ):
         source = tfds(data, client="user", **options)
         clients = list(source.clients())
         assert [client.id for client in clients] == sorted(rows)
         for client in clients:
             own = rows[client.id]
-            assert sorted(client.examples) == ["more/flag", "number", "x", "y"]
+            assert sorted(client.examples) == ["image", "more/flag", "number", "x", "y"]
             assert client.examples["number"].tolist() == [row["number"] for row in own]
             assert client.examples["more/flag"].tolist() == [row["more"]["flag"] for row in own]
             np.testing.assert_array_equal(client.examples["x"], [row["x"] for row in own])
             assert client.examples["x"].dtype == np.float32
             assert client.examples["number"].dtype == np.int32
         json.dumps(source.provenance)
+    assert "tensorflow" not in sys.modules
     by_class = (
         write_store(
             tmp_path / "s", tfds(builder, split="train[:50%]", client=lambda e: int(e["number"]) % 5), progress=False

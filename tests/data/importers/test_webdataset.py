@@ -123,10 +123,8 @@ def test_directories_and_long_names_are_read(tmp_path):
         info = tarfile.TarInfo("d/x.cls")
         info.size = 1
         file.addfile(info, io.BytesIO(b"1"))
-    with pytest.raises(ValueError, match="same features"):
-        list(
-            webdataset(tmp_path / "b.tar", client=lambda key, files: "a", image_shape=None)._replace().clients()
-        ) and list(webdataset(tmp_path / "b.tar", client="cls").clients())
+    (client,) = webdataset(tmp_path / "b.tar", client=lambda key, files: key).clients()
+    assert (client.id, client.examples["cls"].tolist()) == ("d/x", [1])
 
 
 @pytest.mark.parametrize(
@@ -223,12 +221,11 @@ def test_a_tar_without_its_end_or_with_something_after_it_is_refused(tmp_path):
 def test_a_damaged_tar_is_refused_or_whole(tmp_path, kind):
     data = [("cls", b"%d"), ("id.cls", b"%d")]
     files = [(f"{k}.{name}", text % k) for k in range(4) for name, text in data]
-    files += [(f"{k}.{name}", npy(np.arange(200) + k)) for k in () for name in ("npy",)]
     path = tar(tmp_path / f"a.{kind}", files, "w:gz" if kind == "tar.gz" else "w")
-    refused = check_damage(path, lambda: webdataset(path, client="id.cls"), number=200, is_checked=kind == "tar.gz")
-    assert refused > 90
+    refused = check_damage(path, lambda: webdataset(path, client="id.cls"), number=100, is_checked=kind == "tar.gz")
+    assert refused > 45
     path = tar(
         path, [(f"{k}.{n}", d) for k in range(2) for n, d in (("png", picture(k)), ("id.cls", b"%d" % k))], "w:gz"
     )
-    check_damage(path, lambda: webdataset(path, client="id.cls"), number=60, is_checked=True)
+    check_damage(path, lambda: webdataset(path, client="id.cls"), number=40, is_checked=True)
     assert write_store(tmp_path / "s", webdataset(path, client="id.cls"), progress=False).num_clients == 2

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
+from PIL import Image
 
 
 class Tiny(tfds.core.GeneratorBasedBuilder):
@@ -18,6 +19,7 @@ class Tiny(tfds.core.GeneratorBasedBuilder):
             "number": tfds.features.Scalar(np.int32),
             "x": tfds.features.Tensor(shape=(2, 2), dtype=np.float32),
             "y": tfds.features.ClassLabel(num_classes=3),
+            "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
             "more": {"flag": tfds.features.Scalar(np.bool_)},
         }
         return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
@@ -27,12 +29,20 @@ class Tiny(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, number):
         for k in range(number):
-            yield k, example(k)
+            # As a file: encoding an array takes TensorFlow.
+            yield k, {**example(k), "image": io.BytesIO(picture(k))}
 
 
 def example(k):
     x = np.arange(4, dtype=np.float32).reshape(2, 2) / 3 + k
     return {"user": f"u{k % 4}é", "number": k, "x": x, "y": k % 3, "more": {"flag": k % 2 == 0}}
+
+
+def picture(k):
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(k).integers(256, size=(4 + k % 2, 5, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def prepared(directory):
