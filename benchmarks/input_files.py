@@ -78,6 +78,7 @@ def write_hdf5(path: Path, source: Source) -> None:
 def write_hugging_face(path: Path, source: Source) -> None:
     """Writes Arrow files as `datasets` does, with a column of the writers."""
     import datasets  # pyright: ignore[reportMissingImports]
+    from datasets.arrow_writer import ArrowWriter  # pyright: ignore[reportMissingImports]
 
     features = datasets.Features(
         {
@@ -87,7 +88,7 @@ def write_hugging_face(path: Path, source: Source) -> None:
         }
     )
     partial = path.with_name("hugging_face.partial")
-    with datasets.arrow_writer.ArrowWriter(path=str(path.parent / "rows.arrow"), features=features) as writer:
+    with ArrowWriter(path=str(path.parent / "rows.arrow"), features=features) as writer:
         for client in source.clients():
             writer.write_batch({**client.examples, "writer": [client.id] * len(client.examples["label"])})
         writer.finalize()

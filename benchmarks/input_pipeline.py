@@ -150,7 +150,7 @@ def show(rows: list[dict[str, Any]]) -> str:
 def measure_training(flags: argparse.Namespace, store: Store) -> dict[str, Any]:
     """Trains the EMNIST CNN in turns of some rounds, from disk and from memory, and times the waits for chunks."""
     mesh, workload = client_mesh(flags.devices), emnist_cnn()
-    algorithm = fed_avg(workload.model, client_optimizer=workload.client_optimizer)
+    algorithm: Any = fed_avg(workload.model, client_optimizer=workload.client_optimizer)
     sample = uniform_sampler(store.num_clients, flags.training_clients, seed=flags.seed)
     places = {"disk": (store, "streamed"), "memory": (store.load(), "resident")}
     steps = {name: algorithm.next.streamed(mesh=mesh) for name in places}
@@ -189,6 +189,7 @@ def measure_training(flags: argparse.Namespace, store: Store) -> dict[str, Any]:
 def timed_waits() -> Iterator[Callable[[], float]]:
     """Adds up the seconds for which rounds wait for a chunk to be made."""
     members, total = Ahead.members, 0.0
+    patched: Any = Ahead
 
     def timed(*args: Any) -> Any:
         nonlocal total
@@ -198,11 +199,11 @@ def timed_waits() -> Iterator[Callable[[], float]]:
         finally:
             total += time.perf_counter() - start
 
-    Ahead.members = timed
+    patched.members = timed
     try:
         yield lambda: total
     finally:
-        Ahead.members = members
+        patched.members = members
 
 
 if __name__ == "__main__":

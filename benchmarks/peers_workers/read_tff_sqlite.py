@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import sys
+from typing import Any
 
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -40,7 +41,7 @@ def example_class():
 
 
 def main() -> None:
-    example = example_class()
+    example: Any = example_class()
     query = "SELECT serialized_example_proto FROM examples WHERE client_id = ? AND split_name = 'train'"
 
     def client(connection: sqlite3.Connection, k: int) -> Columns:

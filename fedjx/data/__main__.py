@@ -1,35 +1,131 @@
-"""The command ``python -m fedjx.data``: looks at stores and checks them."""
+"""The command ``python -m fedjx.data``: makes stores, looks at them and checks them."""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from inspect import signature
+from typing import Any
 
 import numpy as np
 
+from fedjx.data import importers, pachinko, partition_keys, partition_labels, partition_sizes
+from fedjx.data import partition as partitions
+from fedjx.data.arguments import add_arguments, called, first_line
+from fedjx.data.source import Client, Source, write_store
 from fedjx.data.store import Store
 
+IMPORTERS = (
+    importers.arrow_ipc,
+    importers.dataset_grouper,
+    importers.fedjax_sqlite,
+    importers.leaf,
+    importers.parquet,
+    importers.pfl_hdf5,
+    importers.tff_hdf5,
+    importers.tff_sqlite,
+    importers.tfrecord_clients,
+    importers.webdataset,
+)
+PARTITIONS = (
+    partition_keys.continuous_partition,
+    partitions.dirichlet_partition,
+    pachinko.dirichlet_by_client_partition,
+    partitions.iid_partition,
+    partition_keys.natural_partition,
+    partition_keys.natural_grouped_partition,
+    pachinko.pachinko_partition,
+    partition_labels.pathological_partition,
+    partition_labels.shards_partition,
+    partition_sizes.size_partition,
+    partition_keys.sort_partition,
+)
+# Parameters of partitions that are columns of the examples.
+_COLUMNS = ("coarse", "fine", "keys", "labels", "values")
 _MAX_SHOWN = 10
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit status: 0, or 1 where a store is not as it should be."""
-    parser = argparse.ArgumentParser(prog="python -m fedjx.data", description="Looks at stores of client data.")
+    """Runs the command and returns its exit status: 0, or 1 where something is not as it should be."""
+    parser = argparse.ArgumentParser(prog="python -m fedjx.data", description="Stores of client data.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_group(commands, "import", "make a store of data in another format", IMPORTERS, import_)
     for run, text in ((inspect, "show what is in a store"), (verify, "compare all files with their checksums")):
         command = commands.add_parser(run.__name__, help=text, description=f"{text[0].upper()}{text[1:]}.")
         command.add_argument("path", metavar="PATH", help="the directory of the store")
         command.set_defaults(run=run)
-    options = parser.parse_args(arguments)
+    _add_group(commands, "partition", "distribute all examples of a store over new clients", PARTITIONS, partition)
+    options = vars(parser.parse_args(arguments))
+    run = options.pop("run")
     try:
-        print(options.run(options.path))
-    except (OSError, ValueError) as error:
-        print(f"{options.path}: {error}", file=sys.stderr)
+        print(run(**options))
+    except (OSError, ValueError, TypeError, ImportError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def import_(function: Callable[..., Source], output: str, **options: Any) -> str:
+    """Writes what an importer reads into a store, and shows what is in it."""
+    write_store(output, called(function, options))
+    return inspect(output)
+
+
+def partition(function: Callable[..., list[np.ndarray]], source: str, output: str, **options: Any) -> str:
+    """Writes all examples of a store, or of an `.npz` file, into another store, of new clients, and shows it.
+
+    The examples are held in memory.
+    """
+    examples, provenance = _central(source)
+    named = {name: options[name] for name in _COLUMNS if name in options}
+    for name, feature in named.items():
+        if feature not in examples:
+            raise ValueError(f"{name} need to be a feature of {source}; got {feature!r}. It has {sorted(examples)}.")
+    columns = {name: examples[feature] for name, feature in named.items()}
+    num_examples = len(next(iter(examples.values())))
+    parts = called(function, {**options, **columns, "num_examples": num_examples})
+
+    def clients() -> Iterator[Client]:
+        for k, rows in enumerate(parts):
+            yield Client(k, {name: column[rows] for name, column in examples.items()})
+
+    said = {**options, "name": function.__name__, "of": provenance}
+    write_store(output, Source(clients, len(parts), {"partition": said}))
+    return inspect(output)
+
+
+def _add_group(commands: Any, name: str, text: str, functions: Sequence[Callable[..., Any]], run: Any) -> None:
+    """Adds a command with a subcommand for each of some functions."""
+    group = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    choices = group.add_subparsers(required=True, metavar="KIND")
+    for function in functions:
+        kind = function.__name__.removesuffix("_partition")
+        command = choices.add_parser(kind, help=first_line(function), description=first_line(function))
+        if run is partition:
+            command.add_argument("source", metavar="SOURCE", help="a store, or an .npz file of columns")
+            for parameter in set(signature(function).parameters) & set(_COLUMNS):
+                command.add_argument(f"--{parameter}", required=True, metavar="FEATURE", help="a feature of the source")
+        add_arguments(command, function, leave_out=(*_COLUMNS, "num_examples") if run is partition else ())
+        command.add_argument("--output", required=True, help="the directory of the new store")
+        command.set_defaults(run=functools.partial(run, function))
+
+
+def _central(path: str) -> tuple[Mapping[str, np.ndarray], Any]:
+    """Reads all examples of a store or an `.npz` file, and says where they come from."""
+    if path.endswith(".npz"):
+        try:
+            with open(path, "rb") as file, np.load(file) as columns:
+                return dict(columns), {"file": os.path.basename(path)}
+        except (zipfile.BadZipFile, EOFError) as error:
+            raise ValueError(f"an .npz file needs to be whole; got {path}, {error}. Write it again.") from error
+    store = Store(path)
+    return store.load().examples, store.provenance
 
 
 def inspect(path: str) -> str:

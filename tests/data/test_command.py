@@ -1,13 +1,17 @@
 """Tests of ``python -m fedjx.data``."""
 
+import json
 import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from fedjx.data.__main__ import main
-from tests.data.stores import CLIENTS, ROOT, SPLITS, written
+from fedjx.data import Store
+from fedjx.data.__main__ import IMPORTERS, PARTITIONS, main
+from fedjx.data.exporters import to_fedjax_sqlite, to_tff_sqlite
+from tests.data.stores import CLIENTS, MEMORY, ROOT, SPLITS, assert_equal, written
 
 
 def test_inspect(tmp_path, capsys):
@@ -62,3 +66,95 @@ def test_commands_that_do_not_exist(capsys):
         with pytest.raises(SystemExit, match="2"):
             main(arguments)
         assert "usage: python -m fedjx.data" in capsys.readouterr().err
+
+
+def test_import_makes_a_store(tmp_path, capsys):
+    to_fedjax_sqlite(MEMORY, tmp_path / "data.sqlite")
+    assert main(["import", "fedjax_sqlite", str(tmp_path / "data.sqlite"), "--output", str(tmp_path / "s")]) == 0
+    shown = capsys.readouterr()
+    assert "clients      10, with ids of type" in shown.out
+    assert "10/10" in shown.err  # The bar.
+    store = Store(tmp_path / "s")
+    assert_equal(store.read(range(10)), MEMORY.examples)
+    assert store.manifest["provenance"]["importer"] == "fedjax_sqlite"
+    assert main(["import", "fedjax_sqlite", str(tmp_path / "data.sqlite"), "--output", str(tmp_path / "s")]) == 1
+    assert "a store needs a path that is free" in capsys.readouterr().err
+
+
+def test_import_takes_types_as_they_are_printed(tmp_path):
+    to_tff_sqlite(MEMORY, tmp_path / "data.sqlite", "train")
+    arguments = ["import", "tff_sqlite", str(tmp_path / "data.sqlite"), "--split", "train"]
+    assert main([*arguments, "--output", str(tmp_path / "s"), "--features", "x=float32[2,3],y=int16,flag=bool"]) == 0
+    assert_equal(dict(Store(tmp_path / "s").read(range(10))), MEMORY.examples)
+
+
+def test_import_of_several_files_and_of_a_json_directory(tmp_path):
+    for number, users in enumerate((["ada"], ["bob", "eve"])):
+        data = {user: {"x": [[1.0, 2.0]] * 2, "y": [len(user), number]} for user in users}
+        body = {"users": users, "num_samples": [2] * len(users), "user_data": data}
+        (tmp_path / f"{number}.json").write_text(json.dumps(body))
+    (tmp_path / "split").mkdir()
+    for number in range(2):
+        (tmp_path / f"{number}.json").rename(tmp_path / "split" / f"{number}.json")
+    assert main(["import", "leaf", str(tmp_path / "split"), "--output", str(tmp_path / "s")]) == 0
+    assert Store(tmp_path / "s").client_ids(range(3)) == ["ada", "bob", "eve"]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "options", "expected"),
+    [
+        ("iid", ["5", "--seed", "1"], [6, 6, 6, 6, 6]),
+        ("size", ["1", "2", "27", "--seed", "1"], [1, 2, 27]),
+        ("dirichlet_by_client", ["3", "--alpha", "1", "--seed", "0", "--labels", "y"], [10, 10, 10]),
+        ("natural", ["--keys", "y"], [10, 12, 8]),
+    ],
+)
+@pytest.mark.parametrize("form", ["store", "npz"])
+def test_partition_makes_a_store_of_the_same_examples(tmp_path, scheme, options, expected, form):
+    examples = {"x": np.arange(60.0).reshape(30, 2), "y": np.repeat([0, 1, 2], [10, 12, 8])}
+    if form == "npz":
+        source = str(tmp_path / "all.npz")
+        np.savez(source, **examples)
+    else:
+        source = str(written(tmp_path / "all", [examples], ids=["all"]).path)
+    assert main(["partition", scheme, source, *options, "--output", str(tmp_path / "s")]) == 0
+    store = Store(tmp_path / "s")
+    assert np.asarray(store.sizes).tolist() == expected
+    order = np.argsort(store.load().examples["x"][:, 0])
+    assert_equal({name: column[order] for name, column in store.load().examples.items()}, examples)
+    said = store.manifest["provenance"]["partition"]
+    assert said["name"] == f"{scheme}_partition"
+    assert said["of"] == ({"file": "all.npz"} if form == "npz" else Store(source).provenance)
+
+
+def test_errors_of_partitions(tmp_path, capsys):
+    source = str(written(tmp_path / "all").path)
+    tail = ["--alpha", "1", "--seed", "0", "--output", str(tmp_path / "s")]
+    assert main(["partition", "dirichlet", source, "--labels", "digit", *tail, "5"]) == 1
+    assert "labels need to be a feature of" in capsys.readouterr().err
+    assert main(["partition", "dirichlet", source, "--labels", "y", *tail, "500"]) == 1
+    assert "every client needs min_examples" in capsys.readouterr().err
+    (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04")
+    assert (
+        main(["partition", "iid", str(tmp_path / "cut.npz"), "5", "--seed", "0", "--output", str(tmp_path / "s")]) == 1
+    )
+    assert "an .npz file needs to be whole" in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "function"), [("import", f) for f in IMPORTERS] + [("partition", f) for f in PARTITIONS]
+)
+def test_every_kind_explains_itself(command, function, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([command, function.__name__.removesuffix("_partition"), "--help"])
+    shown = capsys.readouterr().out
+    assert "OUTPUT" in shown
+    assert "`" not in shown
+    assert "\n\n" in shown
+
+
+def test_types_that_do_not_parse(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["import", "tff_sqlite", "a", "--output", "b", "--features", "x=foo"])
+    assert "argument --features: invalid" in capsys.readouterr().err
