@@ -90,7 +90,8 @@ def write_hugging_face(path: Path, source: Source) -> None:
     partial = path.with_name("hugging_face.partial")
     with ArrowWriter(path=str(path.parent / "rows.arrow"), features=features) as writer:
         for client in source.clients():
-            writer.write_batch({**client.examples, "writer": [client.id] * len(client.examples["label"])})
+            batch: Any = {**client.examples, "writer": [client.id] * len(client.examples["label"])}
+            writer.write_batch(batch)
         writer.finalize()
     datasets.Dataset.from_file(str(path.parent / "rows.arrow")).save_to_disk(str(partial))
     (path.parent / "rows.arrow").unlink()
