@@ -6,7 +6,7 @@ from scipy.special import gammaln
 from sklearn.datasets import load_digits
 
 from fedjx.data.allocation import drawn_counts
-from fedjx.data.pachinko import dirichlet_by_client_partition, pachinko_partition
+from fedjx.data.pachinko import _drawn_by_example, dirichlet_by_client_partition, pachinko_partition
 from fedjx.data.partition import dirichlet_partition, iid_partition
 from fedjx.data.partition_labels import (
     distribution_partition,
@@ -163,7 +163,12 @@ def one_by_one(random, num_draws, shares, left):
     return result
 
 
-def test_draws_at_once_are_distributed_as_one_by_one():
+def by_example(random, num_draws, shares, left):
+    return _drawn_by_example(random, np.array([num_draws]), shares[None].copy(), left)[0]
+
+
+@pytest.mark.parametrize("draw", [drawn_counts, by_example])
+def test_draws_are_distributed_as_one_by_one(draw):
     shares, left = np.array([0.6, 0.3, 0.1]), np.array([2, 2, 6])
 
     def distribution(draw, seed, shares=shares):
@@ -172,8 +177,8 @@ def test_draws_at_once_are_distributed_as_one_by_one():
         return np.bincount(outcomes, minlength=300) / 4000
 
     expected = distribution(one_by_one, 0)
-    assert np.abs(distribution(drawn_counts, 1) - expected).max() < 0.04
-    assert np.abs(distribution(drawn_counts, 1, np.array([0.5, 0.3, 0.2])) - expected).max() > 0.04
+    assert np.abs(distribution(draw, 1) - expected).max() < 0.04
+    assert np.abs(distribution(draw, 1, np.array([0.5, 0.3, 0.2])) - expected).max() > 0.04
 
 
 # Pachinko
