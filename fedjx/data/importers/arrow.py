@@ -101,17 +101,19 @@ def parquet(
 
     def opened(path: Path) -> Any:
         with reading(path, "a Parquet file"):
-            return pq.ParquetFile(path, page_checksum_verification=True)
+            return pq.ParquetFile(path, page_checksum_verification=True, buffer_size=1 << 16)
 
     def batches(names: list[str]) -> Iterator[tuple[str, Any]]:
         for path in found:
             with opened(path) as file:
-                with reading(path, "a Parquet file"):
-                    sizes = (file.metadata.row_group(k).total_byte_size for k in range(file.num_row_groups))
-                    rows = _BATCH_BYTES * max(file.metadata.num_rows, 1) // max(sum(sizes), 1)
-                    parts = file.iter_batches(min(max(rows, 1), _MAX_ROWS), columns=names)
-                for batch in _guarded(parts, path, "a Parquet file"):
-                    yield str(path), batch
+                for group in range(file.num_row_groups):
+                    with reading(path, "a Parquet file"):
+                        metadata = file.metadata.row_group(group)
+                        rows = _BATCH_BYTES * max(metadata.num_rows, 1) // max(metadata.total_byte_size, 1)
+                        # A group at a time: one reader of all of them keeps what it has read.
+                        parts = file.iter_batches(min(max(rows, 1), _MAX_ROWS), [group], names)
+                    for batch in _guarded(parts, path, "a Parquet file"):
+                        yield str(path), batch
 
     def schema(path: Path) -> _Types:
         with opened(path) as file, reading(path, "a Parquet file"):

@@ -32,7 +32,7 @@ def grouped(
     Guarantees: clients come in increasing order of their ids, each once; the rows of a client keep the order
     in which they arrive; the result does not depend on the blocks' boundaries nor on `buffer_bytes`.
 
-    Memory: some 200 bytes for each client, the largest client, and about three times `buffer_bytes`.
+    Memory: some 200 bytes for each client, the largest client, and about four times `buffer_bytes`.
 
     Args:
       blocks_fn: Begins a pass: blocks of n rows, as the ids of their clients ``[n]``, which are integers, str or
