@@ -1,11 +1,37 @@
-"""Federated data: flat columns with client offsets, partitions, cohorts and samplers."""
+"""Federated data: client data in memory and on disk, importers, partitions, preprocessing, cohorts and samplers."""
 
+from fedjx.data import importers
 from fedjx.data.cohort import Cohort, central, cohort
 from fedjx.data.digits import digits
 from fedjx.data.federated_data import ClientData, FederatedData
-from fedjx.data.partition import dirichlet_partition, iid_partition, label_counts
+from fedjx.data.partitions import (
+    continuous_partition,
+    dirichlet_by_client_partition,
+    dirichlet_partition,
+    dirichlet_sizes,
+    distribution_partition,
+    exponential_sizes,
+    iid_partition,
+    label_counts,
+    linear_sizes,
+    lognormal_sizes,
+    natural_grouped_partition,
+    natural_partition,
+    pachinko_partition,
+    pathological_partition,
+    power_law_sizes,
+    rotating_weights,
+    shards_partition,
+    size_partition,
+    sort_partition,
+    square_sizes,
+    train_test_partition,
+    zipf_sizes,
+)
+from fedjx.data.plots import plot_label_distribution, plot_sizes
 from fedjx.data.preprocess import Preprocessed, Step, preprocess
 from fedjx.data.sampling import uniform_sampler
+from fedjx.data.skew import add_noise, label_permutations, noise_levels, permute_labels, rotate_images, scale_channels
 from fedjx.data.source import Client, Source, write_store
 from fedjx.data.store import Store
 from fedjx.data.store_writer import StoreWriter
@@ -29,20 +55,48 @@ __all__ = [
     "Step",
     "Store",
     "StoreWriter",
+    "add_noise",
     "central",
     "cohort",
+    "continuous_partition",
     "digits",
+    "dirichlet_by_client_partition",
     "dirichlet_partition",
+    "dirichlet_sizes",
+    "distribution_partition",
+    "exponential_sizes",
     "filter_examples",
     "iid_partition",
+    "importers",
     "label_counts",
+    "label_permutations",
+    "linear_sizes",
+    "lognormal_sizes",
     "map_examples",
+    "natural_grouped_partition",
+    "natural_partition",
+    "noise_levels",
+    "pachinko_partition",
+    "pathological_partition",
+    "permute_labels",
+    "plot_label_distribution",
+    "plot_sizes",
+    "power_law_sizes",
     "preprocess",
+    "rotate_images",
+    "rotating_weights",
+    "scale_channels",
     "select",
+    "shards_partition",
+    "size_partition",
+    "sort_partition",
     "split_clients",
     "split_examples",
+    "square_sizes",
     "tokenize",
+    "train_test_partition",
     "truncate",
     "uniform_sampler",
     "write_store",
+    "zipf_sizes",
 ]

@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjx.data import importers, pachinko, partition_keys, partition_labels, partition_sizes
-from fedjx.data import partition as partitions
+from fedjx.data import importers, partitions
 from fedjx.data.arguments import add_arguments, called, first_line
 from fedjx.data.source import Client, Source, write_store
 from fedjx.data.store import Store
@@ -34,17 +33,17 @@ IMPORTERS = (
     importers.webdataset,
 )
 PARTITIONS = (
-    partition_keys.continuous_partition,
+    partitions.continuous_partition,
     partitions.dirichlet_partition,
-    pachinko.dirichlet_by_client_partition,
+    partitions.dirichlet_by_client_partition,
     partitions.iid_partition,
-    partition_keys.natural_partition,
-    partition_keys.natural_grouped_partition,
-    pachinko.pachinko_partition,
-    partition_labels.pathological_partition,
-    partition_labels.shards_partition,
-    partition_sizes.size_partition,
-    partition_keys.sort_partition,
+    partitions.natural_partition,
+    partitions.natural_grouped_partition,
+    partitions.pachinko_partition,
+    partitions.pathological_partition,
+    partitions.shards_partition,
+    partitions.size_partition,
+    partitions.sort_partition,
 )
 # Parameters of partitions that are columns of the examples.
 _COLUMNS = ("coarse", "fine", "keys", "labels", "values")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fedjx.data.federated_data import FederatedData
-from fedjx.data.partition import dirichlet_partition
+from fedjx.data.partitions.dirichlet import dirichlet_partition
 
 
 def digits(

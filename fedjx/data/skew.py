@@ -1,6 +1,6 @@
 """Functions that make clients differ in their features or in what a label means, applied when a client is read.
 
-Each is a function ``(client_id, columns) -> columns`` of one client. What it does to a client is looked up in
+Each is a `Step` for `preprocess`. What it does to a client is looked up in
 `values`: an array whose first axis is the clients, where they are numbered from 0, or a dict by id. The dtype of a
 column stays; integers are rounded and clipped.
 """
@@ -14,15 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fedjx.data.allocation import generator
 from fedjx.data.client_ids import ClientId, encoded
+from fedjx.data.partitions.allocation import generator
+from fedjx.data.preprocess import Columns, Step
 
-Columns = Mapping[str, np.ndarray]
 ClientValues = ArrayLike | Mapping[ClientId, Any]
-ClientFunction = Callable[[ClientId, Columns], dict[str, np.ndarray]]
 
 
-def rotate_images(name: str, degrees: ClientValues) -> ClientFunction:
+def rotate_images(name: str, degrees: ClientValues) -> Step:
     """Turns the images of a client about their centre, counter-clockwise, by linear interpolation.
 
     What comes in from outside is zero. A square image is turned by multiples of 90 degrees exactly.
@@ -32,7 +31,7 @@ def rotate_images(name: str, degrees: ClientValues) -> ClientFunction:
       degrees: Of each client.
 
     >>> x = np.array([[[1, 2], [3, 4]]], np.uint8)
-    >>> rotate_images("x", [0, 90])(1, {"x": x})["x"].tolist()
+    >>> rotate_images("x", [0, 90]).apply(1, {"x": x})["x"].tolist()
     [[[2, 4], [1, 3]]]
     """
 
@@ -47,7 +46,7 @@ def rotate_images(name: str, degrees: ClientValues) -> ClientFunction:
     return _of_column(name, rotated)
 
 
-def add_noise(name: str, deviations: ClientValues, *, seed: int) -> ClientFunction:
+def add_noise(name: str, deviations: ClientValues, *, seed: int) -> Step:
     """Adds Gaussian noise, at another level to each client, as in NIID-Bench (Li et al. 2022, arXiv:2102.02079).
 
     The noise is a function of the seed, the client's id and the place of the example in the client, and of the
@@ -58,7 +57,7 @@ def add_noise(name: str, deviations: ClientValues, *, seed: int) -> ClientFuncti
       deviations: Standard deviation of each client's noise; `noise_levels` are NIID-Bench's.
       seed: Non-negative integer.
 
-    >>> add_noise("x", noise_levels(2, variance=0.1), seed=0)(1, {"x": np.zeros((1, 2))})["x"].shape
+    >>> add_noise("x", noise_levels(2, variance=0.1), seed=0).apply(1, {"x": np.zeros((1, 2))})["x"].shape
     (1, 2)
     """
     generator(seed)  # Raises now, and not when the first client is read.
@@ -79,7 +78,7 @@ def noise_levels(num_clients: int, *, variance: float) -> np.ndarray:
     return np.sqrt(variance * np.arange(1, num_clients + 1) / num_clients)
 
 
-def scale_channels(name: str, gains: ClientValues, offsets: ClientValues | None = None) -> ClientFunction:
+def scale_channels(name: str, gains: ClientValues, offsets: ClientValues | None = None) -> Step:
     """Multiplies a feature by a gain and adds an offset: brightness, contrast, or colour of a client's camera.
 
     Args:
@@ -88,7 +87,7 @@ def scale_channels(name: str, gains: ClientValues, offsets: ClientValues | None 
       offsets: Likewise; zero if not given.
 
     >>> x = np.full((1, 1, 1, 3), 100, np.uint8)
-    >>> scale_channels("x", [[1, 1, 1], [0.5, 1, 3]])(1, {"x": x})["x"].ravel()
+    >>> scale_channels("x", [[1, 1, 1], [0.5, 1, 3]]).apply(1, {"x": x})["x"].ravel()
     array([ 50, 100, 255], dtype=uint8)
     """
 
@@ -108,7 +107,7 @@ def scale_channels(name: str, gains: ClientValues, offsets: ClientValues | None 
     return _of_column(name, scaled)
 
 
-def permute_labels(name: str, permutations: ClientValues) -> ClientFunction:
+def permute_labels(name: str, permutations: ClientValues) -> Step:
     """Renames the labels of a client: concept shift, in which clients disagree on what a label means.
 
     Args:
@@ -118,7 +117,7 @@ def permute_labels(name: str, permutations: ClientValues) -> ClientFunction:
 
     >>> groups = np.array([0, 1, 1])
     >>> concepts = np.array([[0, 1, 2], [2, 0, 1]])
-    >>> permute_labels("y", concepts[groups])(2, {"y": np.array([0, 1, 2, 2])})["y"]
+    >>> permute_labels("y", concepts[groups]).apply(2, {"y": np.array([0, 1, 2, 2])})["y"]
     array([2, 0, 1, 1])
     """
 
@@ -150,14 +149,14 @@ def label_permutations(num_groups: int, num_classes: int, *, seed: int) -> np.nd
     return permutations
 
 
-def _of_column(name: str, function: Callable[[np.ndarray, ClientId], np.ndarray]) -> ClientFunction:
+def _of_column(name: str, function: Callable[[np.ndarray, ClientId], np.ndarray]) -> Step:
     def apply(client_id: ClientId, columns: Columns) -> dict[str, np.ndarray]:
         if name not in columns:
             raise ValueError(f"a client needs the feature {name!r}; got {sorted(columns)}. Choose one of them.")
         column = np.asarray(columns[name])
         return {**columns, name: _as_type(column.dtype, function(column, client_id))}
 
-    return apply
+    return Step(apply, lambda sizes: sizes)
 
 
 def _as_type(dtype: np.dtype, values: np.ndarray) -> np.ndarray:

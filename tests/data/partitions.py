@@ -10,22 +10,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedjx.data.pachinko import dirichlet_by_client_partition, pachinko_partition
-from fedjx.data.partition import dirichlet_partition, iid_partition
-from fedjx.data.partition_keys import (
+from fedjx.data.partitions.dirichlet import dirichlet_partition, iid_partition
+from fedjx.data.partitions.keys import (
     continuous_partition,
     natural_grouped_partition,
     natural_partition,
     sort_partition,
     train_test_partition,
 )
-from fedjx.data.partition_labels import (
+from fedjx.data.partitions.labels import (
     distribution_partition,
     pathological_partition,
     rotating_weights,
     shards_partition,
 )
-from fedjx.data.partition_sizes import (
+from fedjx.data.partitions.pachinko import dirichlet_by_client_partition, pachinko_partition
+from fedjx.data.partitions.sizes import (
     dirichlet_sizes,
     exponential_sizes,
     linear_sizes,

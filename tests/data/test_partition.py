@@ -143,7 +143,7 @@ def test_label_counts():
 
 
 def test_label_counts_of_a_store_are_read_in_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr("fedjx.data.partition._BLOCK_BYTES", 1000)
+    monkeypatch.setattr("fedjx.data.partitions.dirichlet._BLOCK_BYTES", 1000)
     store = written(tmp_path / "s")
     calls = []
     monkeypatch.setattr(
@@ -152,7 +152,7 @@ def test_label_counts_of_a_store_are_read_in_blocks(tmp_path, monkeypatch):
     np.testing.assert_array_equal(label_counts(store), label_counts(MEMORY))
     assert label_counts(store, num_classes=20).shape == (10, 20)
     assert len(calls) == 2
-    monkeypatch.setattr("fedjx.data.partition._BLOCK_BYTES", 100)
+    monkeypatch.setattr("fedjx.data.partitions.dirichlet._BLOCK_BYTES", 100)
     np.testing.assert_array_equal(label_counts(store), label_counts(MEMORY))
     assert np.concatenate(calls[2:]).tolist() == list(range(10))
     # A row has 27 bytes, so a block of 100 begins with 3 examples, and holds more only where a client does.

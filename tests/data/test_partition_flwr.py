@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from fedjx.data.partition_keys import continuous_partition, natural_grouped_partition, natural_partition
-from fedjx.data.partition_labels import (
+from fedjx.data.partitions.keys import continuous_partition, natural_grouped_partition, natural_partition
+from fedjx.data.partitions.labels import (
     distribution_partition,
     pathological_partition,
     rotating_weights,
     shards_partition,
 )
-from fedjx.data.partition_sizes import exponential_sizes, linear_sizes, square_sizes
+from fedjx.data.partitions.sizes import exponential_sizes, linear_sizes, square_sizes
 
 ROW = np.arange(40)
 LABELS, USERS, VALUES = ROW**2 % 13 % 4, ROW**3 % 13, np.cos(ROW)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fedjx.data import FederatedData, iid_partition
-from fedjx.data.partition_keys import (
+from fedjx.data.partitions.keys import (
     continuous_partition,
     natural_grouped_partition,
     natural_partition,

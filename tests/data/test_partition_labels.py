@@ -5,15 +5,15 @@ import pytest
 from scipy.special import gammaln
 from sklearn.datasets import load_digits
 
-from fedjx.data.allocation import drawn_counts
-from fedjx.data.pachinko import _drawn_by_example, dirichlet_by_client_partition, pachinko_partition
-from fedjx.data.partition import dirichlet_partition, iid_partition
-from fedjx.data.partition_labels import (
+from fedjx.data.partitions.allocation import drawn_counts
+from fedjx.data.partitions.dirichlet import dirichlet_partition, iid_partition
+from fedjx.data.partitions.labels import (
     distribution_partition,
     pathological_partition,
     rotating_weights,
     shards_partition,
 )
+from fedjx.data.partitions.pachinko import _drawn_by_example, dirichlet_by_client_partition, pachinko_partition
 
 some = pytest.mark.filterwarnings("ignore:.*examples are in no client:UserWarning")
 LABELS = np.random.default_rng(0).integers(0, 10, 3000)

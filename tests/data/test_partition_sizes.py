@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedjx.data.partition_sizes import (
+from fedjx.data.partitions.sizes import (
     dirichlet_sizes,
     exponential_sizes,
     linear_sizes,

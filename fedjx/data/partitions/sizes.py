@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fedjx.data.allocation import check_enough, checked_sizes, generator, warn_dropped
+from fedjx.data.partitions.allocation import check_enough, checked_sizes, generator, warn_dropped
 
 
 def size_partition(num_examples: int, sizes: ArrayLike, *, seed: int) -> list[np.ndarray]:

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fedjx.data.allocation import check_enough, generator, rows_by_client
 from fedjx.data.federated_data import ClientData, FederatedData
+from fedjx.data.partitions.allocation import check_enough, generator, rows_by_client
 
 # Examples that are read at once to count their labels.
 _BLOCK_BYTES = 1 << 24

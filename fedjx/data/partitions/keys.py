@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fedjx.data.allocation import check_enough, generator, rows_by_client, vector, warn_dropped
+from fedjx.data.partitions.allocation import check_enough, generator, rows_by_client, vector, warn_dropped
 
 
 def natural_partition(keys: ArrayLike) -> list[np.ndarray]:

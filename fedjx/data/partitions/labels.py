@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fedjx.data.allocation import (
+from fedjx.data.partitions.allocation import (
     check_enough,
     classes,
     generator,
