@@ -44,7 +44,7 @@ def opened(path: Path, tables: Mapping[str, tuple[str, ...]]) -> Iterator[sqlite
             for table, columns in tables.items():
                 _check_table(connection, path, table, columns)
             yield connection
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # The latter if a message quotes what is corrupt.
         raise ValueError(
             f"a database needs to be one that SQLite can read; got {path}: {error}. Fetch it again."
         ) from error
