@@ -3,6 +3,7 @@
 import lzma
 import os
 import sqlite3
+import tracemalloc
 
 import jax
 import numpy as np
@@ -181,8 +182,9 @@ def zeros_behind(data):
 def test_packed_files_that_are_not_whole(tmp_path, path, pack, message):
     packed = tmp_path / "data.sqlite.lzma"
     packed.write_bytes(pack(path.read_bytes()))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         write_store(tmp_path / "store", tff_sqlite(packed, split="all_test", features=FEATURES), progress=False)
+    assert str(packed) in str(error.value)
     assert sorted(os.listdir(tmp_path)) == ["data.sqlite", "data.sqlite.lzma"]
 
 
@@ -287,6 +289,21 @@ def test_nothing_is_written_beside_the_file(tmp_path, path):
     assert os.listdir(tmp_path) == ["data.sqlite"]
     assert path.read_bytes() == before
     tmp_path.chmod(0o700)
+
+
+def test_memory_is_that_of_a_client(tmp_path):
+    def peak(num_clients):
+        clients = {f"client {k}": examples(k, 20) for k in range(num_clients)}
+        source = tff_sqlite(database(tmp_path / f"{num_clients}.sqlite", {"train": clients}))
+        tracemalloc.start()
+        for client in source.clients():
+            assert len(client.examples["label"]) == 20
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    peak(2)
+    assert peak(200) < 1.5 * peak(10)
 
 
 @pytest.mark.parametrize("indices", [True, False])
