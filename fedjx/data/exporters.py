@@ -75,12 +75,13 @@ def to_tff_sqlite(data: ClientData | Source, path: str | Path, split: str) -> No
             raise ValueError(_duplicate(client_id))
 
 
-def to_fedjax_sqlite(data: ClientData | Source, path: str | Path) -> None:
+def to_fedjax_sqlite(data: ClientData | Source, path: str | Path, *, level: int = -1) -> None:
     """Writes clients as a database of FedJAX, dtypes and shapes as they are; the file appears when all is on disk.
 
     Args:
       data: A data set, whose clients are called by their numbers unless it is a `Store`, or a source.
       path: The file to write, which must not exist.
+      level: Of zlib's compression, 0 to 9; by default zlib's own, as FedJAX writes. 1 is several times as fast.
 
     Raises:
       FileExistsError: If there is something at the path.
@@ -91,7 +92,7 @@ def to_fedjax_sqlite(data: ClientData | Source, path: str | Path) -> None:
             size = _size(map(len, client.examples.values()))
             packed = {name: _extension(name, np.asarray(column)) for name, column in client.examples.items()}
             client_id = client.id if isinstance(client.id, bytes) else str(client.id).encode()
-            row = (client_id, zlib.compress(_packed(packed)), size)
+            row = (client_id, zlib.compress(_packed(packed), level), size)
             try:
                 connection.execute("INSERT INTO federated_data VALUES (?, ?, ?)", row)
             except sqlite3.IntegrityError:
