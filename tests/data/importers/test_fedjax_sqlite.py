@@ -13,6 +13,7 @@ import pytest
 from fedjx.data import write_store
 from fedjx.data.importers import fedjax_sqlite
 from tests.data.damage import check_damage
+from tests.data.importers.damaged_trees import swap_pages
 
 # In the order of the rows, which is not that of the ids.
 HOSTILE = [b"10", b"2", b"o'brien", b"../x", b"", b"x" * 10_000, b"\xff\xfe\0", b"f3821_37"]
@@ -209,6 +210,17 @@ def test_no_such_database(tmp_path):
     path = database(tmp_path / "y.sqlite", [], "client_id, data, size")
     with pytest.raises(ValueError, match=r"needs columns .*; got .* with \['client_id', 'data', 'size'\]"):
         fedjax_sqlite(path)
+
+
+def test_a_tree_in_disorder_is_refused(tmp_path):
+    path = database(tmp_path / "x.sqlite", [row(b"%d" % k, examples(k, 20)) for k in range(40)])
+    swap_pages(path, "federated_data")
+    connection = sqlite3.connect(path)  # A reader that does not check notices nothing.
+    ids = [client_id for (client_id,) in connection.execute("SELECT client_id FROM federated_data ORDER BY rowid")]
+    connection.close()
+    assert sorted(ids, key=int) == [b"%d" % k for k in range(40)] != ids
+    with pytest.raises(ValueError, match=r"a database needs to be intact; got .*x\.sqlite: .*out of order"):
+        next(fedjax_sqlite(path).clients())
 
 
 def test_damaged_databases(tmp_path):

@@ -1,6 +1,7 @@
 """Tests of the parsers of tf.train.Example, against each other, golden bytes and another schema of protobuf."""
 
 import struct
+import sys
 
 import jax
 import numpy as np
@@ -35,9 +36,12 @@ def plain(values):
     return {name: (v.dtype.str, v.tolist() if v.dtype == object else v.tobytes()) for name, v in values.items()}
 
 
-def test_the_default_is_protobuf():
-    assert default_parse() is not wire.parse_example
+def test_the_default_is_protobuf_where_it_imports(monkeypatch):
     assert default_parse().__module__ == tf_example.__name__
+    default_parse.cache_clear()
+    monkeypatch.setitem(sys.modules, "google.protobuf.message", None)
+    assert default_parse() is wire.parse_example
+    default_parse.cache_clear()
 
 
 @pytest.mark.parametrize("parse", PARSERS)

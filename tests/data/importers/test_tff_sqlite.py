@@ -12,6 +12,7 @@ import pytest
 from fedjx.data import write_store
 from fedjx.data.importers import tff_sqlite
 from tests.data.damage import check_damage
+from tests.data.importers.damaged_trees import swap_pages
 from tests.data.importers.protos import parsed, serialised
 
 # The text order of the ids is not that of their numbers, nor that of the rows.
@@ -304,6 +305,14 @@ def test_memory_is_that_of_a_client(tmp_path):
 
     peak(2)
     assert peak(200) < 1.5 * peak(10)
+
+
+def test_a_tree_in_disorder_is_refused(tmp_path):
+    clients = {f"client {k}": examples(k, 20) for k in range(20)}
+    path = database(tmp_path / "x.sqlite", {"train": clients})
+    swap_pages(path, "examples")
+    with pytest.raises(ValueError, match=r"a database needs to be intact; got .*x\.sqlite: .*out of order"):
+        next(tff_sqlite(path).clients())
 
 
 @pytest.mark.parametrize("indices", [True, False])
