@@ -21,7 +21,7 @@ def opened(path: Path, tables: Mapping[str, tuple[str, ...]]) -> Iterator[sqlite
     """Opens a database that nobody writes to, as a context manager; text is str, with surrogates where not UTF-8.
 
     Args:
-      path: The file.
+      path: The file. If its name ends in ``.lzma`` or ``.xz``, it is unpacked to the temporary directory for the block.
       tables: The columns that are needed, by name of the table.
 
     Raises:
@@ -34,9 +34,8 @@ def opened(path: Path, tables: Mapping[str, tuple[str, ...]]) -> Iterator[sqlite
                 f"a database needs to be closed to be imported; got {path} with {beside.name} beside it. Close it, or "
                 "open it once with sqlite3 to recover it."
             )
-    uri = f"file:{quote(str(path.absolute()))}?mode=ro&immutable=1"
     try:
-        with contextlib.closing(sqlite3.connect(uri, uri=True, check_same_thread=False)) as connection:
+        with _unpacked(path) as database, contextlib.closing(_connected(database)) as connection:
             connection.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
             # Pages are never mapped: a file that becomes shorter would kill the process.
             for pragma in ("trusted_schema=OFF", "cell_size_check=ON", "mmap_size=0"):
@@ -44,10 +43,15 @@ def opened(path: Path, tables: Mapping[str, tuple[str, ...]]) -> Iterator[sqlite
             for table, columns in tables.items():
                 _check_table(connection, path, table, columns)
             yield connection
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # The latter if a message quotes what is corrupt.
         raise ValueError(
             f"a database needs to be one that SQLite can read; got {path}: {error}. Fetch it again."
         ) from error
+
+
+def _connected(path: Path) -> sqlite3.Connection:
+    uri = f"file:{quote(str(path.absolute()))}?mode=ro&immutable=1"
+    return sqlite3.connect(uri, uri=True, check_same_thread=False)
 
 
 def check_whole(connection: sqlite3.Connection, path: Path) -> None:
@@ -62,12 +66,7 @@ def check_whole(connection: sqlite3.Connection, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def unpacked(path: Path) -> Iterator[Path]:
-    """Unpacks a file called ``.lzma`` or ``.xz`` to the temporary directory, and deletes the copy after the block.
-
-    Raises:
-      ValueError: If it is truncated, corrupt, or no packed database.
-    """
+def _unpacked(path: Path) -> Iterator[Path]:
     if not is_packed(path):
         yield path
         return

@@ -51,7 +51,9 @@ def example_reader(
                 examples.append(parse(example, features))
                 if features is None:
                     inferred.update(inferred or _inferred(examples[-1]))
-                _check_features(examples[-1], features, inferred)
+                    _check_same(examples[-1], inferred)
+                elif len(examples[-1]) < len(features):
+                    check_names(parse(example, None), features)
         targets = inferred if features is None else features
         return {name: stacked(name, [example[name] for example in examples], targets[name]) for name in targets}
 
@@ -141,12 +143,8 @@ def _inferred(example: dict[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]
     }
 
 
-def _check_features(
-    example: dict[str, np.ndarray], features: Features | None, inferred: dict[str, jax.ShapeDtypeStruct]
-) -> None:
-    if features is not None:
-        check_names(example, features)
-    elif example.keys() != inferred.keys():
+def _check_same(example: dict[str, np.ndarray], inferred: dict[str, jax.ShapeDtypeStruct]) -> None:
+    if example.keys() != inferred.keys():
         raise ValueError(
             f"all examples need the same features; got {sorted(example)}, and {sorted(inferred)} in the first. "
             "Ask for those that all have."

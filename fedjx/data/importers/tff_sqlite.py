@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedjx.data.importers.features import Features, checked_text, existing, located, provenance, shown
-from fedjx.data.importers.sqlite_files import check_whole, is_packed, opened, unpacked
+from fedjx.data.importers.sqlite_files import check_whole, is_packed, opened
 from fedjx.data.importers.tf_example import example_reader
 from fedjx.data.source import Client, Source
 
@@ -55,7 +55,7 @@ def tff_sqlite(path: str | Path, *, split: str | None = None, features: Features
             num_clients = sum(_splits(connection, path, split).values())
 
     def clients() -> Iterator[Client]:
-        with unpacked(path) as database, opened(database, _TABLES) as connection:
+        with opened(path, _TABLES) as connection:
             check_whole(connection, path)
             yield from _clients(connection, path, split, features)
 

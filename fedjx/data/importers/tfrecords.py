@@ -16,6 +16,8 @@ from fedjx.data.source import Client, Source
 def tfrecord_records(path: str | Path) -> Iterator[bytes]:
     """Yields the records of a TFRecord file, whose checksums are right; it is not compressed.
 
+    The format does not tell the number of records: a file that was cut between two of them is a shorter file.
+
     Raises:
       FileNotFoundError: If there is no file.
       ValueError: If it ends within a record, or a checksum is wrong, saying where; or if there is no record at all,
