@@ -59,6 +59,6 @@ $(VENV)/.runtime: pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime
-	@echo "Installing the development tools into $(VENV) (about 75 MB to download, under a minute)."
+	@echo "Installing the development tools into $(VENV) (about 300 MB to download, one to three minutes)."
 	@$(PIP_INSTALL) --editable ".[dev]"
 	@touch $@

@@ -52,7 +52,7 @@ def write_all(folder: Path, data: FederatedData, names: set[str]) -> None:
         "training": lambda path: write_store(path, training(data)),
         "uint8": lambda path: write_store(path, source("uint8")),
         "float32": lambda path: write_store(path, source("float32")),
-        "fedjax.sqlite": lambda path: to_fedjax_sqlite(source("float32"), path),
+        "fedjax.sqlite": lambda path: to_fedjax_sqlite(source("float32"), path, level=1),
         "tff.sqlite": lambda path: to_tff_sqlite(source("float32"), path, split="train"),
         "tff.h5": lambda path: write_hdf5(path, source("float32")),
         "hugging_face": lambda path: write_hugging_face(path, source("float32")),
