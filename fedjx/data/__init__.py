@@ -1,6 +1,6 @@
 """Federated data: client data in memory and on disk, importers, partitions, preprocessing, cohorts and samplers."""
 
-from fedjx.data import importers
+from fedjx.data import importers, published
 from fedjx.data.cohort import Cohort, central, cohort
 from fedjx.data.digits import digits
 from fedjx.data.federated_data import ClientData, FederatedData
@@ -30,6 +30,7 @@ from fedjx.data.partitions import (
 )
 from fedjx.data.plots import plot_label_distribution, plot_sizes
 from fedjx.data.preprocess import Preprocessed, Step, preprocess
+from fedjx.data.python_source import python_source
 from fedjx.data.sampling import uniform_sampler
 from fedjx.data.skew import add_noise, label_permutations, noise_levels, permute_labels, rotate_images, scale_channels
 from fedjx.data.source import Client, Source, write_store
@@ -83,6 +84,8 @@ __all__ = [
     "plot_sizes",
     "power_law_sizes",
     "preprocess",
+    "published",
+    "python_source",
     "rotate_images",
     "rotating_weights",
     "scale_channels",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fedjx.data.client_ids import ClientId, encoded, write_index
+from fedjx.data.client_metadata import MetadataColumn, plain, plain_values
 from fedjx.data.columns import Column, ColumnWriter
 from fedjx.data.federated_data import checked_examples, named_columns, notation, schema_of
 from fedjx.data.manifest import client_file, partial_path, shard_file, sync_directory, write_manifest
-
-_MAX_VALUES = 1 << 16
 
 
 class StoreWriter:
@@ -29,7 +29,7 @@ class StoreWriter:
     block ends and all is on disk. If the block raises, nothing is left. A process that is killed leaves no
     store, only the hidden directory, ``.<name>.partial-*``, which may be deleted.
 
-    Memory: the examples of one client, buffers, and some tens of MB for the index at the end.
+    Memory: the examples of one call, buffers, and some tens of MB for the index at the end.
 
     Args:
       path: The directory to write, which must not exist; its parent must.
@@ -60,7 +60,7 @@ class StoreWriter:
         self._types: dict[str, tuple[np.dtype, tuple[int, ...]]] = {}
         self._notation = ""
         self._stems: dict[str, str] = {}
-        self._metadata: dict[str, _Metadata] = {}
+        self._metadata: dict[str, MetadataColumn] = {}
         # Open files by name of the feature or column; those of the current shard and those of all clients.
         self._shard: dict[str, ColumnWriter] = {}
         self._clients: dict[str, ColumnWriter] = {}
@@ -97,38 +97,85 @@ class StoreWriter:
           ValueError: If the client has no example, its features disagree on n, or it is unlike the first.
           TypeError: If an id, a feature or a value of the metadata is of a type that cannot be stored.
         """
-        if not self._is_writable:
-            raise ValueError(
-                "a writer needs to be open; got one that is not, or that has failed. Use it as a context manager."
-            )
+        self._check_open()
         name = encoded(client_id)
-        columns = {
-            key: column if column.dtype.isnative else column.astype(column.dtype.newbyteorder("="))
-            for key, column in named_columns(examples, repr(client_id)).items()
-        }
+        columns = _native(named_columns(examples, repr(client_id)))
         size = self._checked_size(client_id, columns)
-        values = {key: _plain(key, value) for key, value in metadata.items()}
+        values = {key: plain(key, value) for key, value in metadata.items()}
         if self._num_clients:
             self._check_alike(client_id, name.kind, values)
         # What interrupts from here on, such as a full disk or Ctrl-C, may leave half a client.
         self._is_writable = False
         if not self._num_clients:
             self._begin(name.kind, columns, values)
-        self._append(columns, size)
-        self._num_id_bytes += len(name.value)
-        self._clients["client_ids"].append(name.value)
-        if name.kind != "int":
-            self._clients["client_id_offsets"].append(self._num_id_bytes.to_bytes(8, "little"))
+        self._open_shard(sum(column.nbytes for column in columns.values()))
+        self._append(columns, 1, size, size, (self._num_examples + size).to_bytes(8, "little"))
+        self._append_names([name.value])
         for key, value in values.items():
-            self._clients[f"metadata_{key}"].append(self._metadata[key].encoded(value))
+            self._clients[f"metadata_{key}"].append(self._metadata[key].encoded([value]))
         self._is_writable = True
+
+    def add_many(
+        self,
+        client_ids: Sequence[ClientId],
+        examples: Mapping[str, ArrayLike],
+        sizes: ArrayLike,
+        /,
+        **metadata: Sequence[str | float],
+    ) -> None:
+        """Appends many clients at once, several times faster than `add` where clients are small.
+
+        The files become the same as if the clients were added one by one. If one is refused, none is written.
+
+        Args:
+          client_ids: ``[C]``, what the clients are called, as for `add`.
+          examples: Features by name, each ``[N, ...]``, one client after another.
+          sizes: Integers ``[C]``, how many examples each client has, at least 1; N in all.
+          **metadata: For each column of metadata the clients' values, ``[C]``.
+
+        Raises:
+          ValueError: As `add`, and if the sizes are not those of the ids and the examples.
+          TypeError: As `add`.
+        """
+        self._check_open()
+        client_ids = client_ids.tolist() if isinstance(client_ids, np.ndarray) else list(client_ids)
+        columns = _native(named_columns(examples, "several clients"))
+        counts = _checked_sizes(sizes, len(client_ids), checked_examples(columns, " of the clients"))
+        if not client_ids:
+            return
+        self._checked_size(client_ids[0], {name: column[: counts[0]] for name, column in columns.items()})
+        names = [encoded(client_id) for client_id in client_ids]
+        values = {key: plain_values(key, column, len(names)) for key, column in metadata.items()}
+        kind = self._id_kind or names[0].kind
+        first = {key: column[0] for key, column in values.items()}
+        if self._num_clients:
+            self._check_alike(client_ids[0], names[0].kind, first)
+        for client_id, name in zip(client_ids, names, strict=True):
+            if name.kind != kind:
+                raise _other_kind(client_id, name.kind, kind)
+        for key, column in values.items():
+            (self._metadata.get(key) or MetadataColumn(first[key])).check(key, *column)
+        self._is_writable = False
+        if not self._num_clients:
+            self._begin(kind, columns, first)
+        self._append_runs(columns, counts)
+        self._append_names([name.value for name in names])
+        for key, column in values.items():
+            self._clients[f"metadata_{key}"].append(self._metadata[key].encoded(column))
+        self._is_writable = True
+
+    def _check_open(self) -> None:
+        if not self._is_writable:
+            raise ValueError(
+                "a writer needs to be open; got one that is not, or that has failed. Use it as a context manager."
+            )
 
     def _begin(self, kind: str, columns: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> None:
         """Opens the files of the clients, for ids, features and metadata like those of the first one."""
         self._id_kind, self._stems = kind, _file_stems(columns)
         self._types = {name: (column.dtype, column.shape[1:]) for name, column in columns.items()}
         self._notation = notation(schema_of(columns))
-        self._metadata = {key: _Metadata(value) for key, value in values.items()}
+        self._metadata = {key: MetadataColumn(value) for key, value in values.items()}
         dtypes = {"offsets": "int64", "client_ids": "int64" if kind == "int" else "uint8"}
         if kind != "int":
             dtypes["client_id_offsets"] = "int64"
@@ -138,22 +185,52 @@ class StoreWriter:
             if name in ("offsets", "client_id_offsets"):
                 self._clients[name].append(bytes(8))
 
-    def _append(self, columns: Mapping[str, np.ndarray], size: int) -> None:
-        """Appends the examples of a client to the current shard, or begins another."""
-        num_bytes = sum(column.nbytes for column in columns.values())
+    def _open_shard(self, num_bytes: int) -> int:
+        """Begins another shard if a client of so many bytes has no room; returns the bytes in the shard."""
         written = sum(column.num_bytes for column in self._shard.values())
-        if not self._shard or (written and written + num_bytes > self._shard_bytes):
-            self._finish_shard()
-            for name, (dtype, shape) in self._types.items():
-                path = self._directory / shard_file(self._stems[name], len(self._shards))
-                self._shard[name] = ColumnWriter(path, dtype, shape)
-            self._shards.append({"first_client": self._num_clients, "first_example": self._num_examples})
+        if self._shard and not (written and written + num_bytes > self._shard_bytes):
+            return written
+        self._finish_shard()
+        for name, (dtype, shape) in self._types.items():
+            path = self._directory / shard_file(self._stems[name], len(self._shards))
+            self._shard[name] = ColumnWriter(path, dtype, shape)
+        self._shards.append({"first_client": self._num_clients, "first_example": self._num_examples})
+        return 0
+
+    def _append(
+        self, columns: Mapping[str, np.ndarray], num_clients: int, num_examples: int, largest: int, ends: bytes
+    ) -> None:
+        """Appends the examples of some clients to the current shard, and where they end."""
         for name, column in columns.items():
             self._shard[name].append(column.tobytes())
-        self._num_clients += 1
-        self._num_examples += size
-        self._largest = max(self._largest, size)
-        self._clients["offsets"].append(self._num_examples.to_bytes(8, "little"))
+        self._num_clients += num_clients
+        self._num_examples += num_examples
+        self._largest = max(self._largest, largest)
+        self._clients["offsets"].append(ends)
+
+    def _append_names(self, names: list[bytes]) -> None:
+        """Appends what some clients are called."""
+        self._clients["client_ids"].append(b"".join(names))
+        if self._id_kind != "int":
+            ends = [*itertools.accumulate(map(len, names), initial=self._num_id_bytes)][1:]
+            self._clients["client_id_offsets"].append(b"".join([end.to_bytes(8, "little") for end in ends]))
+            self._num_id_bytes = ends[-1]
+
+    def _append_runs(self, columns: Mapping[str, np.ndarray], sizes: np.ndarray) -> None:
+        """Appends the examples of clients, as many at once as have room in a shard."""
+        row_bytes = sum(column[:1].nbytes for column in columns.values())
+        ends = np.append(0, np.cumsum(sizes))
+        start = 0
+        while start < len(sizes):
+            room = self._shard_bytes - self._open_shard(int(sizes[start]) * row_bytes)
+            stop = int(np.searchsorted(ends * row_bytes, ends[start] * row_bytes + room, side="right")) - 1
+            stop = max(stop, start + 1)  # A client larger than a shard has one of its own.
+            rows = slice(ends[start], ends[stop])
+            part = {name: column[rows] for name, column in columns.items()}
+            offsets = self._num_examples - ends[start] + ends[start + 1 : stop + 1]
+            largest = int(sizes[start:stop].max())
+            self._append(part, stop - start, int(rows.stop - rows.start), largest, offsets.astype("<i8").tobytes())
+            start = stop
 
     def _finish_shard(self) -> None:
         if self._shard:
@@ -215,10 +292,7 @@ class StoreWriter:
     def _check_alike(self, client_id: ClientId, kind: str, values: Mapping[str, Any]) -> None:
         """Refuses an id or metadata unlike the first client's."""
         if kind != self._id_kind:
-            raise TypeError(
-                f"all client ids need the same type; got {client_id!r} of type {kind} after ids of type "
-                f"{self._id_kind}. Convert them first."
-            )
+            raise _other_kind(client_id, kind, self._id_kind)
         types = {key: type(value).__name__ for key, value in values.items()}
         expected = {key: column.type.__name__ for key, column in self._metadata.items()}
         if types != expected:
@@ -230,39 +304,38 @@ class StoreWriter:
             self._metadata[key].check(key, value)
 
 
-class _Metadata:
-    """A column of metadata: numbers as they are, or strings by their numbers."""
-
-    def __init__(self, first: str | float | bool):
-        self.type = type(first)
-        self.dtype = np.dtype({str: "int32", bool: "bool", int: "int64", float: "float64"}[self.type])
-        self.values: dict[str, int] | None = {} if self.type is str else None
-
-    def check(self, name: str, value: Any) -> None:
-        """Refuses one string too many."""
-        if self.values is not None and value not in self.values and len(self.values) == _MAX_VALUES:
-            raise ValueError(
-                f"metadata need to have few different strings; got more than {_MAX_VALUES} for {name!r}. Number them, "
-                "or make them a feature."
-            )
-
-    def encoded(self, value: Any) -> bytes:
-        """Returns a value as it is written."""
-        if self.values is not None:
-            value = self.values.setdefault(value, len(self.values))
-        return np.array(value, self.dtype).tobytes()
+def _native(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {
+        name: column if column.dtype.isnative else column.astype(column.dtype.newbyteorder("="))
+        for name, column in columns.items()
+    }
 
 
-def _plain(name: str, value: Any) -> str | float | bool:
-    """Returns a value of metadata as Python's own str, bool, int or float."""
-    if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]{0,63}", name):
-        raise ValueError(f"metadata need a plain name, of letters, digits and _; got {name!r}. Rename it.")
-    value = value.item() if isinstance(value, np.generic) else value
-    if type(value) not in (str, bool, int, float):
-        raise TypeError(f"metadata are str, int, float or bool; got {name}={value!r}. Convert it.")
-    if type(value) is int and not -(2**63) <= value < 2**63:
-        raise ValueError(f"metadata of type int need to fit in 64 bits; got {name}={value}. Give a str.")
-    return value
+def _checked_sizes(sizes: ArrayLike, num_clients: int, num_examples: int) -> np.ndarray:
+    """Returns the sizes of clients as int64, which are those of all examples."""
+    counts = np.asarray(sizes)
+    if counts.shape != (num_clients,) or (counts.size and counts.dtype.kind not in "iu"):
+        raise ValueError(
+            f"sizes need an integer for each client; got {counts.dtype}{list(counts.shape)} for {num_clients} "
+            "clients. Give [C]."
+        )
+    if (counts < 1).any():
+        raise ValueError(
+            f"every client needs at least one example; got {counts.min()} for client {counts.argmin()} of the call. "
+            "Leave it out."
+        )
+    if counts.sum() != num_examples:
+        raise ValueError(
+            f"sizes need to add up to the number of examples; got {counts.sum()} and {num_examples=}. Compare them."
+        )
+    return counts.astype(np.int64)
+
+
+def _other_kind(client_id: ClientId, kind: str, expected: str) -> TypeError:
+    return TypeError(
+        f"all client ids need the same type; got {client_id!r} of type {kind} after ids of type {expected}. "
+        "Convert them first."
+    )
 
 
 def _file_stems(names: Iterable[str]) -> dict[str, str]:

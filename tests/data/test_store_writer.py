@@ -1,6 +1,7 @@
 """Tests of writing stores: what is refused, what is left of a writer that failed, and the format."""
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ import pytest
 
 from fedjx.data import Store, StoreWriter, columns
 from tests.data.killing import outcomes
-from tests.data.stores import CLIENTS, written
+from tests.data.stores import CLIENTS, SIZES, SPLITS, written
 
 # What writers refuse.
 
@@ -73,13 +74,77 @@ def test_duplicate_ids(tmp_path, ids):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("ids", [[f"klient {'ö' * (k % 3)}{k}" for k in range(10)], [2**63 - 1 - k for k in range(10)]])
+@pytest.mark.parametrize("shard_bytes", [1, 60, 200, 1 << 29])
+def test_many_clients_at_once_make_the_same_store(tmp_path, ids, shard_bytes):
+    rates = [k / 4 for k in range(10)]
+    written(tmp_path / "one", ids=ids, shard_bytes=shard_bytes, split=SPLITS, rate=rates)
+    examples = {name: np.concatenate([client[name] for client in CLIENTS]) for name in CLIENTS[0]}
+    bounds = [0, 4, 4, 5, 10]
+    with StoreWriter(tmp_path / "many", shard_bytes=shard_bytes, provenance={"made": "here"}) as writer:
+        for start, stop in itertools.pairwise(bounds):
+            rows = slice(sum(SIZES[:start]), sum(SIZES[:stop]))
+            part = {name: column[rows] for name, column in examples.items()}
+            chosen = slice(start, stop)
+            writer.add_many(ids[chosen], part, SIZES[chosen], split=SPLITS[chosen], rate=np.array(rates[chosen]))
+    files = {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()}
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "many").iterdir()}
+    Store(tmp_path / "many").verify()
+
+
+@pytest.mark.parametrize(
+    ("ids", "examples", "sizes", "metadata", "error", "message"),
+    [
+        (
+            ["b", "c"],
+            {"x": np.zeros(3)},
+            [3],
+            {"s": "tt"},
+            ValueError,
+            r"an integer for each client; got int64\[1\] for 2",
+        ),
+        (
+            ["b", "c"],
+            {"x": np.zeros(3)},
+            [1.0, 2.0],
+            {"s": "tt"},
+            ValueError,
+            "an integer for each client; got float64",
+        ),
+        (["b", "c"], {"x": np.zeros(3)}, [3, 0], {"s": "tt"}, ValueError, "at least one example; got 0 for client 1"),
+        (["b", "c"], {"x": np.zeros(3)}, [1, 1], {"s": "tt"}, ValueError, "add up to .* got 2 and num_examples=3"),
+        (["b", "c"], {"x": np.zeros(3, int)}, [1, 2], {"s": "tt"}, ValueError, "got <x=int64> for client 'b' and <x=f"),
+        (["b", "c"], {"x": np.zeros(3), "y": [1]}, [1, 2], {"s": "tt"}, ValueError, "'x' with 3 and 'y' with 1"),
+        (["b", 5], {"x": np.zeros(3)}, [1, 2], {"s": "tt"}, TypeError, "got 5 of type int after ids of type str"),
+        (["b", None], {"x": np.zeros(3)}, [1, 2], {"s": "tt"}, TypeError, "a client id is a str, bytes or int"),
+        (["b", "c"], {"x": np.zeros(3)}, [1, 2], {"s": "t"}, ValueError, "value for each client; got 1 for 2 clients"),
+        (["b", "c"], {"x": np.zeros(3)}, [1, 2], {"s": ["t", 1]}, ValueError, r"got \['int', 'str'\] for 's'"),
+        (["b", "c"], {"x": np.zeros(3)}, [1, 2], {"s": [1, 2]}, ValueError, "got {'s': 'int'} for client 'b' and"),
+        (["b", "c"], {"x": np.zeros(3)}, [1, 2], {}, ValueError, "got {} for client 'b' and"),
+    ],
+)
+def test_of_many_clients_none_is_written_if_one_is_refused(tmp_path, ids, examples, sizes, metadata, error, message):
+    with StoreWriter(tmp_path / "s") as writer:
+        for k, name in enumerate(["a", "z"]):
+            writer.add_many([name], {"x": [1.0 + k]}, [1], s="t")
+            with pytest.raises(error, match=message):
+                writer.add_many(ids, examples, sizes, **metadata)
+    store = Store(tmp_path / "s")
+    assert store.client_ids([0, 1]) == ["a", "z"]
+    assert store.read([0, 1])["x"].tolist() == [1.0, 2.0]
+    with pytest.raises(ValueError, match="a writer needs to be open"):
+        writer.add_many(["b"], {"x": [1.0]}, [1], s="t")
+
+
 def test_too_many_strings(tmp_path, monkeypatch):
-    monkeypatch.setattr("fedjx.data.store_writer._MAX_VALUES", 2)
+    monkeypatch.setattr("fedjx.data.client_metadata._MAX_VALUES", 2)
     with StoreWriter(tmp_path / "s") as writer:
         for k in range(4):
             writer.add(k, {"x": [k]}, user=str(k % 2))
         with pytest.raises(ValueError, match="few different strings; got more than 2 for 'user'"):
             writer.add(9, {"x": [9]}, user="2")
+        with pytest.raises(ValueError, match="few different strings; got more than 2 for 'user'"):
+            writer.add_many([8, 9], {"x": [8, 9]}, [1, 1], user="02")
 
 
 def test_nothing_is_left_of_a_store_without_clients_or_with_an_error(tmp_path):

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 
+import h5py
 import jax
 import numpy as np
 import pytest
@@ -12,8 +13,6 @@ import pytest
 from fedjx.data import write_store
 from fedjx.data.importers import pfl_hdf5, tff_hdf5
 from tests.data.damage import check_damage
-
-h5py = pytest.importorskip("h5py")
 
 HOSTILE = ["10", "2", "o'brien", "..x", "x" * 10_000, "ünï", 'a"b', "f3821_37"]
 FEATURES = {"pixels": jax.ShapeDtypeStruct((2, 3), np.float32), "label": jax.ShapeDtypeStruct((), np.uint8)}

@@ -1,0 +1,141 @@
+"""Opens the stores of a published data set, and makes them of the published file where there are none yet."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from fedjx.data.importers import fedjax_sqlite, tff_hdf5, tff_sqlite
+from fedjx.data.published import files
+from fedjx.data.source import Source, write_store
+from fedjx.data.store import Store
+
+# What `num_examples` of a published count is compared with, where examples are not what was published.
+PUBLISHED_EXAMPLES = "num_published_examples"
+
+# A central test set is in a store as parts of so many examples, so that none is too large to read, called so.
+CENTRAL = 1000
+CENTRAL_ID = "test_%05d"
+
+
+class Container(NamedTuple):
+    """One of the forms in which a data set is published.
+
+    Attributes:
+      files: The file of each split.
+      read: From the path of a file and a split to its clients.
+    """
+
+    files: Mapping[str, str]
+    read: Callable[[Path, str], Source]
+
+
+def tff_containers(
+    stem: str,
+    splits: Mapping[str, str],
+    features: Mapping[str, jax.ShapeDtypeStruct],
+    *,
+    hdf5: str = "",
+    fedjax: str = "",
+) -> list[Container]:
+    """Returns the forms in which TFF's data sets are published.
+
+    Args:
+      stem: Of the database, `<stem>.sqlite.lzma`, which has all splits.
+      splits: How it spells each split.
+      features: What is read of an example.
+      hdf5: Stem of the HDF5 files, one for a split, where there are some.
+      fedjax: Stem of FedJAX's databases, one for a split, where there are some.
+    """
+
+    def sqlite(path: Path, split: str) -> Source:
+        return tff_sqlite(path, split=splits[split], features=features)
+
+    containers = [Container(dict.fromkeys(splits, stem + end), sqlite) for end in (".sqlite.lzma", ".sqlite")]
+    spelled = {split: "held_out" if split == "heldout" else split for split in splits}
+    if hdf5:
+        names = {split: f"{hdf5}_{spelling}.h5" for split, spelling in spelled.items()}
+        containers.append(Container(names, lambda path, split: tff_hdf5(path, features=features)))
+    if fedjax:
+        names = {split: f"{fedjax}_{spelling}.sqlite" for split, spelling in spelled.items()}
+        containers.append(Container(names, lambda path, split: fedjax_sqlite(path, features=features)))
+    return containers
+
+
+def opened(
+    directory: str | Path,
+    name: str,
+    containers: Sequence[Container],
+    *,
+    published: str,
+    check_files: bool,
+    progress: bool,
+    prepare: Callable[[Source], Source] = lambda source: source,
+    others: Sequence[str] = (),
+) -> dict[str, Store]:
+    """Opens the store of each split, `<name>-<split>` in the directory, after importing those that are missing.
+
+    Args:
+      directory: Where the published files are and the stores go.
+      name: Of the stores; says all on which their examples depend.
+      containers: The forms that are looked for, in this order.
+      published: Which of `files.COUNTS` the counts are compared with; every difference is a warning.
+      check_files: Whether sizes and checksums of files are compared with the published ones before an import.
+      progress: Whether an import shows a bar on stderr.
+      prepare: Applied to the clients of each split on their way into a store.
+      others: Files that the import needs besides.
+
+    Raises:
+      FileNotFoundError: If a store is missing, and the published file too.
+      ValueError: If a file is not the published one, or is malformed.
+    """
+    directory = Path(directory)
+    splits = list(containers[0].files)
+    paths = {split: directory / f"{name}-{split}" for split in splits}
+    missing = [split for split in splits if not paths[split].exists()]
+    if missing:
+        number = files.found(directory, published, [[*container.files.values(), *others] for container in containers])
+        container = containers[number]
+        if check_files:
+            for file in sorted({*(container.files[split] for split in missing), *others}):
+                files.check(directory / file)
+        for split in missing:
+            source = prepare(container.read(directory / container.files[split], split))
+            _write(paths[split], _named(source, published, split), progress)
+    stores = {split: Store(path) for split, path in paths.items()}
+    compare(stores, published)
+    return stores
+
+
+def compare(stores: Mapping[str, Store], published: str) -> None:
+    """Warns of each split that has not as many clients or examples as were published."""
+    for split, store in stores.items():
+        expected = files.COUNTS.get(published, {}).get(split, files.Count())
+        num_examples = store.num_examples
+        if PUBLISHED_EXAMPLES in store.manifest["metadata"]:
+            num_examples = int(store.metadata(PUBLISHED_EXAMPLES).sum())
+        counts = files.Count(store.num_clients, num_examples)
+        different = [
+            f"{field} {count} instead of {wanted}"
+            for field, count, wanted in zip(counts._fields, counts, expected, strict=True)
+            if wanted not in (None, count)
+        ]
+        if different:
+            empty = (store.manifest["provenance"] or {}).get("num_empty_clients", 0)
+            left_out = f"; {empty} clients without examples were left out" if empty else ""
+            warnings.warn(f"{published}, {split}, is not as published: {', '.join(different)}{left_out}", stacklevel=4)
+
+
+def _write(path: Path, source: Source, progress: bool) -> None:
+    try:
+        write_store(path, source, progress=progress)
+    except FileExistsError:
+        Store(path)  # Another process was faster.
+
+
+def _named(source: Source, name: str, split: str) -> Source:
+    return source._replace(provenance={"dataset": name, "split": split, **source.provenance})
