@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from fedjx.data.importers import cifar
-from fedjx.data.partition import dirichlet_partition, iid_partition
+from fedjx.data.partitions import dirichlet_partition, iid_partition
 from fedjx.data.published.images import as_bytes, emnist_domain, stacked
 from fedjx.data.published.stores import CENTRAL, CENTRAL_ID, Container, opened, tff_containers
 from fedjx.data.published.transforms import transformed, with_metadata
