@@ -25,7 +25,7 @@ from fedjx.data.state_rows import RowFile, checksums, layout, spoken
 PyTree = Any
 
 # Bytes that are copied, checked and written at once.
-_BLOCK = 1 << 24
+_BLOCK = 1 << 22
 
 
 class ClientStates:
@@ -86,7 +86,7 @@ class ClientStates:
             schema = {"num_clients": num_clients, "leaves": self._layout.schema()}
             create(self.path, schema, self._rows.header, self._layout.initial.tobytes())
         read_head(self.path)  # What is none is left alone.
-        self._rows.check_size(1)
+        self._rows.check_size(0)
         self._file, lock = locked(self.path) if writable else (None, None)
         self._close, self._process = weakref.finalize(self, close, self._file, lock), os.getpid()
         with self._closed_by_errors():
@@ -103,9 +103,9 @@ class ClientStates:
         return self._journal.last.number
 
     @property
-    def pinned(self) -> int:
-        """The earliest round that can be returned to."""
-        return self._journal.head["pinned"]
+    def rounds(self) -> list[int]:
+        """The rounds that can be returned to: the pinned one, and all committed since."""
+        return [found.number for found in self._journal.kept()]
 
     @property
     def fingerprint(self) -> str:
@@ -196,7 +196,7 @@ class ClientStates:
         """Returns to an earlier committed round, for good, and gives up what was put since the last commit.
 
         Args:
-          round: Which; at least `pinned`.
+          round: Which, one of `rounds`.
           fingerprint: What `fingerprint` was in that round, if the states must be those of that very run.
 
         Raises:
@@ -219,7 +219,7 @@ class ClientStates:
         """Gives up the rounds before this one, of which no checkpoint is left, and frees the room that they take.
 
         Args:
-          round: Which, committed and at least `pinned`.
+          round: Which, one of `rounds`.
 
         Raises:
           ValueError: If there is no such round, or states were put since the last commit.
@@ -231,7 +231,7 @@ class ClientStates:
             )
         round = self._journal.find(operator.index(round)).number
         with self._closed_by_errors():
-            if round > self.pinned:
+            if round > self.rounds[0]:
                 self._journal.pin(round)
         self._forget()
 
@@ -342,9 +342,8 @@ class ClientStates:
         """Raises ValueError, which says why, if states are not those that were committed."""
         if not wrong.any():
             return
-        now, last = Journal(self.path), self._journal.last
-        kept = {found.number: found.fingerprint for found in now.rounds if found.number >= now.head["pinned"]}
-        if kept.get(last.number) != last.fingerprint:
+        last = self._journal.last
+        if not any(found[:2] == last[:2] for found in Journal(self.path).kept()):
             raise ValueError(
                 f"states are read as they were when they were opened, while these are kept; round {last.number} of "
                 f"{self.path} is given up. Open them again."

@@ -57,7 +57,7 @@ class Journal:
       head: What `head.json` says.
       slots: int32 ``[K]``, where each client's state is; 0, the slot of the initial state, for untouched ones.
       crc32: uint32 ``[S]``, of every slot.
-      rounds: The committed rounds that can be returned to, and some before them.
+      rounds: The rounds in the journal's file, of which those before the pinned one are given up.
       free: int32, slots that hold nothing of these rounds, in increasing order.
       num_slots: Number of slots S.
 
@@ -82,14 +82,18 @@ class Journal:
         """The last committed round."""
         return self.rounds[-1]
 
+    def kept(self) -> list[Round]:
+        """Returns the rounds that can be returned to."""
+        return [found for found in self.rounds if found.number >= self.head["pinned"]]
+
     def find(self, number: int) -> Round:
         """Returns a committed round that can be returned to.
 
         Raises:
           ValueError: If it is none.
         """
-        for found in self.rounds:
-            if found.number == number and number >= self.head["pinned"]:
+        for found in self.kept():
+            if found.number == number:
                 return found
         raise ValueError(
             f"a round needs to be committed, and not before the pinned one; got round {number}, and {self.directory} "

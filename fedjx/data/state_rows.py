@@ -32,7 +32,7 @@ class Leaf(NamedTuple):
     def of(self, rows: np.ndarray) -> np.ndarray:
         """Returns this leaf of the states in rows, ``[C, ...]``, as a view of uint8 ``[C, row_bytes]``."""
         size = self.dtype.itemsize * math.prod(self.shape)
-        return rows[:, self.offset : self.offset + size].view(self.dtype).reshape(-1, *self.shape)
+        return rows[:, self.offset : self.offset + size].view(self.dtype).reshape(len(rows), *self.shape)
 
 
 class Layout(NamedTuple):
