@@ -1,15 +1,8 @@
-"""Client states in memory, a run of random operations on them, and a stateful algorithm, for the tests of states."""
+"""Client states in memory, and random operations on them, for the tests of those on disk."""
 
-from pathlib import Path
-from typing import Any, NamedTuple
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from fedjx import federated_broadcast, federated_computation, federated_map, federated_mean, sequence_reduce
-from fedjx.data import Cohort, Store, uniform_sampler
-from fedjx.data.client_states import ClientStates, StateCohort
+from fedjx.data.client_states import ClientStates
 
 NUM_CLIENTS = 30
 INITIAL = {"control": np.arange(3, dtype=np.float32), "visits": np.int32(0)}
@@ -84,58 +77,5 @@ def assert_same(states, expected):
         assert contents(states)[::2] == contents(earlier)[::2], round
 
 
-# --- a stateful algorithm -----------------------------------------------------------------------------
-
-
-class Server(NamedTuple):
-    params: Any
-    round: Any
-
-
-class Update(NamedTuple):
-    delta: Any
-    state: Any
-
-
-def _client(params, data, own):
-    """Takes a step to the mean of the data, corrected by a control variate that the client keeps."""
-
-    def add(sums, batch):
-        mask = batch["mask"].astype(jnp.float32)
-        return sums[0] + batch["x"].T @ mask, sums[1] + mask.sum()
-
-    total, number = sequence_reduce(add, (jnp.zeros(3), jnp.zeros(())), data)
-    gradient = params - total / number
-    control = own["control"] + 0.5 * (gradient - own["control"])
-    return Update(0.3 * (gradient - 0.1 * own["control"]), {"control": control, "visits": own["visits"] + 1})
-
-
-@federated_computation
-def next_round(server, data, states):
-    update = federated_map(_client, federated_broadcast(server.params), data, states)
-    after = federated_map(
-        lambda server, delta: Server(server.params - delta, server.round + 1), server, federated_mean(update.delta)
-    )
-    return after, update.state
-
-
-def train(store: Store, states, *, num_rounds: int, server=None, on_round=lambda server: None, on_chunk=lambda: None):
-    """Trains up to a round, with states on disk or in memory."""
-
-    def sink(chunk):
-        on_chunk()
-        ClientStates.sink(states, chunk)
-
-    step = next_round.streamed(sink=sink)
-    server = server or Server(jnp.zeros(3), jnp.int32(0))
-    sample = uniform_sampler(store.num_clients, 12, seed=3)
-    for round in range(int(server.round) + 1, num_rounds + 1):
-        ids = sample(round)
-        server, _ = step(server, Cohort(store, ids, batch_size=2, lanes=1), StateCohort(states, ids))
-        states.commit(round)
-        on_round(server)
-    return jax.tree.map(np.asarray, server)
-
-
-def opened(path: Path, **options) -> ClientStates:
+def opened(path, **options):
     return ClientStates(path, INITIAL, num_clients=NUM_CLIENTS, **options)
