@@ -101,7 +101,8 @@ class Disk:
         """Writes what a power failure leaves: of names and of files either what was synced or what is there now."""
         target.mkdir()
         now = {x.name: x.stat().st_ino for x in self._directory.iterdir()}
-        names = now if self._random.random() < 0.5 else self._names
+        places = {name: (now, self._names)[self._random.integers(2)] for name in sorted({*now, *self._names})}
+        names = {name: place[name] for name, place in places.items() if name in place}
         data = {x.stat().st_ino: x.read_bytes() for x in self._directory.iterdir()}
         for name, inode in names.items():
             synced = self._files.get(inode, b"")
@@ -113,7 +114,7 @@ class Disk:
 
 
 def check_power_failures(path, monkeypatch, skipped=None):
-    """Lets the power fail before and after every sync, and counts how many outcomes there are.
+    """Lets the power fail three times before and after every sync, and counts how many outcomes there are.
 
     What is skipped is a file whose syncs do nothing.
     """
@@ -127,8 +128,9 @@ def check_power_failures(path, monkeypatch, skipped=None):
         for is_synced in (False, True):
             if is_synced and not (skipped and name.name.startswith(skipped)):
                 disk.synced(name)
-            failures.append(path / f"failed{len(failures)}")
-            disk.fail(failures[-1])
+            for _ in range(3):
+                failures.append(path / f"failed{len(failures)}")
+                disk.fail(failures[-1])
 
     for step in range(NUM_STEPS):
         before = expected.copy()
