@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from fedjx.core.chunks import arranged
 from fedjx.core.hosts import Share, device_memory
 from fedjx.core.values import Batches, Clients, Sequence
-from fedjx.data.federated_data import ClientData, FederatedData, checked_ids
+from fedjx.data.federated_data import ClientData, FederatedData, cached, checked_ids
 
 
 def cohort(
@@ -123,7 +123,7 @@ class Cohort:
                 f"a placement is 'resident', 'streamed' or 'auto'; got {self.placement!r}. Choose one of them."
             )
 
-    @property
+    @cached
     def sizes(self) -> np.ndarray:
         """Number of batches of each member, int64 ``[C]``."""
         return _num_batches(self.data.sizes[self.ids], self.batch_size)
