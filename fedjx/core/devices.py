@@ -49,7 +49,7 @@ class Placer:
     def __init__(self, mesh: Mesh):
         self.split, self.whole = NamedSharding(mesh, PartitionSpec(AXIS)), NamedSharding(mesh, PartitionSpec())
         self._mesh, self._share = mesh, share_of(mesh)
-        self._pools: tuple[list[Any], PyTree] = ([], None)
+        self._pools: tuple[list[Any], list[Any]] = ([], [])
 
     def server(self, value: PyTree) -> PyTree:
         """Copies a value to every device, unless it is there."""
@@ -76,14 +76,15 @@ class Placer:
         return Clients(join(own, pools), mask, ids)
 
     def _shared_pools(self, pools: PyTree) -> PyTree:
-        leaves = jax.tree.leaves(pools)
+        leaves, structure = jax.tree.flatten(pools)
         if all(isinstance(x, jax.Array) and x.sharding == self.whole for x in leaves):
             return pools
         known, placed = self._pools  # read once: a thread that makes chunks ahead places pools too
         if len(leaves) != len(known) or any(a is not b for a, b in zip(leaves, known, strict=True)):
-            placed = self._whole(pools)
+            placed = self._whole(leaves)
             self._pools = (leaves, placed)
-        return placed
+        # One pool may come beside other arguments: a thread that makes chunks ahead sees one of them only.
+        return structure.unflatten(placed)
 
     def _whole(self, value: PyTree) -> PyTree:
         if self._mesh.is_multi_process:

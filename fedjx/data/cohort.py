@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from fedjx.core.chunks import arranged
 from fedjx.core.hosts import Share, device_memory
 from fedjx.core.values import Batches, Clients, Sequence
-from fedjx.data.federated_data import ClientData, FederatedData, checked_ids
+from fedjx.data.federated_data import ClientData, FederatedData, cached, checked_ids
 
 _ALIGNMENT = 64  # bytes; of rows too, so that each device's part begins so
 
@@ -126,7 +126,7 @@ class Cohort:
                 f"a placement is 'resident', 'streamed' or 'auto'; got {self.placement!r}. Choose one of them."
             )
 
-    @property
+    @cached
     def sizes(self) -> np.ndarray:
         """Number of batches of each member, int64 ``[C]``."""
         return _num_batches(self.data.sizes[self.ids], self.batch_size)

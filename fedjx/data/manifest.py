@@ -40,7 +40,7 @@ def write_manifest(directory: Path, body: Mapping[str, Any], columns: Iterable[C
         for column in columns
     }
     with open(directory / MANIFEST, "xb") as file:
-        file.write(_text({"format": FORMAT, "version": VERSION, **body, "files": files}))
+        file.write(checked_text({"format": FORMAT, "version": VERSION, **body, "files": files}))
         file.flush()
         os.fsync(file.fileno())
     sync_directory(directory)
@@ -70,7 +70,7 @@ def read_manifest(directory: Path) -> tuple[dict[str, Any], dict[str, Column]]:
             "Use another release of fedjx, or import it again."
         )
     # What reads the same is not enough: the fingerprint stands for every byte.
-    if _text({key: value for key, value in body.items() if key != "sha256"}) != text:
+    if checked_text({key: value for key, value in body.items() if key != "sha256"}) != text:
         raise ValueError(f"a manifest needs its own checksum; {path} is corrupt. Import it again.")
     columns = {
         name: Column(directory / name, np.dtype(file["dtype"]), tuple(file["shape"]), tuple(file["crc32"]))
@@ -93,8 +93,8 @@ def partial_path(path: Path, suffix: str) -> Path:
     return path.parent / f".{path.name}.partial-{suffix}"
 
 
-def _text(body: Mapping[str, Any]) -> bytes:
-    """Prints a manifest, one key a line, with the checksum of these lines."""
+def checked_text(body: Mapping[str, Any]) -> bytes:
+    """Prints a manifest, one key a line, with the SHA-256 of these lines."""
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in body.items()]
     digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     return ("{\n" + ",\n".join([*lines, f'"sha256": "{digest}"']) + "\n}\n").encode()

@@ -1,0 +1,389 @@
+"""What clients keep between rounds, on disk: control variates, personal parameters, errors to feed back."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import operator
+import os
+import weakref
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fedjx.core.hosts import Share
+from fedjx.core.values import Clients
+from fedjx.data.federated_data import checked_ids
+from fedjx.data.state_journal import ENTRY, ROWS, Journal, close, create, locked, read_head
+from fedjx.data.state_rows import RowFile, checksums, layout, spoken
+
+PyTree = Any
+
+# Bytes that are copied, checked and written at once.
+_BLOCK = 1 << 22
+
+
+class ClientStates:
+    """A state for each of millions of clients, on disk, changed round by round and never in part.
+
+    A state is a pytree of arrays, the same shapes for all clients. A round takes states of some clients and puts new
+    ones, chunk by chunk; `commit` makes them count, all at once. A process that is killed at any moment leaves the
+    states of the last committed round. Until then `take` reads those too, so no client sees what another one put.
+
+    Earlier rounds can be returned to, as a run does that resumes from a checkpoint: `rollback` goes to any
+    round since the pinned one, which is at first round 0. `pin` a round when no checkpoint before it will be used;
+    until then every state put takes room. Room that became free is used again.
+
+    A client that was never put has the initial state, which takes nothing on disk, and 4 bytes in memory. So does any
+    other client; besides, memory holds 4 bytes a state on disk, and the chunk in hand.
+
+    One process at a time writes; any number may read, and see the round that was the last when they opened.
+    What a writer frees by `pin` may vanish under them, which is an error, never a wrong state.
+
+    Args:
+      path: The directory. If there is nothing, it is created, atomically.
+      initial: The state of an untouched client: a pytree of arrays, or of `jax.ShapeDtypeStruct` for zeros.
+      num_clients: Number of clients K, which are numbered from 0, as in a `Store`; less than 2^31.
+      writable: Whether to write. If not, the directory must exist.
+
+    Attributes:
+      path: The directory, absolute.
+      num_clients: Number of clients K.
+
+    Raises:
+      FileNotFoundError: If a file is missing, or there is nothing at the path and `writable` is False.
+      ValueError: If the path holds states of other shapes, another number of clients or another initial state, if they
+        are corrupt, or `initial` holds nothing.
+      TypeError: If a leaf is not numeric; of random keys, keep `jax.random.key_data`.
+      BlockingIOError: If another process, or another object of this one, writes.
+
+    >>> import tempfile
+    >>> path = tempfile.mkdtemp() + "/states"
+    >>> states = ClientStates(path, {"control": np.zeros(2, np.float32), "visits": np.int32(0)}, num_clients=1_000_000)
+    >>> states.put([7, 3], {"control": np.array([[1, 2], [3, 4]], np.float32), "visits": np.array([1, 1], np.int32)})
+    >>> states.commit(1)
+    >>> states.take([3, 4])["control"].tolist()
+    [[3.0, 4.0], [0.0, 0.0]]
+    >>> states.put([3], states.take([7]))
+    >>> states.commit(2)
+    >>> states.rollback(1)
+    >>> states
+    ClientStates(num_clients=1000000, state=<control=float32[2],visits=int32>, round=1)
+    """
+
+    def __init__(self, path: str | Path, initial: PyTree, *, num_clients: int, writable: bool = True):
+        if not 1 <= num_clients < 2**31:
+            raise ValueError(f"num_clients needs to be in [1, 2^31); got {num_clients=}. Ids are int32.")
+        self.path, self.num_clients = Path(os.path.abspath(path)), num_clients
+        self._layout = layout(initial)
+        self._rows = RowFile(self.path / ROWS, self._layout.row_bytes)
+        if writable and not os.path.lexists(self.path):
+            schema = {"num_clients": num_clients, "leaves": self._layout.schema()}
+            create(self.path, schema, self._rows.header, self._layout.initial.tobytes())
+        read_head(self.path)  # What is none is left alone.
+        self._rows.check_size(0)
+        self._file, lock = locked(self.path) if writable else (None, None)
+        self._close, self._process = weakref.finalize(self, close, self._file, lock), os.getpid()
+        with self._closed_by_errors():
+            self._journal = Journal(self.path)
+            self._check_schema()
+            self._rows.check_size(self._journal.num_slots)
+            if writable:
+                self._journal.clean()
+        self._forget()
+
+    @property
+    def round(self) -> int:
+        """The last committed round; 0 if there is none."""
+        return self._journal.last.number
+
+    @property
+    def rounds(self) -> list[int]:
+        """The rounds that can be returned to: the pinned one, and all committed since."""
+        return [found.number for found in self._journal.kept()]
+
+    @property
+    def fingerprint(self) -> str:
+        """A SHA-256 of all that was put, by whom and in which round: two runs that agree in it have equal states."""
+        return self._journal.last.fingerprint.hex()
+
+    @property
+    def num_touched(self) -> int:
+        """Number of clients that have a state of their own."""
+        return int(np.count_nonzero(self._journal.slots))
+
+    def take(self, ids: ArrayLike) -> PyTree:
+        """Reads the committed states of some clients and checks that they are as they were written.
+
+        Args:
+          ids: Integers ``[C]``, the clients, in any order; one may be named again.
+
+        Returns:
+          The pytree with leaves ``[C, ...]`` in NumPy, new but for a common buffer.
+
+        Raises:
+          ValueError: If there is no client, an id does not exist, or a state is corrupt.
+        """
+        self._check_open()
+        slots = self._journal.slots[checked_ids(self.num_clients, ids)]
+        rows = np.empty((len(slots), self._layout.row_bytes), np.uint8)
+        rows[slots == 0] = self._layout.initial
+        touched = np.flatnonzero(slots)
+        self._rows.read(slots[touched], rows, touched)
+        self._check_intact(ids, checksums(rows) != self._journal.crc32[slots])
+        return self._layout.unpacked(rows)
+
+    def put(self, ids: ArrayLike, states: PyTree) -> None:
+        """Writes new states of some clients, which count from the next `commit` on.
+
+        Args:
+          ids: Integers ``[C]``, the clients, each at most once a round.
+          states: The pytree with leaves ``[C, ...]``, in the dtypes of the initial state.
+
+        Raises:
+          ValueError: If a client was put since the last commit, does not exist, or the states are of other shapes.
+          TypeError: If the states have other dtypes.
+        """
+        file = self._writable()
+        ids = checked_ids(self.num_clients, ids)
+        leaves = self._layout.checked(states, len(ids))
+        clients = set(ids.tolist())
+        if len(clients) < len(ids) or not self._clients.isdisjoint(clients):
+            again = sorted(self._clients & clients)[:5] or "one twice"
+            raise ValueError(
+                f"a client is put once a round; got {again} again. Commit the round, or discard what was put."
+            )
+        entries = np.empty(len(ids), ENTRY)
+        entries["client"], entries["slot"] = ids, self._allocated(len(ids))
+        for part in self._blocks(len(ids)):
+            rows = self._layout.packed([leaf[part] for leaf in leaves], len(ids[part]))
+            self._rows.write(file, entries["slot"][part], rows)
+            entries["crc32"][part] = checksums(rows)
+        self._pending.append(entries)
+        self._clients |= clients
+
+    def commit(self, round: int) -> None:
+        """Makes what was put since the last commit count, and waits until it is on disk.
+
+        A commit that fails, as on a full disk, closes the states; open them again to see the round that they are in.
+
+        Args:
+          round: Of which number, greater than that of the last one. A round without states may be committed too.
+
+        Raises:
+          ValueError: If the round is not greater.
+        """
+        file, round = self._writable(), operator.index(round)
+        if not self.round < round < 2**63:
+            raise ValueError(f"rounds need to increase; got {round=} after {self.round}. Number them from 1.")
+        with self._closed_by_errors():
+            if self._pending:
+                os.fsync(file)
+            self._journal.append(round, np.concatenate([np.empty(0, ENTRY), *self._pending]))
+        self._forget()
+
+    def discard(self) -> None:
+        """Gives up what was put since the last commit."""
+        self._writable()
+        self._forget()
+
+    def rollback(self, round: int, *, fingerprint: str | None = None) -> None:
+        """Returns to an earlier committed round, for good, and gives up what was put since the last commit.
+
+        Args:
+          round: Which, one of `rounds`.
+          fingerprint: What `fingerprint` was in that round, if the states must be those of that very run.
+
+        Raises:
+          ValueError: If there is no such round, or its fingerprint is another.
+        """
+        self._writable()
+        round = operator.index(round)
+        found = self._journal.find(round).fingerprint.hex()
+        if fingerprint not in (None, found):
+            raise ValueError(
+                f"a run resumes with its own states; got {fingerprint=} for round {round} and {found} in {self.path}. "
+                "Give the path of the run that was checkpointed."
+            )
+        with self._closed_by_errors():
+            if round < self.round:
+                self._journal.rollback(round)
+        self._forget()
+
+    def pin(self, round: int) -> None:
+        """Gives up the rounds before this one, of which no checkpoint is left, and frees the room that they take.
+
+        Args:
+          round: Which, one of `rounds`.
+
+        Raises:
+          ValueError: If there is no such round, or states were put since the last commit.
+        """
+        self._writable()
+        if self._pending:
+            raise ValueError(
+                f"a round is pinned between rounds; got {len(self._clients)} states put. Commit them first."
+            )
+        round = self._journal.find(operator.index(round)).number
+        with self._closed_by_errors():
+            if round > self.rounds[0]:
+                self._journal.pin(round)
+        self._forget()
+
+    def cohort(self, ids: ArrayLike) -> StateCohort:
+        """Returns the states of a cohort as an argument of a streamed computation, which takes them chunk by chunk."""
+        return StateCohort(self, checked_ids(self.num_clients, ids))
+
+    def sink(self, clients: Clients) -> None:
+        """Puts a chunk of new states: the `sink` of a streamed computation whose only result at CLIENTS they are.
+
+        Args:
+          clients: What a sink is called with; what its mask leaves out is left out.
+        """
+        (states,) = clients.value
+        rows = np.flatnonzero(np.asarray(clients.mask))
+        if len(rows):
+            self.put(np.asarray(clients.id)[rows], jax.tree.map(lambda x: np.asarray(x)[rows], states))
+
+    def verify(self) -> None:
+        """Reads everything on disk, also of earlier rounds, and compares it with its checksums.
+
+        Raises:
+          FileNotFoundError: If a file is missing.
+          ValueError: If a file is not as it was written, saying which and where.
+        """
+        journal = Journal(self.path)
+        self._rows.check_size(journal.num_slots)
+        slots = np.setdiff1d(np.arange(journal.num_slots), journal.free)
+        corrupt: list[int] = []
+        for block in self._blocks(len(slots)):
+            part = slots[block]
+            rows = np.empty((len(part), self._layout.row_bytes), np.uint8)
+            self._rows.read(part, rows, np.arange(len(part)))
+            corrupt += part[checksums(rows) != journal.crc32[part]].tolist()
+        if corrupt:
+            raise ValueError(
+                f"client states need to be as they were written; {self._rows.path} is corrupt in slots "
+                f"{str(corrupt[:5])[1:-1]} ({len(corrupt)} in all). Take a copy of the directory, or begin anew."
+            )
+
+    def close(self) -> None:
+        """Lets others write; what was put since the last commit is given up."""
+        self._close()
+
+    def __enter__(self) -> ClientStates:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self):
+        raise TypeError("client states have one writer; got a copy asked for. Open them by path, writable=False.")
+
+    def __repr__(self) -> str:
+        return (
+            f"ClientStates(num_clients={self.num_clients}, state={spoken(self._layout.schema())}, round={self.round})"
+        )
+
+    # --- private ------------------------------------------------------------------------------------
+
+    def _check_schema(self) -> None:
+        """Refuses what is on disk if it is of other shapes, another number of clients or another initial state."""
+        head, layout = self._journal.head, self._layout
+        if head["leaves"] != layout.schema():
+            what = f"states {spoken(layout.schema())}, and {spoken(head['leaves'])} are"
+        elif head["num_clients"] != self.num_clients:
+            what = f"num_clients={self.num_clients}, and {head['num_clients']} are"
+        elif head["initial_crc32"] != zlib.crc32(layout.initial.data):
+            what = "an initial state, and one of other values is"
+        else:
+            return
+        raise ValueError(f"client states are opened as they were created; got {what} in {self.path}. Use another path.")
+
+    def _check_open(self) -> None:
+        if not self._close.alive:
+            raise ValueError(f"client states need to be open; those of {self.path} are closed. Open them again.")
+
+    def _writable(self) -> int:
+        """Returns the file of rows, to write to."""
+        self._check_open()
+        if self._file is None or self._process != os.getpid():
+            raise ValueError(
+                f"only the process that opened client states to write changes them; got {self.path} opened to read, or "
+                "before a fork. Open them in one process, writable=True."
+            )
+        return self._file
+
+    def _forget(self) -> None:
+        self._pending: list[np.ndarray] = []
+        self._clients: set[int] = set()
+        self._free, self._num_slots = self._journal.free, self._journal.num_slots
+
+    def _blocks(self, number: int) -> Iterator[slice]:
+        """Divides rows, to be copied, checked and written in little memory."""
+        step = max(1, _BLOCK // self._layout.row_bytes)
+        return (slice(start, start + step) for start in range(0, number, step))
+
+    def _allocated(self, number: int) -> np.ndarray:
+        """Returns slots in which there is nothing that counts: free ones first, then new ones at the end."""
+        free, self._free = self._free[:number], self._free[number:]
+        new = np.arange(self._num_slots, self._num_slots + number - len(free))
+        self._num_slots += len(new)
+        if self._num_slots > 2**31:
+            raise ValueError(f"there are 2^31 slots for states; got more in {self.path}. Pin a later round.")
+        return np.concatenate([free, new])
+
+    def _check_intact(self, ids: ArrayLike, wrong: np.ndarray) -> None:
+        """Raises ValueError, which says why, if states are not those that were committed."""
+        if not wrong.any():
+            return
+        last = self._journal.last
+        if not any(found[:2] == last[:2] for found in Journal(self.path).kept()):
+            raise ValueError(
+                f"states are read as they were when they were opened, while these are kept; round {last.number} of "
+                f"{self.path} is given up. Open them again."
+            )
+        raise ValueError(
+            f"states need to be as they were written; {self.path / ROWS} is corrupt for client "
+            f"{np.asarray(ids)[wrong][0]} ({wrong.sum()} of those asked for). Take a copy of the directory, or begin "
+            "the run anew."
+        )
+
+    @contextlib.contextmanager
+    def _closed_by_errors(self) -> Iterator[None]:
+        """Closes the states if an error leaves open whether what is in memory is what is on disk."""
+        try:
+            yield
+        except BaseException:
+            self._close()
+            raise
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StateCohort:
+    """The states of a cohort, which a streamed computation takes chunk by chunk, beside the data that leads.
+
+    Attributes:
+      states: What they are taken from.
+      ids: Integers, the members of the cohort.
+    """
+
+    states: ClientStates
+    ids: np.ndarray
+    lanes: int | Literal["auto"] = "auto"
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """How much work each member is: as much as any other, ``[C]``."""
+        return np.ones(len(self.ids), np.int64)
+
+    def members(self, ids: np.ndarray, mask: np.ndarray, share: Share = Share()) -> Clients:
+        """Takes the committed states of the named clients; where the mask is False it is padding."""
+        if share.positions is not None:
+            raise ValueError("client states are written by one process; got several. Run on the devices of one.")
+        return Clients(self.states.take(ids), mask, np.where(mask, ids, -1).astype(np.int32))
