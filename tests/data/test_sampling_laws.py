@@ -85,7 +85,7 @@ def test_a_linear_combination_of_seed_and_round_collides():
     assert len(linear) < 400
 
 
-def overlaps(one, other, num_rounds=400):
+def overlaps(one, other, num_rounds=300):
     """Returns the z score of the number of clients that two cohorts of 10 of 100 share; its mean is 1."""
     shared = [len(np.intersect1d(one(round), other(round))) for round in range(num_rounds)]
     return (np.mean(shared) - 1) / np.sqrt(1 / num_rounds)

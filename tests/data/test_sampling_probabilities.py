@@ -17,7 +17,7 @@ from tests.data.samplers import samplers
 WEIGHTS = (8, 1, 0, 2, 1)
 
 
-def p_value(sample, law, num_rounds=2000):
+def p_value(sample, law, num_rounds=1500):
     """Compares how often each cohort is drawn with its probability; a cohort that cannot be has p-value 0."""
     drawn = collections.Counter(tuple(np.asarray(sample(round)).tolist()) for round in range(num_rounds))
     if drawn.keys() - law.keys():
@@ -150,7 +150,7 @@ def test_heavy_clients_do_not_hold_up_the_others():
 # --- first order and pairs ----------------------------------------------------------------------
 
 
-def largest_scores(sample, first, pair, n=30, num_rounds=1200):
+def largest_scores(sample, first, pair, n=30, num_rounds=900):
     """Returns the largest z scores of how often clients, and pairs of clients, are in a cohort."""
     member = np.zeros((num_rounds, n))
     for round in range(num_rounds):
