@@ -57,7 +57,7 @@ def check_description(saved: Mapping[str, Any], sampler: Sampler) -> None:
       ValueError: If they differ, naming what in.
     """
     now = sampler.description
-    differ = [name for name in {**saved, **now} if name not in saved or name not in now or saved[name] != now[name]]
+    differ = [name for name in {**saved, **now} if saved.get(name) != now.get(name)]
     if differ:
         got, was = ({name: d[name] for name in differ if name in d} for d in (now, saved))
         raise ValueError(

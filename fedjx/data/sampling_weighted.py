@@ -52,6 +52,8 @@ def weighted_sampler(weights: ArrayLike, cohort_size: int, *, seed: int, replace
             "Give one for each client."
         )
     check_population(len(weights))
+    if not weights.any():
+        raise ValueError(f"weights need to have a positive one; got {len(weights)} zeros. Give one for each client.")
     check_cohort_size(cohort_size, None if replacement else int(np.count_nonzero(weights)))
     ends = _cumulated(weights)
     others = {"largest_share": int(np.diff(ends).max()) / int(ends[-1]), "weights": digest(weights)}

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fedjx.data import FederatedData, uniform_sampler
+from fedjx.data import FederatedData, sampling_weighted, uniform_sampler
 from fedjx.data.sampling import poisson_sampler
 from fedjx.data.sampling_schedules import Diurnal, availability_sampler, cyclic_sampler
 from fedjx.data.sampling_weighted import size_weighted_sampler, weighted_sampler
 from tests.data.samplers import samplers
+from tests.data.stores import MEMORY, written
 
 WEIGHTS = (8, 1, 0, 2, 1)
 
@@ -222,6 +223,20 @@ def test_weights_are_frequencies_among_many(name):
     counts = np.bincount(draws, minlength=1000)
     assert stats.chisquare(counts, len(draws) * weights / weights.sum()).pvalue > 1e-3
     assert stats.chisquare(counts).pvalue < 1e-6
+
+
+@pytest.mark.parametrize("step", [1, 3, 512])
+def test_every_example_is_found_on_disk_as_in_memory(tmp_path, monkeypatch, step):
+    monkeypatch.setattr(sampling_weighted, "_STEP", step)
+    points = np.arange(MEMORY.num_examples)
+    owners = np.repeat(np.arange(MEMORY.num_clients), MEMORY.sizes)
+    store = written(tmp_path / "store")
+    assert np.array_equal(sampling_weighted._find_fn(store.offsets)(points), owners)
+    assert np.array_equal(sampling_weighted._find_fn(MEMORY.offsets)(points), owners)
+    for part in (store, store.select(range(4, 9)), store.select([1, 3, 8])):
+        on_disk, in_memory = (size_weighted_sampler(data, 3, seed=0) for data in (part, part.load()))
+        assert [on_disk(k).tolist() for k in range(9)] == [in_memory(k).tolist() for k in range(9)]
+        assert on_disk.description == in_memory.description
 
 
 # --- schedules ----------------------------------------------------------------------------------
