@@ -25,7 +25,7 @@ def weighted_sampler(weights: ArrayLike, cohort_size: int, *, seed: int, replace
 
     Guarantees: as `uniform_sampler`, but for O(cohort * log(population)) time and for the cumulated weights,
     8 bytes a client, which are made once. Weights that are integers are kept exactly; others are rounded
-    by at most 2^-60 of their sum, and a positive one not to zero.
+    by at most ``num_clients * 2^-59`` of the largest one, and a positive one not to zero.
 
     Args:
       weights: Numbers from 0, ``[num_clients]``.
