@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from fedjx.algorithms import fed_avg, local_evaluate, local_train
 from fedjx.data import Cohort, central, digits, label_counts, uniform_sampler
+from fedjx.data.sampling import Sampler, check_description
 from fedjx.models import cnn, finalize_metrics, mlp
 
 mpl.use("Agg")
@@ -103,10 +104,10 @@ def train(flags: argparse.Namespace, data: Any, algorithm: Any, evaluate: Any) -
     """Runs the rounds that are left to do; returns the history of evaluations, and the speed."""
     state = algorithm.init(jax.random.key(flags.seed))
     with open_checkpoints(flags) as checkpoints, SummaryWriter(str(flags.output)) as events:
-        state, history = restore(checkpoints, state, flags)
+        sample = uniform_sampler(data.num_clients, flags.clients_per_round, seed=flags.seed)
+        state, history = restore(checkpoints, state, flags, sample)
         done = int(state.round)
         history = history or [{"round": done, "test_accuracy": float(evaluate(state.params)["accuracy"])}]
-        sample = uniform_sampler(data.num_clients, flags.clients_per_round, seed=flags.seed)
         num_examples, started = 0, time.perf_counter()
         progress = tqdm(range(done + 1, flags.num_rounds + 1), "training", unit=" rounds", smoothing=0)
         for number in progress:
@@ -121,7 +122,7 @@ def train(flags: argparse.Namespace, data: Any, algorithm: Any, evaluate: Any) -
                     f"test_{name}": float(value) for name, value in evaluate(state.params).items()
                 }
                 history.append(row)
-                save(checkpoints, state, history, flags)
+                save(checkpoints, state, history, flags, sample)
                 events.add_scalar("test/accuracy", row["test_accuracy"], number)
             events.add_scalar("train/loss", loss, number)
             progress.set_postfix_str(
@@ -146,15 +147,19 @@ def open_checkpoints(flags: argparse.Namespace) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(max_to_keep=3, create=True))
 
 
-def save(checkpoints: ocp.CheckpointManager, state: Any, history: list[dict], flags: argparse.Namespace) -> None:
+def save(
+    checkpoints: ocp.CheckpointManager, state: Any, history: list[dict], flags: argparse.Namespace, sample: Sampler
+) -> None:
     """Saves the whole state of the run; a crash while it does leaves the checkpoint before."""
-    about = {"history": history, "flags": comparable(flags)}
+    about = {"history": history, "flags": comparable(flags), "sampler": sample.description}
     checkpoints.save(
         int(state.round), args=ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(about))
     )
 
 
-def restore(checkpoints: ocp.CheckpointManager, state: Any, flags: argparse.Namespace) -> tuple[Any, list[dict]]:
+def restore(
+    checkpoints: ocp.CheckpointManager, state: Any, flags: argparse.Namespace, sample: Sampler
+) -> tuple[Any, list[dict]]:
     """Returns the last checkpoint's state and history, or the given state and none."""
     last = checkpoints.latest_step()
     if last is None:
@@ -167,6 +172,7 @@ def restore(checkpoints: ocp.CheckpointManager, state: Any, flags: argparse.Name
             f"a resumed run needs the flags it began with; got {differ}, saved was {saved['run']['flags']}. "
             "Repeat them, or choose another --output."
         )
+    check_description(saved["run"].get("sampler", {}), sample)
     print(f"Resuming after round {last}.")
     return saved["state"], saved["run"]["history"]
 

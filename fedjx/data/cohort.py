@@ -81,6 +81,21 @@ def cohort(
     )
 
 
+def empty_cohort(data: ClientData, *, batch_size: int) -> list[Clients]:
+    """Returns a cohort of nobody, for a round in which `poisson_sampler` drew no client.
+
+    It is one chunk of padding. An algorithm runs the round on it as on any other: sums over the clients are 0,
+    and what the server does each round, such as adding noise, is done.
+
+    >>> data = FederatedData({"x": np.arange(3)}, offsets=np.array([0, 1, 3]))
+    >>> [chunk] = empty_cohort(data, batch_size=2)
+    >>> chunk.mask.tolist(), chunk.id.tolist()
+    ([False], [-1])
+    """
+    nobody = Cohort(data, [0], batch_size=batch_size, lanes=1)
+    return [nobody.members(nobody.ids, np.zeros(1, bool))]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cohort:
     """A cohort of any size, whose chunks are planned while a streamed computation reads them.
@@ -89,9 +104,12 @@ class Cohort:
     whoever is in them; the padding costs next to nothing, since each loop over a client's batches
     ends with the longest of the clients that run together.
 
+    An id that is named again, as by sampling with replacement, is a member again: it counts twice in every
+    sum and mean. Its random key is made from its id, so it does the same thing twice.
+
     Attributes:
       data: The clients' examples: `FederatedData` in memory or a `Store` on disk.
-      ids: Integers, the members of the cohort.
+      ids: Integers, the members of the cohort; see `empty_cohort` for none.
       batch_size: Examples in a batch.
       lanes: How many clients each device runs at once. "auto" measures it at the first round and
         keeps it; two runs then agree up to rounding. Give a number for runs that are bitwise equal.

@@ -250,7 +250,7 @@ def checked_ids(num_clients: int, ids: ArrayLike) -> np.ndarray:
     """Returns the ids of some clients as int64 ``[C]``; raises where there is none or one does not exist."""
     ids = np.asarray(ids)
     if ids.size == 0:
-        raise ValueError("a cohort needs at least one client; got ids=[]. Sample again, or skip the round.")
+        raise ValueError("a cohort needs at least one client; got ids=[]. Sample again, or use empty_cohort.")
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise TypeError(f"ids need to be a vector of integers; got {ids.dtype}{list(ids.shape)}. Give int32 [C].")
     unknown = ids[(ids < 0) | (ids >= num_clients)]

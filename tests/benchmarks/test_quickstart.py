@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from benchmarks import quickstart
+from fedjx.data import uniform_sampler
 
 SMALL = ["--model", "mlp", "--num-clients", "8", "--clients-per-round", "4", "--num-epochs", "1", "--eval-every", "2"]
 KEYS = {
@@ -35,7 +37,7 @@ def last_state(output: Any) -> list[Any]:
     ]
 
 
-def test_a_run_reports_writes_and_resumes_bitwise(tmp_path, capsys):
+def test_a_run_reports_writes_and_resumes_bitwise(tmp_path, capsys, monkeypatch):
     whole = run(tmp_path / "whole", "--num-rounds", "5")
     printed = capsys.readouterr().out.strip().splitlines()
     assert json.loads(printed[-1]) == whole
@@ -59,6 +61,15 @@ def test_a_run_reports_writes_and_resumes_bitwise(tmp_path, capsys):
 
     with pytest.raises(SystemExit, match=r"a resumed run needs the flags it began with; got \{'seed': 1\}"):
         run(tmp_path / "parts", "--resume", "--seed", "1")
+
+    # Who copies the file and changes the sampler changes no flag; the checkpoint knows the sampler too.
+    monkeypatch.setattr(quickstart, "uniform_sampler", functools.partial(uniform_sampler, replacement=True))
+    message = (
+        r"a resumed run needs the sampler it began with; got \{'replacement': True, 'min_separation': 0\}, "
+        r"saved was \{'replacement': False, 'min_separation': 1\}"
+    )
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / "parts", "--num-rounds", "6", "--resume")
 
 
 def test_a_run_that_is_killed_goes_on_where_it_was_saved(tmp_path):
