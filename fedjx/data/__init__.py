@@ -1,7 +1,7 @@
 """Federated data: client data in memory and on disk, importers, partitions, preprocessing, cohorts and samplers."""
 
-from fedjx.data import importers, published
-from fedjx.data.cohort import Cohort, central, cohort
+from fedjx.data.client_states import ClientStates
+from fedjx.data.cohort import Cohort, central, cohort, empty_cohort
 from fedjx.data.digits import digits
 from fedjx.data.federated_data import ClientData, FederatedData
 from fedjx.data.partitions import (
@@ -30,8 +30,10 @@ from fedjx.data.partitions import (
 )
 from fedjx.data.plots import plot_label_distribution, plot_sizes
 from fedjx.data.preprocess import Preprocessed, Step, preprocess
-from fedjx.data.python_source import python_source
-from fedjx.data.sampling import uniform_sampler
+from fedjx.data.python_source import python_modules, python_source
+from fedjx.data.sampling import Sampler, check_description, poisson_sampler, uniform_sampler
+from fedjx.data.sampling_schedules import Diurnal, availability_sampler, cyclic_sampler, fixed_sampler
+from fedjx.data.sampling_weighted import size_weighted_sampler, weighted_sampler
 from fedjx.data.skew import add_noise, label_permutations, noise_levels, permute_labels, rotate_images, scale_channels
 from fedjx.data.source import Client, Source, write_store
 from fedjx.data.store import Store
@@ -49,26 +51,33 @@ from fedjx.data.transforms import (
 __all__ = [
     "Client",
     "ClientData",
+    "ClientStates",
     "Cohort",
+    "Diurnal",
     "FederatedData",
     "Preprocessed",
+    "Sampler",
     "Source",
     "Step",
     "Store",
     "StoreWriter",
     "add_noise",
+    "availability_sampler",
     "central",
+    "check_description",
     "cohort",
     "continuous_partition",
+    "cyclic_sampler",
     "digits",
     "dirichlet_by_client_partition",
     "dirichlet_partition",
     "dirichlet_sizes",
     "distribution_partition",
+    "empty_cohort",
     "exponential_sizes",
     "filter_examples",
+    "fixed_sampler",
     "iid_partition",
-    "importers",
     "label_counts",
     "label_permutations",
     "linear_sizes",
@@ -82,9 +91,10 @@ __all__ = [
     "permute_labels",
     "plot_label_distribution",
     "plot_sizes",
+    "poisson_sampler",
     "power_law_sizes",
     "preprocess",
-    "published",
+    "python_modules",
     "python_source",
     "rotate_images",
     "rotating_weights",
@@ -92,6 +102,7 @@ __all__ = [
     "select",
     "shards_partition",
     "size_partition",
+    "size_weighted_sampler",
     "sort_partition",
     "split_clients",
     "split_examples",
@@ -100,6 +111,7 @@ __all__ = [
     "train_test_partition",
     "truncate",
     "uniform_sampler",
+    "weighted_sampler",
     "write_store",
     "zipf_sizes",
 ]
