@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from fedjx.data.published import synthetic_twin
 
 from benchmarks.measuring import (
     client_mesh,
@@ -31,6 +30,7 @@ from benchmarks.measuring import (
 )
 from fedjx import fed_avg
 from fedjx.data import Cohort, Store, uniform_sampler
+from fedjx.data.published import synthetic_twin
 from fedjx.models import Model
 
 # Clients, and examples of a client in the mean.
@@ -52,7 +52,6 @@ def parse_flags(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(flags: argparse.Namespace) -> dict[str, Any]:
     """Runs the benchmark, or the step of it that is asked for, and returns the report."""
-    use_cpu_devices(flags.devices)
     if flags.step:
         report = {"write": written, "use": used}[flags.step](flags, *flags.twins)
         return finish({"benchmark": "data_scale", **report}, flags.output)
@@ -154,4 +153,6 @@ def bag_of_tokens(store: Store, num_classes: int = 16) -> Model:
 
 
 if __name__ == "__main__":
-    main(parse_flags())
+    parsed = parse_flags()
+    use_cpu_devices(parsed.devices)
+    main(parsed)
