@@ -122,12 +122,31 @@ class _SelectSlices(NamedTuple):
 # --- reductions -----------------------------------------------------------------------------------
 
 
-def _reduced(reduction: Reduction, value: FederatedValue, sent: PyTree = None, key: Hashable = None) -> FederatedValue:
+def _reduced(reduction: Reduction, value: FederatedValue, key: Hashable = None) -> FederatedValue:
     member = value.type.member
     result = jax.eval_shape(lambda: reduction.report(reduction.zero(member)))
-    sent = member if sent is None else sent
-    node = Node("reduce", FederatedType(result, SERVER), (value._node,), reduction, sent, key or reduction)
+    node = Node("reduce", FederatedType(result, SERVER), (value._node,), reduction, member, key or reduction)
     return FederatedValue(node)
+
+
+def federated_decode(code: PyTree, decode: Callable[[PyTree], PyTree]) -> FederatedValue:
+    """Lets the server decode what each client sends: ``{code}@CLIENTS -> {T}@CLIENTS``.
+
+    What follows is done by the server for each client as its message arrives: any reduction of it,
+    and of what is computed from it, is billed as the code, once however many use it.
+
+    >>> @fedjx.federated_computation
+    ... def mean(x):
+    ...     code = fedjx.federated_map(lambda x: jnp.round(x).astype(jnp.int8), x)
+    ...     return fedjx.federated_mean(federated_decode(code, lambda code: code.astype(jnp.float32)))
+    >>> x = fedjx.Clients.of(np.array([1.2, 3.9], np.float32))
+    >>> mean(x), [message.bits for message in mean.communication(x)]
+    (Array(2.5, dtype=float32), [8])
+    """
+    hint = "Encode at the clients first."
+    value = value_at("federated_decode", code, CLIENTS, hint)
+    node = map_node(decode, [value])._node
+    return FederatedValue(Node("map", node.type, node.inputs, node.fn, sent=value.type.member, key=node.key))
 
 
 def federated_sum(value: PyTree, *, decode: Callable[[PyTree], PyTree] | None = None) -> FederatedValue:
@@ -144,11 +163,11 @@ def federated_sum(value: PyTree, *, decode: Callable[[PyTree], PyTree] | None = 
     Array(6, dtype=int32)
     """
     value = value_at("federated_sum", value, CLIENTS, _REDUCE_HINT)
-    decoded = value if decode is None else map_node(decode, [value])
+    decoded = value if decode is None else federated_decode(value, decode)
     check_numeric(
         "federated_sum", decoded, (jnp.number, jnp.bool_), "numeric", "Map keys and the like to numbers first."
     )
-    return _reduced(SUM, decoded, sent=value.type.member)
+    return _reduced(SUM, decoded)
 
 
 def federated_secure_sum(value: PyTree) -> FederatedValue:

@@ -31,7 +31,8 @@ class Node:
       type: The `FederatedType` of its value.
       inputs: The nodes it is computed from.
       fn: What is applied: a function for map, a `Reduction` for reduce, the value of a constant.
-      sent: For broadcast, reduce and collect, the member type that travels.
+      sent: For broadcast, reduce and collect, the member type that travels; for a map by which the
+        server decodes what it is sent, that type.
       key: What tells ``fn`` from others; nodes that agree in all but their identity are one.
     """
 

@@ -185,19 +185,41 @@ class Program:
 
     def communication(self) -> list[Message]:
         """Lists the messages between the server and one client."""
-        messages = []
+        messages, travels, arrived = [], self._travels(), set()
         for level in range(self.num_passes):
             ends = [*self.reductions(level), *self.collections(level)]
-            needed = self._client_ancestors([*(self._inputs[i][0] for i in ends), *self.outputs(level)])
+            sent = [travels[self._inputs[i][0]] for i in ends]
+            needed = self._client_ancestors([*(x for group in sent for x in group), *self.outputs(level)])
             down = [i for i in needed if self._nodes[i].kind == "broadcast"]
-            messages += [self._message(level, "down", i) for i in down]
-            messages += [self._message(level, "up", i) for i in ends]
+            messages += [self._message(level, "down", self._nodes[i].sent) for i in down]
+            for i, group in zip(ends, sent, strict=True):
+                node = self._nodes[i]
+                if group == self._inputs[i]:
+                    messages.append(self._message(level, "up", node.sent, node.fn is SECURE_SUM))
+                elif new := [x for x in group if x not in arrived]:
+                    members = tuple(self._nodes[x].type.member for x in new)
+                    messages.append(self._message(level, "up", members[0] if len(new) == 1 else members))
+                    arrived.update(new)
         return messages
 
-    def _message(self, level: int, direction: str, i: int) -> Message:
-        node = self._nodes[i]
-        type_ = FederatedType(node.sent, CLIENTS, all_equal=direction == "down")
-        return Message(level, direction, type_, _bits(node.sent), node.fn is SECURE_SUM)
+    def _travels(self) -> list[tuple[int, ...]]:
+        """Lists, for each node, what a client sends of it: itself, or what the server decodes and knows it from."""
+        travels: list[tuple[int, ...]] = []
+        for i, (node, inputs) in enumerate(zip(self._nodes, self._inputs, strict=True)):
+            parts = [travels[x] for x in inputs]
+            if node.kind != "map" or (node.sent is None and parts == [(x,) for x in inputs]):
+                travels.append((i,))
+            elif node.sent is not None:
+                travels.append(inputs)
+            else:
+                known = ("broadcast", "constant", "client_id")
+                parts = [x for part in parts for x in part if self._nodes[x].kind not in known]
+                travels.append(tuple(dict.fromkeys(parts)))
+        return travels
+
+    def _message(self, level: int, direction: str, member: PyTree, secure: bool = False) -> Message:
+        type_ = FederatedType(member, CLIENTS, all_equal=direction == "down")
+        return Message(level, direction, type_, _bits(member), secure)
 
 
 def _bits(member: PyTree) -> int | None:

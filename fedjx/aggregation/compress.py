@@ -1,0 +1,124 @@
+"""Compression of what clients send, leaf by leaf, with the bill of what would be sent.
+
+A `Compressor` is two pure functions. `compress` encodes each client's value with it and lets the server
+decode it before any other aggregator; what is typed between the two is on the bill.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjx.aggregation.mean import mean
+from fedjx.core.computation import federated_computation
+from fedjx.core.operators import federated_decode, federated_keys
+from fedjx.core.placed import federated_map
+from fedjx.core.process import Aggregator
+
+PyTree = Any
+
+
+class Leaf(NamedTuple):
+    """What is known of a leaf before it is seen.
+
+    Attributes:
+      name: Its path, such as ``"conv1/kernel"``.
+      shape: Its shape.
+      dtype: Its dtype.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Any
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return math.prod(self.shape)
+
+
+class Compressor(NamedTuple):
+    """How one vector is made small.
+
+    Attributes:
+      encode: ``(key, float32 [n]) -> code``, a pytree of arrays whose types are what travels.
+      decode: ``(code, n) -> float32 [n]``, with no knowledge but the code.
+    """
+
+    encode: Callable[[jax.Array, jax.Array], PyTree]
+    decode: Callable[[PyTree, int], jax.Array]
+
+
+def identity() -> Compressor:
+    """Sends every element as it is."""
+    return Compressor(lambda key, x: x, lambda code, size: code)
+
+
+def is_large(leaf: Leaf) -> bool:
+    """Tells whether a leaf has more than 10,000 elements: biases and small kernels cost little."""
+    return leaf.size > 10_000
+
+
+def compress(
+    compressor: Compressor, inner: Aggregator | None = None, *, where: Callable[[Leaf], bool] = is_large
+) -> Aggregator:
+    """Aggregates compressed values.
+
+    Args:
+      compressor: Of each leaf.
+      inner: How the server aggregates what it has decoded; the weighted `mean` if not given.
+      where: Which leaves of floats are compressed. Others travel as they are.
+
+    >>> from fedjx.aggregation.quantize import uniform_quantizer
+    >>> aggregator = compress(uniform_quantizer(8))
+    >>> value, weight = fedjx.Clients.of(np.ones((2, 20_000), np.float32)), fedjx.Clients.of(np.ones(2, np.float32))
+    >>> up = aggregator.next.communication(jax.random.key(0), (), value, weight)[-1]
+    >>> print(up.type, up.bits)
+    {<<words=uint32[5000],range=float32[2]>,float32>}@CLIENTS 160096
+    """
+    inner = mean() if inner is None else inner
+
+    @federated_computation
+    def next(key: Any, state: Any, value: Any, weight: Any) -> Any:
+        key_encode, key_inner = federated_map(lambda key: tuple(jax.random.split(key)), key)
+        member = value.type.member
+        code = federated_map(
+            lambda key, value: encode_tree(compressor, where, key, value), federated_keys(key_encode), value
+        )
+        decoded = federated_decode(code, lambda code: decode_tree(compressor, where, code, member))
+        return inner.next(key_inner, state, decoded, weight)
+
+    return Aggregator(inner.init, next)
+
+
+def encode_tree(compressor: Compressor, where: Callable[[Leaf], bool], key: jax.Array, value: PyTree) -> PyTree:
+    """Encodes the leaves that are to be compressed, each with its own key."""
+    leaves, treedef = jax.tree.flatten(value)
+    codes = [
+        compressor.encode(jax.random.fold_in(key, i), x.astype(jnp.float32).reshape(-1)) if chosen else x
+        for i, (x, chosen) in enumerate(zip(leaves, _chosen(where, value), strict=True))
+    ]
+    return treedef.unflatten(codes)
+
+
+def decode_tree(compressor: Compressor, where: Callable[[Leaf], bool], code: PyTree, member: PyTree) -> PyTree:
+    """Decodes what `encode_tree` has encoded of a value like ``member``."""
+    leaves, treedef = jax.tree.flatten(member)
+    codes = treedef.flatten_up_to(code)
+    decoded = [
+        compressor.decode(x, leaf.size).reshape(leaf.shape).astype(leaf.dtype) if chosen else x
+        for x, leaf, chosen in zip(codes, leaves, _chosen(where, member), strict=True)
+    ]
+    return treedef.unflatten(decoded)
+
+
+def _chosen(where: Callable[[Leaf], bool], tree: PyTree) -> list[bool]:
+    def chosen(path: Any, x: Any) -> bool:
+        leaf = Leaf(jax.tree_util.keystr(path, simple=True, separator="/"), x.shape, x.dtype)
+        return leaf.size > 0 and jnp.issubdtype(leaf.dtype, jnp.floating) and bool(where(leaf))
+
+    return [chosen(path, x) for path, x in jax.tree_util.tree_leaves_with_path(tree)]

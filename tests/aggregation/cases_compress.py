@@ -1,0 +1,24 @@
+"""Compressing aggregators under the laws."""
+
+from __future__ import annotations
+
+from fedjx.aggregation.compress import compress
+from fedjx.aggregation.eden import drive, lloyd_quantizer
+from fedjx.aggregation.quantize import quantize, terngrad
+from fedjx.aggregation.rotate import fourier, rotated
+from fedjx.aggregation.sparsify import random_k, top_k
+from tests.aggregation.case import Case
+
+
+def always(_):
+    return True
+
+
+CASES: dict[str, Case] = {
+    "quantize": Case(quantize(8, where=always)),
+    "terngrad": Case(compress(terngrad(), where=always)),
+    "drive": Case(compress(drive(), where=always)),
+    "fourier": Case(compress(rotated(top_k(0.5), fourier()), where=always)),
+    "lloyd": Case(compress(lloyd_quantizer(2), where=always)),
+    "random_k": Case(compress(random_k(0.5), where=always)),
+}
