@@ -1,0 +1,59 @@
+"""Compression of what the server sends: one code for all clients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjx.aggregation.compress import Compressor, Leaf, decode_tree, encode_tree, is_large
+from fedjx.core.computation import federated_computation
+from fedjx.core.operators import federated_broadcast
+from fedjx.core.placed import federated_map
+
+PyTree = Any
+
+
+class Broadcaster(NamedTuple):
+    """How the server sends a value to all clients.
+
+    Attributes:
+      init: ``(member) -> state``, for values of the type of ``member``.
+      next: ``(key@SERVER, state@SERVER, value@SERVER) -> (state@SERVER, value@CLIENTS)``.
+    """
+
+    init: Callable[[PyTree], PyTree]
+    next: Callable[..., Any]
+
+
+def compressed_broadcast(
+    compressor: Compressor, *, error_feedback: bool = False, where: Callable[[Leaf], bool] = is_large
+) -> Broadcaster:
+    """Sends a compressed value.
+
+    Args:
+      compressor: Of each leaf.
+      error_feedback: Whether the server remembers what the clients did not get, and adds it the next time.
+      where: Which leaves of floats are compressed.
+    """
+
+    def init(member: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), member) if error_feedback else ()
+
+    def encode(key: jax.Array, state: PyTree, value: PyTree) -> Any:
+        total = jax.tree.map(jnp.add, value, state) if error_feedback else value
+        code = encode_tree(compressor, where, key, total)
+        if not error_feedback:
+            return code, state
+        return code, jax.tree.map(jnp.subtract, total, decode_tree(compressor, where, code, value))
+
+    @federated_computation
+    def next(key: Any, state: Any, value: Any) -> Any:
+        member = value.type.member
+        code, state = federated_map(encode, key, state, value)
+        decoded = federated_map(lambda code: decode_tree(compressor, where, code, member), federated_broadcast(code))
+        return state, decoded
+
+    return Broadcaster(init, next)

@@ -1,0 +1,115 @@
+"""Error feedback: what compression lost in one round is sent in a later one, out of a memory of each client.
+
+EF: Karimireddy et al., "Error Feedback Fixes SignSGD" (arXiv 1901.09847, algorithm 2). EF21: Richtarik
+et al. (arXiv 2106.05203, algorithm 2; with partial participation arXiv 2110.03294, algorithm 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjx.aggregation.compress import Compressor, Leaf, decode_tree, encode_tree, is_large
+from fedjx.aggregation.mean import mean
+from fedjx.core.computation import federated_computation
+from fedjx.core.operators import federated_decode, federated_keys, federated_sum, federated_value
+from fedjx.core.placed import federated_map
+from fedjx.core.process import Aggregator
+from fedjx.core.types import SERVER
+
+PyTree = Any
+
+
+class StatefulAggregator(NamedTuple):
+    """An aggregator whose clients keep a memory between rounds.
+
+    Attributes:
+      init: ``(member) -> state``, the server's.
+      init_client: ``(member) -> memory`` of a client that was never here; see `fedjx.data.ClientStates`.
+      next: ``(key@SERVER, state@SERVER, value@CLIENTS, weight@CLIENTS, memory@CLIENTS) ->
+        (state@SERVER, result@SERVER, measurements@SERVER, memory@CLIENTS)``. The memory of a client
+        of weight 0 stays as it is.
+    """
+
+    init: Callable[[PyTree], PyTree]
+    init_client: Callable[[PyTree], PyTree]
+    next: Callable[..., Any]
+
+
+def error_feedback(
+    compressor: Compressor, inner: Aggregator | None = None, *, where: Callable[[Leaf], bool] = is_large
+) -> StatefulAggregator:
+    """Compresses value and memory together, and remembers what is lost.
+
+    What was decoded of a client over the rounds, and its memory, sum up to its values.
+
+    Args:
+      compressor: A biased one of small error, such as `top_k`, is what this is for.
+      inner: How the server aggregates what it has decoded; the weighted `mean` if not given.
+      where: Which leaves of floats are compressed.
+    """
+    inner = mean() if inner is None else inner
+
+    def encode(key: jax.Array, value: PyTree, weight: jax.Array, memory: PyTree) -> Any:
+        total = jax.tree.map(jnp.add, value, memory)
+        code = encode_tree(compressor, where, key, total)
+        rest = jax.tree.map(jnp.subtract, total, decode_tree(compressor, where, code, value))
+        return code, _unless(weight == 0, memory, rest)
+
+    @federated_computation
+    def next(key: Any, state: Any, value: Any, weight: Any, memory: Any) -> Any:
+        member = value.type.member
+        key_encode, key_inner = federated_map(lambda key: tuple(jax.random.split(key)), key)
+        code, memory = federated_map(encode, federated_keys(key_encode), value, weight, memory)
+        decoded = federated_decode(code, lambda code: decode_tree(compressor, where, code, member))
+        return *inner.next(key_inner, state, decoded, weight), memory
+
+    return StatefulAggregator(inner.init, _zeros, next)
+
+
+def ef21(compressor: Compressor, *, num_clients: int, where: Callable[[Leaf], bool] = is_large) -> StatefulAggregator:
+    """Compresses how each client's value differs from its memory; server and client keep the sum of it.
+
+    The result is the mean of the memories of all clients, also of those that are absent.
+
+    Args:
+      compressor: Of the differences.
+      num_clients: Of the whole population; each counts alike.
+      where: Which leaves of floats are compressed.
+    """
+
+    def encode(key: jax.Array, value: PyTree, weight: jax.Array, memory: PyTree) -> Any:
+        code = encode_tree(compressor, where, key, jax.tree.map(jnp.subtract, value, memory))
+        moved = jax.tree.map(jnp.add, memory, decode_tree(compressor, where, code, value))
+        return (code, weight != 0), _unless(weight == 0, memory, moved)
+
+    @federated_computation
+    def next(key: Any, state: Any, value: Any, weight: Any, memory: Any) -> Any:
+        member = value.type.member
+
+        def decode(message: Any) -> PyTree:
+            code, present = message
+            step = decode_tree(compressor, where, code, member)
+            return _unless(present, step, jax.tree.map(jnp.zeros_like, step))
+
+        message, memory = federated_map(encode, federated_keys(key), value, weight, memory)
+        total = federated_sum(message, decode=decode)
+        state = federated_map(
+            lambda state, total: jax.tree.map(lambda s, t: s + (t / num_clients).astype(s.dtype), state, total),
+            state,
+            total,
+        )
+        return state, state, federated_value({}, SERVER), memory
+
+    return StatefulAggregator(_zeros, _zeros, next)
+
+
+def _zeros(member: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), member)
+
+
+def _unless(condition: jax.Array, kept: PyTree, other: PyTree) -> PyTree:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), kept, other)
