@@ -81,11 +81,9 @@ def _pack_groups(codes: jax.Array, bits: int, word_bits: int) -> jax.Array:
 
 def _unpack_groups(words: jax.Array, bits: int, word_bits: int) -> jax.Array:
     """Unpacks ``[words, n]`` into ``[group, n]``."""
-    group, words_in_group = _period(bits, word_bits)
+    group, _ = _period(bits, word_bits)
     mask = jnp.uint32(2**bits - 1)
-    if words_in_group == 1:
-        shifts = jnp.arange(0, group * bits, bits, dtype=jnp.uint32)
-        return (words >> shifts[:, None]) & mask
+    # Code by code: XLA would fuse one shift of all with the packing, and encode anew for every code of a word.
     codes = []
     for j in range(group):
         word, shift = divmod(j * bits, word_bits)
