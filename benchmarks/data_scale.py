@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from fedjx.data.published import synthetic_twin
 
 from benchmarks.measuring import (
     client_mesh,
@@ -31,6 +30,7 @@ from benchmarks.measuring import (
 )
 from fedjx import fed_avg
 from fedjx.data import Cohort, Store, uniform_sampler
+from fedjx.data.published import synthetic_twin
 from fedjx.models import Model
 
 # Clients, and examples of a client in the mean.
