@@ -21,7 +21,8 @@ def leaf(directory: PathLike, *, dtypes: Mapping[str, DTypeLike] | None = None) 
     Each file has `users`, `num_samples` and `user_data`, with `x` and `y` of each user. Users come file by file
     (sorted by name), in the order of `users`; one that is in `user_data` alone is left out, as LEAF does. Features are
     ``x`` and ``y``: numbers as int64 or float64 unless `dtypes` says otherwise, text as object arrays, ``[n, ...]``.
-    Where a file has `hierarchies`, each user's is the metadata ``hierarchy``.
+    Where a file has `hierarchies`, each user's is the metadata ``hierarchy``. LEAF's Reddit is of another form, with
+    objects for ``y``; what pfl-research makes of it is read, see `fedjx.data.published.reddit`.
 
     Memory: one file, parsed, and the users' names.
 
@@ -134,7 +135,12 @@ def _column(rows: list[Any], name: str, where: str, types: Mapping[str, np.dtype
             raise ValueError(f"a feature is all text or all numbers, of one shape; got both for {name!r} {where}.")
         return column
     if column.dtype.kind not in "biuf":
-        raise ValueError(f"a feature is all numbers or all text; got {column.dtype} for {name!r} {where}. Mend it.")
+        remedy = (
+            "That is as in LEAF's Reddit: see fedjx.data.published.reddit." if isinstance(first, dict) else "Mend it."
+        )
+        raise ValueError(
+            f"a feature is all numbers or all text; got {type(first).__name__} for {name!r} {where}. {remedy}"
+        )
     return _converted(column, types[name], name, where) if name in types else column
 
 

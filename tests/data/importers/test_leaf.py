@@ -148,3 +148,11 @@ def test_a_user_in_two_files_is_refused_and_a_directory_needs_files(tmp_path):
 def test_a_damaged_file_is_refused_or_whole(tmp_path):
     path = written(tmp_path / "a.json", femnist([f"u{k}" for k in range(4)]))
     assert check_damage(path, lambda: leaf(path), number=150) > 90
+
+
+def test_reddit_is_refused_with_the_way_to_it(tmp_path):
+    post = {"target_tokens": [["a", "b"]], "count_tokens": 2, "subreddit": "s", "created_utc": "1"}
+    users = {"ada": {"x": [[["<BOS>", "a"]]], "y": [post]}}
+    (tmp_path / "a.json").write_text(json.dumps({"users": ["ada"], "num_samples": [1], "user_data": users}))
+    with pytest.raises(ValueError, match=r"as in LEAF's Reddit: see fedjx\.data\.published\.reddit"):
+        list(leaf(tmp_path).clients())
