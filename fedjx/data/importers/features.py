@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from fedjx.data.client_ids import ClientId
 from fedjx.data.federated_data import notation
+from fedjx.data.importers import files
 
 Features = Mapping[str, jax.ShapeDtypeStruct]
 """The type of one example by name of the feature; of dtype object for bytes, of shape ``(None,)`` for lists of any
@@ -104,7 +105,7 @@ def stacked(name: str, rows: Sequence[np.ndarray], target: jax.ShapeDtypeStruct)
     return cast(name, np.concatenate(rows), target.dtype).reshape(len(rows), *target.shape)
 
 
-def check_names(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def check_names(found: Collection[str], wanted: Iterable[str]) -> None:
     """Raises ValueError unless all features that are wanted are found."""
     missing = [name for name in wanted if name not in found]
     if missing:
@@ -153,15 +154,19 @@ def existing(path: str | Path) -> Path:
     return path
 
 
-def provenance(importer: str, path: Path, features: Features | None, **options: Any) -> dict[str, Any]:
-    """Returns what a source tells of a file: its name and size, and how it is read."""
+def provenance(importer: str, paths: Iterable[Path], features: Features | None, **options: Any) -> dict[str, Any]:
+    """Returns what a manifest says of an import, the features that were asked for among its options.
+
+    Raises:
+      TypeError: If a feature is not asked for by its type.
+    """
+    for name, target in (features or {}).items():
+        if not isinstance(getattr(target, "shape", None), tuple):
+            raise TypeError(
+                f"features are types by name; got {name!r} with {target!r}. Give jax.ShapeDtypeStruct(shape, dtype)."
+            )
     asked = None if features is None else notation(features)
-    return {
-        "importer": importer,
-        "file": path.name,
-        "bytes": path.stat().st_size,
-        "options": {"features": asked, **options},
-    }
+    return files.provenance(importer, paths, features=asked, **options)
 
 
 def _is_float(dtype: np.dtype) -> bool:
