@@ -30,8 +30,8 @@ def cast(name: str, column: np.ndarray, dtype: Any) -> np.ndarray:
       dtype: What to make of it.
 
     Raises:
-      ValueError: If an integer is out of the dtype's range or not exact in it, or what the column holds is of
-        another kind: floats do not become integers, and bytes become nothing else.
+      ValueError: If a number is out of the dtype's range, an integer is not exact in it, or what the column holds is
+        of another kind: floats do not become integers, and bytes become nothing else.
 
     >>> cast("label", np.array([0, 255]), np.uint8)
     array([  0, 255], dtype=uint8)
@@ -50,8 +50,12 @@ def cast(name: str, column: np.ndarray, dtype: Any) -> np.ndarray:
     if _is_float(dtype) and (_is_float(column.dtype) or column.dtype.kind in "iub"):
         with np.errstate(over="ignore"):
             converted = column.astype(dtype)
-        if column.dtype.kind in "iub" and (converted.astype(np.float64) != column).any():
+        if column.dtype.kind in "iub" and not _is_exact(column, converted):
             raise ValueError(f"feature {name!r} needs integers that are exact in {dtype}; got others. Ask for int64.")
+        if _is_float(column.dtype) and (np.isinf(converted) & ~np.isinf(column)).any():
+            raise ValueError(
+                f"feature {name!r} needs values within the range of {dtype}; got others. Ask for a wider dtype."
+            )
         return converted
     raise ValueError(
         f"feature {name!r} needs to hold {_kind(dtype)} to be {dtype}; got {_kind(column.dtype)}. "
@@ -171,6 +175,14 @@ def provenance(importer: str, paths: Iterable[Path], features: Features | None, 
 
 def _is_float(dtype: np.dtype) -> bool:
     return bool(jnp.issubdtype(dtype, jnp.floating))  # NumPy does not count bfloat16 among the floats.
+
+
+def _is_exact(integers: np.ndarray, floats: np.ndarray) -> bool:
+    limit = 2 ** (jnp.finfo(floats.dtype).nmant + 1)
+    if not integers.size or -limit <= int(integers.min()) <= int(integers.max()) <= limit:
+        return True
+    # NumPy would compare both as floats; Python compares them exactly.
+    return floats.astype(np.float64).tolist() == integers.tolist()
 
 
 def _kind(dtype: np.dtype) -> str:

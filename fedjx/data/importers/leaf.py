@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from fedjx.data.importers.features import cast, located
 from fedjx.data.importers.files import PathLike, files, provenance, reading
 from fedjx.data.source import Client, Source
 
@@ -145,12 +146,11 @@ def _column(rows: list[Any], name: str, where: str, types: Mapping[str, np.dtype
 
 
 def _converted(column: np.ndarray, dtype: np.dtype, name: str, where: str) -> np.ndarray:
-    with np.errstate(all="ignore"):
-        result = column.astype(dtype)
-        is_same = dtype.kind == "f" or np.array_equal(result.astype(column.dtype), column)
-    if not is_same or (np.isinf(result) & ~np.isinf(column)).any():
-        raise ValueError(f"{name!r} needs to fit in {dtype}; got {column.min()} to {column.max()} {where}. Widen it.")
-    return result
+    if column.dtype.kind == "f" and dtype.kind in "iu" and (np.abs(column) < 2**53).all():
+        whole = column.astype(np.int64)  # JSON does not tell 2.0 from 2.
+        column = whole if (whole == column).all() else column
+    with located(where.removeprefix("of ")):
+        return cast(name, column, dtype)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -52,9 +52,25 @@ def test_numbers_become_narrower_where_they_fit(tmp_path):
     assert client.examples["x"].dtype == np.float32
     assert client.examples["x"].tolist() == np.float32([[0.1, 1], [0, 2]]).tolist()
     assert client.examples["y"].tolist() == [0, 255]
-    for dtypes in ({"y": np.int8}, {"x": np.int32}):
-        with pytest.raises(ValueError, match="needs to fit in"):
-            list(leaf(path, dtypes=dtypes).clients())
+    path = written(tmp_path / "b.json", {"u": {"x": [2.0, 3.0], "y": [-1, 2**24 + 1]}})
+    (client,) = leaf(path, dtypes={"x": np.uint8, "y": np.float64}).clients()
+    assert client.examples["x"].dtype == np.uint8
+    assert client.examples["x"].tolist() == [2, 3]
+    assert client.examples["y"].tolist() == [-1, 2**24 + 1]
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [([0, 128], "int8"), ([0.1, 1.0], "int32"), ([-1, 0], "uint64"), ([1, 2**24 + 1], "float32"), ([1e300], "float32")],
+)
+def test_numbers_that_do_not_fit_are_refused(tmp_path, values, dtype):
+    path = written(tmp_path / "a.json", {"u": {"x": values, "y": [0] * len(values)}})
+    with pytest.raises(ValueError, match=rf"^user 'u' in .*a\.json: feature 'x' needs .*{dtype}"):
+        list(leaf(path, dtypes={"x": dtype}).clients())
+
+
+def test_dtypes_are_of_what_leaf_has(tmp_path):
+    path = written(tmp_path / "a.json", {"u": {"x": [1], "y": [0]}})
     with pytest.raises(ValueError, match="no other features"):
         leaf(path, dtypes={"z": np.int8})
 
