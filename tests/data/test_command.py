@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedjx.data import Store, published
-from fedjx.data.__main__ import IMPORTERS, PARTITIONS, main
+from fedjx.data.__main__ import IMPORTERS, PARTITIONS, PUBLISHED, main
 from fedjx.data.exporters import to_fedjax_sqlite, to_tff_sqlite
 from tests.data.stores import CLIENTS, MEMORY, ROOT, SPLITS, assert_equal, written
 
@@ -143,13 +143,14 @@ def test_errors_of_partitions(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("command", "function"), [("import", f) for f in IMPORTERS] + [("partition", f) for f in PARTITIONS]
+    ("command", "function"),
+    [("import", f) for f in IMPORTERS] + [("partition", f) for f in PARTITIONS] + [("published", f) for f in PUBLISHED],
 )
 def test_every_kind_explains_itself(command, function, capsys):
     with pytest.raises(SystemExit, match="0"):
         main([command, function.__name__.removesuffix("_partition"), "--help"])
     shown = capsys.readouterr().out
-    assert "OUTPUT" in shown
+    assert ("DIRECTORY" if command == "published" else "OUTPUT") in shown
     assert "`" not in shown
     assert "\n\n" in shown
 
