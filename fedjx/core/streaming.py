@@ -39,7 +39,7 @@ class Stream:
     def __init__(self, computation: Computation, mesh: Mesh | None, lanes: int | None, sink: Sink | None):
         self.lanes = self._asked_lanes = lanes
         self._levels: list[Level] = []
-        self._keeps_members = False
+        self._result_bytes: int | None = 0
         self._computation, self._sink = computation, sink
         self._mesh = auto_mesh(mesh or Mesh(np.array(jax.devices()), (AXIS,)))
         # A cohort decides by it what goes to the device, which must be the same in all processes.
@@ -58,8 +58,8 @@ class Stream:
         compiled = self._compile(shown)
         server = self._placer.server(compiled.program.server_arguments(shown))
         at_clients = [v if is_stream(v) else s for v, s in zip(values, shown, strict=True) if isinstance(s, Clients)]
-        self._keeps_members = bool(compiled.program.client_results())
-        chunks = Chunks(at_clients, self._share, keeps_members=self._keeps_members)
+        self._result_bytes = compiled.program.result_bytes()
+        chunks = Chunks(at_clients, self._share, result_bytes=self._result_bytes)
         lanes = self._asked_lanes or chunks.asked_lanes
         if lanes == "auto":
             compiled.levels = self._levels = compiled.levels or compiled.measured_levels(server, chunks)
@@ -100,7 +100,7 @@ class Stream:
                 )
 
         def chunks(cohort: Planned) -> Chunks:
-            return Chunks([cohort], self._share, keeps_members=self._keeps_members)
+            return Chunks([cohort], self._share, result_bytes=self._result_bytes)
 
         yield from fed(
             cohorts,
