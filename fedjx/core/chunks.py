@@ -51,7 +51,7 @@ class Planned(Protocol):
     lanes: int | Literal["auto"]
 
     def members(self, ids: np.ndarray, mask: np.ndarray, share: Share) -> Clients:
-        """Returns this process's share of a chunk.
+        """Returns this process's share of a chunk, in arrays that nobody writes to any more: JAX may read them later.
 
         Args:
           ids: The clients of the whole chunk, in equal parts for the devices. The shapes of what is
@@ -111,6 +111,7 @@ class Chunks:
     Attributes:
       asked_lanes: How many clients each device is to run at once: a number, "auto", or None where
         nothing leads.
+      are_fresh: Whether nobody writes to the chunks' arrays any more.
 
     Args:
       arguments: The arguments at CLIENTS, at least one.
@@ -125,6 +126,7 @@ class Chunks:
         self._result_bytes = result_bytes
         self._leader = next((a for a in arguments if isinstance(a, Planned)), None)
         self.asked_lanes = None if self._leader is None else self._leader.lanes
+        self.are_fresh = all(isinstance(a, Planned) for a in arguments)
         if self._leader is None:
             check_same_clients([a for a in arguments if isinstance(a, Clients)])
 
