@@ -39,8 +39,8 @@ def trained(step, cohorts):
     return state.params
 
 
-def cohorts(placement, lanes=2):
-    return [Cohort(DATA, ids, batch_size=BATCH_SIZE, lanes=lanes, placement=placement) for ids in ROUNDS]
+def cohorts(placement):
+    return [Cohort(DATA, ids, batch_size=BATCH_SIZE, lanes=2, placement=placement) for ids in ROUNDS]
 
 
 def assert_equal(a, b):
@@ -54,7 +54,7 @@ def test_reading_ahead_and_the_placement_of_pools_change_no_bit(placement, num_d
     expected = trained(step, cohorts("resident"))
     assert_equal(trained(step, cohorts(placement)), expected)
     assert_equal(trained(step, step.ahead(iter(cohorts(placement)), num_chunks=1)), expected)
-    others = [Cohort(DATA, [0, 1, 2], batch_size=BATCH_SIZE, lanes=2)] * 4
+    others = [Cohort(DATA, range(6), batch_size=BATCH_SIZE, lanes=2)] * 4
     with pytest.raises(AssertionError):
         assert_equal(trained(step, others), expected)
 
@@ -119,13 +119,13 @@ def test_an_error_in_the_thread_reaches_the_reader(error):
             raise error
 
     with pytest.raises(type(error)):
-        trained(step, step.ahead([cohorts("streamed")[0], Broken(DATA, [1, 2, 3], batch_size=2, lanes=2)]))
+        trained(step, step.ahead([cohorts("streamed")[0], Broken(DATA, ROUNDS[1], batch_size=BATCH_SIZE, lanes=2)]))
 
 
 def test_the_thread_ends_with_the_loop():
     step = streamed()
     state = start()
-    for number, cohort in enumerate(step.ahead(Cohort(DATA, [0, 1], batch_size=2) for _ in range(10**9))):
+    for number, cohort in enumerate(step.ahead(cohorts("streamed")[0] for _ in range(10**9))):
         if number != 1:  # a cohort that nobody reads holds nothing up
             state, _ = step(state, cohort)
         if number == 5:
@@ -151,7 +151,7 @@ def waiting_at_most(monkeypatch, placement, expected, **limits):
 
     monkeypatch.setattr(Room, "enter", recorded)
     step = streamed(1)
-    for number, cohort in enumerate(step.ahead(cohorts(placement, lanes=1) * 2, **limits)):
+    for number, cohort in enumerate(step.ahead(cohorts(placement) * 2, **limits)):
         if number == 1:
             end = time.monotonic() + 60
             while most[0] < expected and time.monotonic() < end:
@@ -200,9 +200,9 @@ def test_rounds_in_one_program_need_one_shape_and_one_pool():
 def test_chunks_made_for_other_devices_are_not_read():
     step, other = streamed(), streamed(1)
     state = start()
-    for number, cohort in enumerate(step.ahead(cohorts("streamed", lanes=1)[:2])):
+    for number, cohort in enumerate(step.ahead(cohorts("streamed")[:2])):
         if number == 0:
             step(state, cohort)
         else:
             read = other(state, cohort)[0].params
-    assert_equal(read, other(state, cohorts("resident", lanes=1)[1])[0].params)
+    assert_equal(read, other(state, cohorts("resident")[1])[0].params)
