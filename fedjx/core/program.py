@@ -128,6 +128,11 @@ class Program:
         """Lists all results at CLIENTS."""
         return [i for i in self._results if self._placed(i) == CLIENTS]
 
+    def result_bytes(self) -> int | None:
+        """Returns the size of one client's results at CLIENTS, at most; None where a sequence's length is unknown."""
+        bits = _bits([self._nodes[i].type.member for i in self.client_results()])
+        return None if bits is None else -(-bits // 8)
+
     def client_arguments(self) -> list[int]:
         """Lists the arguments at CLIENTS, in order."""
         return [i for i in self.arguments if self._placed(i) == CLIENTS]
