@@ -29,7 +29,9 @@ def joint_norm(value: PyTree, order: float = 2) -> jax.Array:
     Array(5., dtype=float32)
     """
     check_order(order)
-    leaves = [jnp.abs(leaf).astype(jnp.float32) for leaf in jax.tree.leaves(value)]
+    arrays = [jnp.asarray(leaf) for leaf in jax.tree.leaves(value)]
+    # Widened before the magnitude: -128 has none in int8.
+    leaves = [jnp.abs(x.astype(jnp.promote_types(x.dtype, jnp.float32))).astype(jnp.float32) for x in arrays]
     if order == np.inf:
         # Not the built-in max: it would lose a NaN, which compares false.
         return jnp.stack([jnp.max(leaf, initial=0.0) for leaf in leaves]).max() if leaves else jnp.float32(0.0)
