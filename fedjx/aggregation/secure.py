@@ -3,7 +3,7 @@
 Clients encode their values in fixed point (`fedjx.aggregation.fixed_point`) and the totals are
 taken modulo 2^num_bits, as in Bonawitz et al., "Practical Secure Aggregation for
 Privacy-Preserving Machine Learning" (CCS 2017, §6.2). Everything that leaves a client, the measurements too,
-goes through `federated_secure_sum`, so both pass `fedjx.core.secure.check_secure`.
+goes through `federated_secure_sum`, so all of them pass `fedjx.core.secure.check_secure`.
 
 Overflow cannot happen up to ``max_clients``, and is detected beyond: the result is then NaN.
 """
@@ -18,10 +18,10 @@ import jax.numpy as jnp
 
 from fedjx.aggregation.fixed_point import FixedPoint, decode, encode, fixed_point, num_clipped
 from fedjx.core.computation import federated_computation
-from fedjx.core.operators import federated_keys, federated_secure_sum
-from fedjx.core.placed import check_numeric, federated_map
+from fedjx.core.operators import federated_keys, federated_secure_sum, federated_zip
+from fedjx.core.placed import FederatedValue, check_numeric, federated_map
 from fedjx.core.process import Aggregator
-from fedjx.core.reductions import divide
+from fedjx.core.reductions import divide, wide_dtype
 
 PyTree = Any
 
@@ -97,6 +97,42 @@ def secure_mean(
         return _cast(_unless(measured["overflow"], result), dtypes), measured
 
     return _aggregator(grid, client, server)
+
+
+def secure_total(*, bound: float, max_clients: int, num_bits: int = 32) -> Callable[[PyTree], FederatedValue]:
+    """Returns a sum of placed values, ``federated_sum`` but secure: for the metrics of an algorithm.
+
+    Floats travel in fixed point, clipped to ``[-bound, bound]`` and 0 if they are no numbers; their total is NaN
+    if there are more than ``max_clients``. Integers and booleans travel as they are, clipped so that ``max_clients``
+    cannot overflow, in a ring of 32 bits.
+    """
+    grid = fixed_point(bound=bound, max_clients=max_clients, num_bits=num_bits)
+    most = (2**31 - 1) // max_clients
+
+    def client(value: PyTree) -> Any:
+        leaves = jax.tree.leaves(value)
+        floats = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
+        counts = [x for x in leaves if not jnp.issubdtype(x.dtype, jnp.floating)]
+        clipped = [jnp.clip(x.astype(wide_dtype(x.dtype)), max=most) for x in counts]
+        clipped = [jnp.maximum(x, -most) if x.dtype.kind == "i" else x for x in clipped]
+        return encode(grid, floats), (clipped, jnp.uint32(1))
+
+    def total(value: PyTree) -> FederatedValue:
+        value = federated_zip(value)
+        check_numeric("a secure total", value, (jnp.floating, jnp.integer, jnp.bool_), "real", "Map them first.")
+        leaves, treedef = jax.tree.flatten(value.type.member)
+        sent = federated_map(client, value)
+        codes, counts = federated_secure_sum(sent[0], num_bits=num_bits), federated_secure_sum(sent[1])
+
+        def server(codes: Any, counts: Any) -> PyTree:
+            floats, integers = iter(_unless(counts[1] > max_clients, decode(grid, codes))), iter(counts[0])
+            return treedef.unflatten(
+                [next(floats if jnp.issubdtype(x.dtype, jnp.floating) else integers) for x in leaves]
+            )
+
+        return federated_map(server, codes, counts)
+
+    return total
 
 
 def _aggregator(grid: FixedPoint, client: Callable[..., Any], server: Callable[..., Any]) -> Aggregator:

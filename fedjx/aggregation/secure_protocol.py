@@ -81,8 +81,8 @@ def run_secure_sum(
 
     Args:
       values: Integers ``[clients, elements]``; taken modulo 2^num_bits.
-      threshold: How many clients must be there in every phase, at least 2. So many that conspire with the server
-        see through the masks of the others; the paper asks for more than half of the clients.
+      threshold: How many clients must be there in every phase, at least 2. Fewer that conspire with the server
+        learn nothing but the total of the others.
       num_bits: Of the ring, at most 32.
       dropouts: From clients to the first of the `PHASES` in which they say no more.
       seed: Of all secrets; another round needs another.

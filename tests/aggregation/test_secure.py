@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedjx.aggregation.fixed_point import decode, encode, fixed_point, num_clipped
-from fedjx.aggregation.secure import secure_mean, secure_sum
+from fedjx.aggregation.secure import secure_mean, secure_sum, secure_total
 from fedjx.core.computation import federated_computation
 from fedjx.core.operators import federated_secure_sum
 from fedjx.core.types import parse_type
@@ -213,3 +213,27 @@ def test_the_bill_of_a_mean_is_its_codes_and_its_counts():
 def test_integers_are_no_values_of_a_secure_mean():
     with pytest.raises(TypeError, match="real floating-point"):
         secure_sum(bound=1.0, max_clients=3).next(KEY, (), Clients.of(np.arange(3)), Clients.of(np.ones(3)))
+
+
+def test_a_secure_total_takes_all_kinds_of_numbers():
+    value = {
+        "float": np.array([0.5, 9.0, np.nan], np.float32),
+        "bool": np.array([True, False, True]),
+        "count": np.array([2**31 - 1, 5, -(2**31)], np.int32),
+        "unsigned": np.array([2**32 - 1, 1, 0], np.uint32),
+    }
+    total, most = federated_computation(secure_total(bound=1.0, max_clients=3)), (2**31 - 1) // 3
+    result = total(Clients.of(value))
+    assert {name: x.dtype for name, x in result.items()} == {
+        "float": jnp.float32,
+        "bool": jnp.int32,
+        "count": jnp.int32,
+        "unsigned": jnp.uint32,
+    }
+    assert {name: int(x) for name, x in result.items() if name != "float"} == {
+        "bool": 2,
+        "count": 5,
+        "unsigned": most + 1,
+    }
+    np.testing.assert_allclose(result["float"], 1.5, rtol=1e-6)
+    assert np.isnan(federated_computation(secure_total(bound=1.0, max_clients=2))(Clients.of(value))["float"])

@@ -7,10 +7,12 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from fedjx.aggregation.mean import mean
-from fedjx.aggregation.secure import secure_mean, secure_sum
+from fedjx.aggregation.secure import secure_mean, secure_sum, secure_total
+from fedjx.algorithms import fed_avg
 from fedjx.core.computation import federated_computation
 from fedjx.core.operators import (
     federated_aggregate,
@@ -30,6 +32,8 @@ from fedjx.core.placed import federated_map
 from fedjx.core.secure import check_secure
 from fedjx.core.types import CLIENTS, SERVER, FederatedType
 from fedjx.core.values import Clients
+from fedjx.data import cohort
+from tests.algorithms.problems import federated_data, plain_model
 
 X = FederatedType(jnp.float32, CLIENTS)
 KEYS = FederatedType(jax.ShapeDtypeStruct((2,), jnp.int32), CLIENTS)
@@ -136,3 +140,29 @@ def test_secure_aggregators_pass_with_their_measurements_and_the_mean_does_not(a
     check_secure(aggregator.next, *arguments)
     with pytest.raises(ValueError, match=re.escape("got federated_mean of {<float32,float32>}@CLIENTS for result[1]")):
         check_secure(mean().next, *arguments)
+
+
+def test_federated_averaging_is_secure_with_its_metrics():
+    """Nearly the plain run; with its own sum of the metrics, or the plain mean, it does not pass."""
+    secure = {"aggregator": secure_mean(bound=1.0, max_weight=12.0, max_clients=5)}
+    metrics = {"metrics_sum": secure_total(bound=100.0, max_clients=5)}
+    clients = cohort(federated_data(), (9, 0, 4, 5), batch_size=4)
+    rounds = []
+    exposed = ["federated_mean", "federated_sum of {<loss", "federated_mean", None]
+    for options, name in zip(({}, secure, metrics, {**secure, **metrics}), exposed, strict=True):
+        algorithm = fed_avg(plain_model(), client_optimizer=optax.sgd(0.1), **options)
+        state = algorithm.init(jax.random.key(1))
+        if name is None:
+            check_secure(algorithm.next, state, clients)
+        else:
+            with pytest.raises(ValueError, match=re.escape(name)):
+                check_secure(algorithm.next, state, clients)
+        rounds.append(algorithm.next(state, clients))
+    plain, *_, both = rounds
+    for a, b in zip(jax.tree.leaves(both[0].params), jax.tree.leaves(plain[0].params), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    np.testing.assert_allclose(both[1]["loss"], plain[1]["loss"], rtol=1e-5)
+    for name in ("num_examples", "num_clients", "num_non_finite_clients"):
+        assert int(both[1][name]) == int(plain[1][name])
+        assert both[1][name].dtype == plain[1][name].dtype
+    assert (int(both[1]["num_clients"]), int(both[1]["aggregation"]["num_clipped"])) == (4, 0)
