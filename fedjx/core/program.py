@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import keystr
 
 from fedjx.core.engine import Pass
 from fedjx.core.placed import Node
@@ -198,6 +199,30 @@ class Program:
             messages += [self._message(level, "down", i) for i in down]
             messages += [self._message(level, "up", i) for i in ends]
         return messages
+
+    def exposed(self) -> list[str]:
+        """Describes each operator that shows the server more of the clients' values than a secure sum.
+
+        What depends on no argument at CLIENTS and no client's id is public, such as a constant.
+        """
+        own: set[int] = set()
+        for i, node in enumerate(self._nodes):
+            source = node.kind in ("argument", "client_id")
+            if self._placed(i) == CLIENTS and (source or own.intersection(self._inputs[i])):
+                own.add(i)
+        # What is shown is a reduction's only input, and a selection's last: the keys.
+        ends = [i for i, node in enumerate(self._nodes) if node.name and node.fn is not SECURE_SUM]
+        return [self._exposure(i) for i in ends if self._inputs[i][-1] in own]
+
+    def _exposure(self, i: int) -> str:
+        reached = {i}
+        for j in range(i, len(self._nodes)):
+            if reached.intersection(self._inputs[j]):
+                reached.add(j)
+        paths = jax.tree_util.tree_leaves_with_path(self.result)
+        results = [keystr(path) for (path, _), j in zip(paths, self._results, strict=True) if j in reached]
+        node, shown = self._nodes[i], self._nodes[self._inputs[i][-1]]
+        return f"{node.name} of {shown.type} for {', '.join('result' + path for path in results)}"
 
     def _message(self, level: int, direction: str, i: int) -> Message:
         node = self._nodes[i]
