@@ -65,7 +65,7 @@ def federated_eval(fn: Callable[[], PyTree], placement: Placement) -> FederatedV
     if placement == SERVER:
         value = federated_value((), SERVER)
     else:
-        value = _client_ids()
+        value = federated_client_ids()
     return map_node(_WithoutArguments(fn), [value])
 
 
@@ -76,7 +76,13 @@ class _WithoutArguments(NamedTuple):
         return self.fn()
 
 
-def _client_ids() -> FederatedValue:
+def federated_client_ids() -> FederatedValue:
+    """Gives every client its own id, int32 ``[]``: who it is, not where in the cohort.
+
+    >>> ids = fedjx.federated_computation(lambda x: federated_max(federated_client_ids()))
+    >>> int(ids(fedjx.Clients.of(np.zeros(2), ids=np.array([7, 3]))))
+    7
+    """
     return FederatedValue(Node("client_id", FederatedType(jnp.int32, CLIENTS)))
 
 
@@ -88,7 +94,7 @@ def federated_keys(key: PyTree) -> FederatedValue:
     """
     hint = "Keep one key in the server's state and fold the round into it."
     return map_node(
-        jax.random.fold_in, [federated_broadcast(value_at("federated_keys", key, SERVER, hint)), _client_ids()]
+        jax.random.fold_in, [federated_broadcast(value_at("federated_keys", key, SERVER, hint)), federated_client_ids()]
     )
 
 
