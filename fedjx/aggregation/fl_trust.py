@@ -45,8 +45,9 @@ def fl_trust(is_trusted: Callable[[jax.Array], Any]) -> Aggregator:
         trusted = federated_map(is_trusted, federated_client_ids())
         reference = federated_mean(vote.value, federated_map(_only, vote.weight, trusted))
         judged = federated_map(_judge, vote, trusted, federated_broadcast(reference))
-        measured = {**measurements(vote), "trust": federated_sum(judged.trust)}
-        return state, federated_mean(judged.value, judged.trust), federated_map(lambda measured: measured, measured)
+        trust = {"trust": federated_sum(judged.trust)}
+        measured = federated_map(lambda counts, trust: {**counts, **trust}, measurements(vote), trust)
+        return state, federated_mean(judged.value, judged.trust), measured
 
     return Aggregator(lambda member: (), next)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from fedjx.core.computation import federated_computation
-from fedjx.core.operators import federated_collect, federated_sum
+from fedjx.core.operators import federated_collect, federated_sum, federated_zip
 from fedjx.core.placed import FederatedValue, check_numeric, federated_map, value_at
 from fedjx.core.process import Aggregator
 from fedjx.core.types import CLIENTS
@@ -58,9 +58,9 @@ def votes(value: Any, weight: Any, *, weighted: bool) -> FederatedValue:
     return federated_map(vote, value, weight)
 
 
-def measurements(vote: FederatedValue) -> dict[str, Any]:
-    """Counts who was left out."""
-    return {"num_non_finite_clients": federated_sum(vote.non_finite)}
+def measurements(vote: FederatedValue) -> FederatedValue:
+    """Counts who was left out, at SERVER."""
+    return federated_zip({"num_non_finite_clients": federated_sum(vote.non_finite)})
 
 
 def rule_of_members(rule: Rule, *, weighted: bool = False) -> Aggregator:

@@ -1,4 +1,6 @@
-"""An aggregator under the laws."""
+"""What the laws of aggregators run over: `CASES: dict[str, Case]` in every `cases_*.py` beside this file."""
+
+from __future__ import annotations
 
 from typing import NamedTuple
 
@@ -6,8 +8,6 @@ from fedjx.core.process import Aggregator
 
 
 class Case(NamedTuple):
-    """An aggregator, how closely its results must agree, and whether it collects its members."""
-
     aggregator: Aggregator
     rtol: float = 1e-5
     materialises: bool = False
