@@ -124,7 +124,8 @@ def main(flags: Any) -> dict[str, Any]:
         clients = cohort(poisoned, range(flags.num_clients), batch_size=20)
         key = jax.random.key(flags.seed)
         params = model.init(key)
-        state, aggregate = aggregator.init(params), jax.jit(aggregator.next.in_graph())
+        computation: Any = aggregator.next
+        state, aggregate = aggregator.init(params), computation.in_graph()
         for number in range(flags.num_rounds):
             key_round = jax.random.fold_in(key, number)
             state, delta, _ = aggregate(key_round, state, train(params, clients, key_round), weight)

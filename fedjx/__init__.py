@@ -26,7 +26,9 @@ from fedjx.core.operators import (
 )
 from fedjx.core.placed import FederatedValue, federated_map
 from fedjx.core.process import Aggregator, Algorithm
+from fedjx.core.secure import check_secure
 from fedjx.core.sequence import sequence_map, sequence_reduce, sequence_sum
+from fedjx.core.traffic import Traffic, traffic
 from fedjx.core.types import CLIENTS, SERVER, FederatedType, FunctionType, parse_type
 from fedjx.core.values import Batches, Clients, Sequence
 
@@ -43,8 +45,10 @@ __all__ = [
     "FunctionType",
     "LoadedComputation",
     "Sequence",
+    "Traffic",
     "aggregation",
     "algorithms",
+    "check_secure",
     "data",
     "export",
     "fed_avg",
@@ -71,4 +75,5 @@ __all__ = [
     "sequence_map",
     "sequence_reduce",
     "sequence_sum",
+    "traffic",
 ]
