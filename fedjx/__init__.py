@@ -11,6 +11,7 @@ from fedjx.core.export import LoadedComputation, export, load
 from fedjx.core.operators import (
     federated_aggregate,
     federated_broadcast,
+    federated_client_ids,
     federated_collect,
     federated_eval,
     federated_keys,
@@ -54,6 +55,7 @@ __all__ = [
     "fed_avg",
     "federated_aggregate",
     "federated_broadcast",
+    "federated_client_ids",
     "federated_collect",
     "federated_computation",
     "federated_eval",
