@@ -76,7 +76,7 @@ def lane_steps(cohort: Cohort, levels: list[Level], num_devices: int) -> tuple[i
       num_devices: Devices that share the cohort.
     """
     total = np.zeros(num_devices, np.int64)
-    for lanes, ids, mask in Chunks([cohort], Share(num_devices), keeps_members=False).order(levels):
+    for lanes, ids, mask in Chunks([cohort], Share(num_devices), result_bytes=0).order(levels):
         num_groups = len(ids) // (num_devices * lanes)
         groups = (num_devices, num_groups, lanes)
         steps = -(-cohort.data.sizes[ids].reshape(groups) // cohort.batch_size)

@@ -11,6 +11,7 @@ from fedjx.core.export import LoadedComputation, export, load
 from fedjx.core.operators import (
     federated_aggregate,
     federated_broadcast,
+    federated_client_ids,
     federated_collect,
     federated_eval,
     federated_keys,
@@ -26,7 +27,9 @@ from fedjx.core.operators import (
 )
 from fedjx.core.placed import FederatedValue, federated_map
 from fedjx.core.process import Aggregator, Algorithm
+from fedjx.core.secure import check_secure
 from fedjx.core.sequence import sequence_map, sequence_reduce, sequence_sum
+from fedjx.core.traffic import Traffic, traffic
 from fedjx.core.types import CLIENTS, SERVER, FederatedType, FunctionType, parse_type
 from fedjx.core.values import Batches, Clients, Sequence
 
@@ -43,13 +46,16 @@ __all__ = [
     "FunctionType",
     "LoadedComputation",
     "Sequence",
+    "Traffic",
     "aggregation",
     "algorithms",
+    "check_secure",
     "data",
     "export",
     "fed_avg",
     "federated_aggregate",
     "federated_broadcast",
+    "federated_client_ids",
     "federated_collect",
     "federated_computation",
     "federated_eval",
@@ -71,4 +77,5 @@ __all__ = [
     "sequence_map",
     "sequence_reduce",
     "sequence_sum",
+    "traffic",
 ]

@@ -19,7 +19,7 @@ from fedjx.aggregation.mean import by_examples, mean
 from fedjx.algorithms.client import ClientUpdate, check_amount, checked, local_train
 from fedjx.core.computation import federated_computation
 from fedjx.core.operators import federated_broadcast, federated_keys, federated_sum
-from fedjx.core.placed import federated_map
+from fedjx.core.placed import FederatedValue, federated_map
 from fedjx.core.process import Aggregator, Algorithm, keeps_type
 from fedjx.models.model import Model, Ratio, finalize_metrics
 
@@ -51,6 +51,7 @@ def fed_avg(
     server_optimizer: optax.GradientTransformation | None = None,
     aggregator: Aggregator | None = None,
     client_weight: Callable[[jax.Array], jax.Array] = by_examples,
+    metrics_sum: Callable[[PyTree], FederatedValue] = federated_sum,
     num_epochs: int | None = None,
     num_steps: int | None = None,
     shuffle: bool = True,
@@ -67,6 +68,8 @@ def fed_avg(
       aggregator: The weighted `mean` if not given.
       client_weight: From a client's number of examples to its weight: `by_examples`, `uniform`
         or your own.
+      metrics_sum: Adds the clients' metrics up; `fedjx.aggregation.secure.secure_total` lets the server see no more
+        than the totals.
       num_epochs: Local epochs, one if not given; or
       num_steps: the number of local steps.
       shuffle: Whether clients reorder their examples every epoch.
@@ -121,7 +124,7 @@ def fed_avg(
         update = federated_map(client_update, federated_broadcast(state.params), data, federated_keys(key))
         aggregator_state, delta, measured = aggregator.next(key, state.aggregator, update.delta, update.weight)
         aggregator_state = keeps_type("an aggregator", state.aggregator, aggregator_state)
-        metrics = federated_map(round_metrics, federated_sum(update.metrics), measured)
+        metrics = federated_map(round_metrics, metrics_sum(update.metrics), measured)
         return keeps_type("fed_avg", state, federated_map(server_update, state, aggregator_state, delta)), metrics
 
     return Algorithm(init, next)

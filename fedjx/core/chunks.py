@@ -20,6 +20,8 @@ PyTree = Any
 
 # Groups of lanes in one chunk: enough to hide the cost of a dispatch, few enough to bound memory.
 _GROUPS = 16
+# Results that stay with the clients wait on the device for the whole chunk; more bytes are work enough for a dispatch.
+_RESULT_BYTES = 1 << 24
 
 
 class Level(NamedTuple):
@@ -49,7 +51,7 @@ class Planned(Protocol):
     lanes: int | Literal["auto"]
 
     def members(self, ids: np.ndarray, mask: np.ndarray, share: Share) -> Clients:
-        """Returns this process's share of a chunk.
+        """Returns this process's share of a chunk, in arrays that nobody writes to any more: JAX may read them later.
 
         Args:
           ids: The clients of the whole chunk, in equal parts for the devices. The shapes of what is
@@ -109,16 +111,22 @@ class Chunks:
     Attributes:
       asked_lanes: How many clients each device is to run at once: a number, "auto", or None where
         nothing leads.
+      are_fresh: Whether nobody writes to the chunks' arrays any more.
+
+    Args:
+      arguments: The arguments at CLIENTS, at least one.
+      share: Which of the devices are this process's.
+      result_bytes: What a client leaves behind: so many bytes at most, or None if that is unknown.
     """
 
-    def __init__(self, arguments: list[Any], share: Share, *, keeps_members: bool):
+    def __init__(self, arguments: list[Any], share: Share, *, result_bytes: int | None):
         if not arguments:
             raise ValueError("a cohort needs at least one client; got no argument at CLIENTS. Pass Clients.")
         self._arguments, self._share, self._num_devices = arguments, share, share.num_devices
-        # What stays with the clients leaves the device chunk by chunk, so that chunk is kept small.
-        self._most_groups = 1 if keeps_members else _GROUPS
+        self._result_bytes = result_bytes
         self._leader = next((a for a in arguments if isinstance(a, Planned)), None)
         self.asked_lanes = None if self._leader is None else self._leader.lanes
+        self.are_fresh = all(isinstance(a, Planned) for a in arguments)
         if self._leader is None:
             check_same_clients([a for a in arguments if isinstance(a, Clients)])
 
@@ -163,7 +171,10 @@ class Chunks:
     def _num_groups(self, lanes: int) -> int:
         assert self._leader is not None
         needed = -(-len(self._leader.ids) // (lanes * self._num_devices))
-        return min(self._most_groups, 1 << (needed - 1).bit_length())  # powers of two: few shapes
+        groups = min(_GROUPS, 1 << (needed - 1).bit_length())  # powers of two: few shapes
+        while groups > 1 and (self._result_bytes is None or groups * lanes * self._result_bytes > _RESULT_BYTES):
+            groups //= 2
+        return groups
 
     def _named(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the ids at these positions, and which are not padding, which is copies of its predecessor."""

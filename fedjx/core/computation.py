@@ -105,10 +105,14 @@ class Computation:
 
         Arguments may be values, streams or types; none are needed where types are declared.
         """
-        types = self._types if self._types is not None and not args and not kwargs else self._types_of(args, kwargs)
-        return self.trace(types).communication()
+        return self.program(*args, **kwargs).communication()
 
     # --- tracing ---
+
+    def program(self, *args: Any, **kwargs: Any) -> Program:
+        """Traces the computation for arguments, which may be values, streams or types, or for its declared types."""
+        types = self._types if self._types is not None and not args and not kwargs else self._types_of(args, kwargs)
+        return self.trace(types)
 
     def trace(self, types: tuple[Any, ...]) -> Program:
         """Runs the function on placed values of the types, and cuts its graph into passes."""

@@ -65,13 +65,18 @@ class Placer:
         own, mask, ids = self._whole((own, clients.mask, clients.id))
         return Clients(join(own, self._shared_pools(pools)), mask, ids)
 
-    def chunk(self, clients: Clients) -> Clients:
-        """Divides the clients of this process's devices among them."""
+    def chunk(self, clients: Clients, *, are_fresh: bool = False) -> Clients:
+        """Divides the clients of this process's devices among them.
+
+        Args:
+          clients: The chunk, on the host or on the devices.
+          are_fresh: Whether nobody writes to its arrays any more, so that they need no copy.
+        """
         own, pools, join = per_client(clients.value)
-        own, mask, ids = self._divided((own, clients.mask, clients.id))
+        own, mask, ids = self._divided((own, clients.mask, clients.id), are_fresh)
         shared = shares_pool(clients.value)
         whole = self._shared_pools([pool if s else None for pool, s in zip(pools, shared, strict=True)])
-        split = self._divided([None if s else pool for pool, s in zip(pools, shared, strict=True)])
+        split = self._divided([None if s else pool for pool, s in zip(pools, shared, strict=True)], are_fresh)
         pools = [w if s else d for w, d, s in zip(whole, split, shared, strict=True)]
         return Clients(join(own, pools), mask, ids)
 
@@ -91,11 +96,12 @@ class Placer:
             return placed_whole(value, self._mesh)  # device_put would compare the values of all processes
         return jax.device_put(value, self.whole)
 
-    def _divided(self, arrays: PyTree) -> PyTree:
+    def _divided(self, arrays: PyTree, are_fresh: bool) -> PyTree:
         if all(isinstance(x, jax.Array) and x.sharding == self.split for x in jax.tree.leaves(arrays)):
             return arrays
         # JAX may read host memory later than the call that is given it, and a loader may use it again.
-        arrays = jax.tree.map(lambda x: np.array(x) if isinstance(x, np.ndarray) else x, arrays)
+        if not are_fresh:
+            arrays = jax.tree.map(lambda x: np.array(x) if isinstance(x, np.ndarray) else x, arrays)
         if self._mesh.is_multi_process:
             return placed_rows(arrays, self._mesh)
         # For one device, the compiled step takes NumPy arrays nine times faster than device_put does.

@@ -286,7 +286,12 @@ class PassStream:
         self._step = jax.jit(self._sharded_step, static_argnums=3, donate_argnums=0, out_shardings=split)
 
     def __call__(
-        self, server: PyTree, chunks: Iterable[tuple[int | None, Clients]], sink: Callable[[Clients], None]
+        self,
+        server: PyTree,
+        chunks: Iterable[tuple[int | None, Clients]],
+        sink: Callable[[Clients], None],
+        *,
+        are_fresh: bool = False,
     ) -> tuple[PyTree, ...]:
         """Maps all chunks and returns the accumulators, to be given to `finish`.
 
@@ -295,10 +300,11 @@ class PassStream:
           chunks: The cohort: of each chunk the `own_part`, and how many clients a device maps at
             once, or None for all of its own.
           sink: Called with each chunk's outputs, on the device, once they are computed.
+          are_fresh: Whether nobody writes to the chunks' arrays any more, so that they need no copy.
         """
         accumulators, waiting = None, deque()
         for lanes, chunk in chunks:
-            chunk = self._placer.chunk(chunk)
+            chunk = self._placer.chunk(chunk, are_fresh=are_fresh)
             if accumulators is None:
                 accumulators = self._start(server, chunk)
             accumulators, outputs, done = self._step(accumulators, server, chunk, lanes)

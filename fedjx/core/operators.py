@@ -65,7 +65,7 @@ def federated_eval(fn: Callable[[], PyTree], placement: Placement) -> FederatedV
     if placement == SERVER:
         value = federated_value((), SERVER)
     else:
-        value = _client_ids()
+        value = federated_client_ids()
     return map_node(_WithoutArguments(fn), [value])
 
 
@@ -76,7 +76,13 @@ class _WithoutArguments(NamedTuple):
         return self.fn()
 
 
-def _client_ids() -> FederatedValue:
+def federated_client_ids() -> FederatedValue:
+    """Gives every client its own id, int32 ``[]``: who it is, not where in the cohort.
+
+    >>> ids = fedjx.federated_computation(lambda x: federated_max(federated_client_ids()))
+    >>> int(ids(fedjx.Clients.of(np.zeros(2), ids=np.array([7, 3]))))
+    7
+    """
     return FederatedValue(Node("client_id", FederatedType(jnp.int32, CLIENTS)))
 
 
@@ -88,7 +94,7 @@ def federated_keys(key: PyTree) -> FederatedValue:
     """
     hint = "Keep one key in the server's state and fold the round into it."
     return map_node(
-        jax.random.fold_in, [federated_broadcast(value_at("federated_keys", key, SERVER, hint)), _client_ids()]
+        jax.random.fold_in, [federated_broadcast(value_at("federated_keys", key, SERVER, hint)), federated_client_ids()]
     )
 
 
@@ -109,7 +115,8 @@ def federated_select(client_keys: PyTree, server_value: PyTree, select_fn: Calla
     value = value_at(name, server_value, SERVER, "Clients select from what the server has.")
     select = _SelectSlices(select_fn)
     slices = jax.eval_shape(select.__call__, value.type.member, keys.type.member)
-    return map_node(select, [_broadcast(value, slices), keys])
+    node = map_node(select, [_broadcast(value, slices), keys])._node
+    return FederatedValue(Node(node.kind, node.type, node.inputs, node.fn, key=node.key, name=name))
 
 
 class _SelectSlices(NamedTuple):
@@ -122,10 +129,13 @@ class _SelectSlices(NamedTuple):
 # --- reductions -----------------------------------------------------------------------------------
 
 
-def _reduced(reduction: Reduction, value: FederatedValue, key: Hashable = None) -> FederatedValue:
+def _reduced(
+    name: str, reduction: Reduction, value: FederatedValue, sent: PyTree = None, key: Hashable = None
+) -> FederatedValue:
     member = value.type.member
     result = jax.eval_shape(lambda: reduction.report(reduction.zero(member)))
-    node = Node("reduce", FederatedType(result, SERVER), (value._node,), reduction, member, key or reduction)
+    sent = member if sent is None else sent
+    node = Node("reduce", FederatedType(result, SERVER), (value._node,), reduction, sent, key or reduction, name)
     return FederatedValue(node)
 
 
@@ -167,18 +177,53 @@ def federated_sum(value: PyTree, *, decode: Callable[[PyTree], PyTree] | None = 
     check_numeric(
         "federated_sum", decoded, (jnp.number, jnp.bool_), "numeric", "Map keys and the like to numbers first."
     )
-    return _reduced(SUM, decoded)
+    return _reduced("federated_sum", SUM, decoded)
 
 
-def federated_secure_sum(value: PyTree) -> FederatedValue:
-    """Sums integers of which the server is to see only the total, modulo 2^32.
+def federated_secure_sum(value: PyTree, *, num_bits: int = 32) -> FederatedValue:
+    """Sums integers of which the server is to see only the total, modulo 2^num_bits.
 
-    The protocol that hides the summands is not simulated here; the communication bill marks the
-    message as secure.
+    Args:
+      value: Integers at CLIENTS.
+      num_bits: Of the ring in which the sum is taken, at most 32. A masked summand fills the ring,
+        so the communication bill counts so many bits for each element, packed into 32-bit words,
+        and marks the message as secure.
+
+    Returns:
+      The total, bit for bit whatever the chunks and devices: in ``[0, 2^num_bits)`` for unsigned
+      integers, in ``[-2^(num_bits-1), 2^(num_bits-1))`` for signed ones; 0 over no client.
+
+    The protocol that hides the summands is not run here; `fedjx.aggregation.secure_protocol`
+    runs it for small cohorts, to the same total.
+
+    >>> total = fedjx.federated_computation(lambda x: federated_secure_sum(x, num_bits=4))
+    >>> total(fedjx.Clients.of(np.array([7, 7, 4], np.uint32)))
+    Array(2, dtype=uint32)
     """
     value = value_at("federated_secure_sum", value, CLIENTS, _REDUCE_HINT)
     check_numeric("federated_secure_sum", value, (jnp.integer,), "integer", "Encode floats in fixed point first.")
-    return _reduced(SECURE_SUM, value)
+    if not 1 <= num_bits <= 32:
+        raise ValueError(f"num_bits must be between 1 and 32; got {num_bits=}. A 32-bit ring is the widest.")
+    words = jax.tree.map(lambda leaf: _packed(leaf, num_bits), value.type.member)
+    return map_node(_Modulo(num_bits), [_reduced("federated_secure_sum", SECURE_SUM, value, sent=words)])
+
+
+def _packed(leaf: Any, num_bits: int) -> jax.ShapeDtypeStruct:
+    """Types the words that hold the elements of a leaf."""
+    shape = leaf.shape if num_bits == 32 else (-(-leaf.size * num_bits // 32),)
+    return jax.ShapeDtypeStruct(shape, jnp.uint32)
+
+
+class _Modulo(NamedTuple):
+    num_bits: int
+
+    def __call__(self, total: PyTree) -> PyTree:
+        def one(x: jax.Array) -> jax.Array:
+            # Up and down again, so that the sign of a signed integer comes from its highest bit in the ring.
+            unused = jnp.asarray(jnp.iinfo(x.dtype).bits - self.num_bits, x.dtype)
+            return x << unused >> unused
+
+        return jax.tree.map(one, total)
 
 
 def federated_mean(value: PyTree, weight: PyTree = None) -> FederatedValue:
@@ -201,12 +246,12 @@ def federated_mean(value: PyTree, weight: PyTree = None) -> FederatedValue:
     check_numeric("federated_mean", value, (jnp.inexact,), "floating-point", hint)
     dtypes = tuple(leaf.dtype for leaf in jax.tree.leaves(value.type.member))
     if weight is None:
-        return _reduced(mean_of(dtypes), value)
+        return _reduced("federated_mean", mean_of(dtypes), value)
     weight = value_at("federated_mean", weight, CLIENTS, _REDUCE_HINT)
     leaves = jax.tree.leaves(weight.type.member)
     if len(leaves) != 1 or leaves[0].shape or jnp.issubdtype(leaves[0].dtype, jnp.complexfloating):
         raise TypeError(f"a weight is one real number per client; got {weight.type}. Map it to a scalar first.")
-    return map_node(_Divide(dtypes), [_reduced(SUM, map_node(_weighted, [value, weight]))])
+    return map_node(_Divide(dtypes), [_reduced("federated_mean", SUM, map_node(_weighted, [value, weight]))])
 
 
 def _weighted(value: PyTree, weight: PyTree) -> Any:
@@ -237,7 +282,7 @@ def _extremum(name: str, reduction: Reduction, value: PyTree) -> FederatedValue:
     check_numeric(
         name, value, (jnp.integer, jnp.floating, jnp.bool_), "ordered", "Map the members to real numbers first."
     )
-    return _reduced(reduction, value)
+    return _reduced(name, reduction, value)
 
 
 def federated_aggregate(
@@ -275,7 +320,7 @@ def federated_aggregate(
                 f"for a zero of {notation(expected)}. Give zero the dtype and shape of the result."
             )
     key = (*map(function_key, (accumulate, merge, report)), _constant_key(zero))
-    return _reduced(aggregate_of(zero, accumulate, merge, report), value, key=key)
+    return _reduced("federated_aggregate", aggregate_of(zero, accumulate, merge, report), value, key=key)
 
 
 def federated_reduce(value: PyTree, zero: PyTree, op: Callable[[PyTree, PyTree], PyTree]) -> FederatedValue:
@@ -309,7 +354,6 @@ def federated_collect(value: PyTree) -> FederatedValue:
     Array(2., dtype=float32)
     """
     value = value_at("federated_collect", value, CLIENTS, _REDUCE_HINT)
-    node = Node(
-        "collect", FederatedType(sequence_type(value.type.member), SERVER), (value._node,), sent=value.type.member
-    )
-    return FederatedValue(node)
+    member = value.type.member
+    type_ = FederatedType(sequence_type(member), SERVER)
+    return FederatedValue(Node("collect", type_, (value._node,), sent=member, name="federated_collect"))

@@ -34,9 +34,10 @@ class Node:
       sent: For broadcast, reduce and collect, the member type that travels; for a map by which the
         server decodes what it is sent, that type.
       key: What tells ``fn`` from others; nodes that agree in all but their identity are one.
+      name: Of the operator, where its messages show the server something of the clients.
     """
 
-    __slots__ = ("fn", "inputs", "key", "kind", "sent", "type")
+    __slots__ = ("fn", "inputs", "key", "kind", "name", "sent", "type")
 
     def __init__(
         self,
@@ -46,8 +47,10 @@ class Node:
         fn: Any = None,
         sent: PyTree = None,
         key: Hashable = None,
+        name: str = "",
     ):
         self.kind, self.type, self.inputs, self.fn, self.sent, self.key = kind, type_, inputs, fn, sent, key
+        self.name = name
 
 
 class FederatedValue:

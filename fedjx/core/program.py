@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import keystr
 
 from fedjx.core.engine import Pass
 from fedjx.core.placed import Node
@@ -128,6 +129,11 @@ class Program:
         """Lists all results at CLIENTS."""
         return [i for i in self._results if self._placed(i) == CLIENTS]
 
+    def result_bytes(self) -> int | None:
+        """Returns the size of one client's results at CLIENTS, at most; None where a sequence's length is unknown."""
+        bits = _bits([self._nodes[i].type.member for i in self.client_results()])
+        return None if bits is None else -(-bits // 8)
+
     def client_arguments(self) -> list[int]:
         """Lists the arguments at CLIENTS, in order."""
         return [i for i in self.arguments if self._placed(i) == CLIENTS]
@@ -216,6 +222,30 @@ class Program:
                 parts = [x for part in parts for x in part if self._nodes[x].kind not in known]
                 travels.append(tuple(dict.fromkeys(parts)))
         return travels
+
+    def exposed(self) -> list[str]:
+        """Describes each operator that shows the server more of the clients' values than a secure sum.
+
+        What depends on no argument at CLIENTS and no client's id is public, such as a constant.
+        """
+        own: set[int] = set()
+        for i, node in enumerate(self._nodes):
+            source = node.kind in ("argument", "client_id")
+            if self._placed(i) == CLIENTS and (source or own.intersection(self._inputs[i])):
+                own.add(i)
+        # What is shown is a reduction's only input, and a selection's last: the keys.
+        ends = [i for i, node in enumerate(self._nodes) if node.name and node.fn is not SECURE_SUM]
+        return [self._exposure(i) for i in ends if self._inputs[i][-1] in own]
+
+    def _exposure(self, i: int) -> str:
+        reached = {i}
+        for j in range(i, len(self._nodes)):
+            if reached.intersection(self._inputs[j]):
+                reached.add(j)
+        paths = jax.tree_util.tree_leaves_with_path(self.result)
+        results = [keystr(path) for (path, _), j in zip(paths, self._results, strict=True) if j in reached]
+        node, shown = self._nodes[i], self._nodes[self._inputs[i][-1]]
+        return f"{node.name} of {shown.type} for {', '.join('result' + path for path in results)}"
 
     def _message(self, level: int, direction: str, member: PyTree, secure: bool = False) -> Message:
         type_ = FederatedType(member, CLIENTS, all_equal=direction == "down")

@@ -39,7 +39,7 @@ class Stream:
     def __init__(self, computation: Computation, mesh: Mesh | None, lanes: int | None, sink: Sink | None):
         self.lanes = self._asked_lanes = lanes
         self._levels: list[Level] = []
-        self._keeps_members = False
+        self._result_bytes: int | None = 0
         self._computation, self._sink = computation, sink
         self._mesh = auto_mesh(mesh or Mesh(np.array(jax.devices()), (AXIS,)))
         # A cohort decides by it what goes to the device, which must be the same in all processes.
@@ -58,15 +58,15 @@ class Stream:
         compiled = self._compile(shown)
         server = self._placer.server(compiled.program.server_arguments(shown))
         at_clients = [v if is_stream(v) else s for v, s in zip(values, shown, strict=True) if isinstance(s, Clients)]
-        self._keeps_members = bool(compiled.program.client_results())
-        chunks = Chunks(at_clients, self._share, keeps_members=self._keeps_members)
+        self._result_bytes = compiled.program.result_bytes()
+        chunks = Chunks(at_clients, self._share, result_bytes=self._result_bytes)
         lanes = self._asked_lanes or chunks.asked_lanes
         if lanes == "auto":
             compiled.levels = self._levels = compiled.levels or compiled.measured_levels(server, chunks)
         else:
             self._levels = [Level(int(lanes), 1.0)] if lanes else []
         self.lanes = self._levels[0].lanes if self._levels else None
-        return compiled.run(server, chunks.cut(self._levels), self._sink)
+        return compiled.run(server, chunks, self._levels, self._sink)
 
     def ahead(self, cohorts: Iterable[Planned], *, num_chunks: int = 4, max_bytes: int = 1 << 30) -> Iterator[Planned]:
         """Yields cohorts whose chunks a background thread makes while the device computes.
@@ -100,12 +100,12 @@ class Stream:
                 )
 
         def chunks(cohort: Planned) -> Chunks:
-            return Chunks([cohort], self._share, keeps_members=self._keeps_members)
+            return Chunks([cohort], self._share, result_bytes=self._result_bytes)
 
         yield from fed(
             cohorts,
             order=lambda cohort: [(ids, mask) for _, ids, mask in chunks(cohort).order(self._levels)],
-            make=lambda cohort, ids, mask: self._placer.chunk(cohort.members(ids, mask, self._share)),
+            make=lambda cohort, ids, mask: self._placer.chunk(cohort.members(ids, mask, self._share), are_fresh=True),
             num_chunks=num_chunks,
             max_bytes=max_bytes,
             share=self._share,
@@ -156,11 +156,11 @@ class _Compiled:
 
         return _fastest(seconds_per_client, chunks.lane_counts())[::-1]
 
-    def run(self, server: Environment, chunks: Iterable[tuple[int | None, Clients]], sink: Sink | None) -> Any:
-        environment, finished = self._first(server), {}
+    def run(self, server: Environment, chunks: Chunks, levels: list[Level], sink: Sink | None) -> Any:
+        environment, finished, cut = self._first(server), {}, chunks.cut(levels)
         for level, (run, finish) in enumerate(zip(self._passes, self._finishes, strict=True)):
             receiver = _Receiver(sink)
-            accumulators = run(environment, chunks, receiver)
+            accumulators = run(environment, cut, receiver, are_fresh=chunks.are_fresh)
             environment = finish(environment, accumulators, *receiver.members())
             finished.update(zip(self.program.outputs(level), receiver.outputs(), strict=False))
         return self.program.assemble({**dict.fromkeys(self.program.client_results()), **environment, **finished})

@@ -29,6 +29,7 @@ from fedjx.data.partitions import (
     zipf_sizes,
 )
 from fedjx.data.plots import plot_label_distribution, plot_sizes
+from fedjx.data.poison import flip_labels, only_clients, pixel_trigger, relabel
 from fedjx.data.preprocess import Preprocessed, Step, preprocess
 from fedjx.data.python_source import python_modules, python_source
 from fedjx.data.sampling import Sampler, check_description, poisson_sampler, uniform_sampler
@@ -77,6 +78,7 @@ __all__ = [
     "exponential_sizes",
     "filter_examples",
     "fixed_sampler",
+    "flip_labels",
     "iid_partition",
     "label_counts",
     "label_permutations",
@@ -86,9 +88,11 @@ __all__ = [
     "natural_grouped_partition",
     "natural_partition",
     "noise_levels",
+    "only_clients",
     "pachinko_partition",
     "pathological_partition",
     "permute_labels",
+    "pixel_trigger",
     "plot_label_distribution",
     "plot_sizes",
     "poisson_sampler",
@@ -96,6 +100,7 @@ __all__ = [
     "preprocess",
     "python_modules",
     "python_source",
+    "relabel",
     "rotate_images",
     "rotating_weights",
     "scale_channels",

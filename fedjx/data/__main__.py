@@ -6,6 +6,7 @@ import argparse
 import functools
 import json
 import os
+import signal
 import sys
 import time
 import zipfile
@@ -15,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from fedjx.data import importers, partitions
+from fedjx.data import importers, partitions, published
 from fedjx.data.arguments import add_arguments, called, first_line
+from fedjx.data.federated_data import checked_examples
 from fedjx.data.source import Client, Source, write_store
 from fedjx.data.store import Store
 
@@ -45,6 +47,23 @@ PARTITIONS = (
     partitions.size_partition,
     partitions.sort_partition,
 )
+PUBLISHED = (
+    published.celeba,
+    published.cifar10,
+    published.cifar100,
+    published.emnist,
+    published.flair,
+    published.inaturalist,
+    published.landmarks,
+    published.leaf_celeba,
+    published.leaf_femnist,
+    published.leaf_sent140,
+    published.leaf_shakespeare,
+    published.reddit,
+    published.shakespeare,
+    published.stack_overflow,
+    published.stack_overflow_tags,
+)
 # Parameters of partitions that are columns of the examples.
 _COLUMNS = ("coarse", "fine", "keys", "labels", "values")
 _MAX_SHOWN = 10
@@ -60,6 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_argument("path", metavar="PATH", help="the directory of the store")
         command.set_defaults(run=run)
     _add_group(commands, "partition", "distribute all examples of a store over new clients", PARTITIONS, partition)
+    _add_group(commands, "published", "open a published data set, or make its stores of its files", PUBLISHED, stores)
+    twin = commands.add_parser("twin", help="make a synthetic twin", description=first_line(published.synthetic_twin))
+    add_arguments(twin, published.synthetic_twin)
+    twin.set_defaults(run=functools.partial(stores, published.synthetic_twin))
     options = vars(parser.parse_args(arguments))
     run = options.pop("run")
     try:
@@ -67,6 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, TypeError, ImportError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # What was half written is gone.
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -99,6 +125,12 @@ def partition(function: Callable[..., list[np.ndarray]], source: str, output: st
     return inspect(output)
 
 
+def stores(function: Callable[..., Mapping[str, Store]], **options: Any) -> str:
+    """Opens the stores of all splits of a data set, and shows what is in them."""
+    splits = called(function, options)
+    return "\n\n".join(f"{split}: {store.path}\n{inspect(str(store.path))}" for split, store in splits.items())
+
+
 def _add_group(commands: Any, name: str, text: str, functions: Sequence[Callable[..., Any]], run: Any) -> None:
     """Adds a command with a subcommand for each of some functions."""
     group = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
@@ -108,10 +140,11 @@ def _add_group(commands: Any, name: str, text: str, functions: Sequence[Callable
         command = choices.add_parser(kind, help=first_line(function), description=first_line(function))
         if run is partition:
             command.add_argument("source", metavar="SOURCE", help="a store, or an .npz file of columns")
-            for parameter in set(signature(function).parameters) & set(_COLUMNS):
+            for parameter in sorted(set(signature(function).parameters) & set(_COLUMNS)):
                 command.add_argument(f"--{parameter}", required=True, metavar="FEATURE", help="a feature of the source")
         add_arguments(command, function, leave_out=(*_COLUMNS, "num_examples") if run is partition else ())
-        command.add_argument("--output", required=True, help="the directory of the new store")
+        if run is not stores:
+            command.add_argument("--output", required=True, help="the directory of the new store")
         command.set_defaults(run=functools.partial(run, function))
 
 
@@ -120,7 +153,9 @@ def _central(path: str) -> tuple[Mapping[str, np.ndarray], Any]:
     if path.endswith(".npz"):
         try:
             with open(path, "rb") as file, np.load(file) as columns:
-                return dict(columns), {"file": os.path.basename(path)}
+                examples = dict(columns)
+            checked_examples(examples, f" of {path}")
+            return examples, {"file": os.path.basename(path)}
         except (zipfile.BadZipFile, EOFError) as error:
             raise ValueError(f"an .npz file needs to be whole; got {path}, {error}. Write it again.") from error
     store = Store(path)
@@ -182,4 +217,5 @@ def _table(rows: Iterable[tuple[str, ...]]) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Cleans up, as for Ctrl-C.
     sys.exit(main())

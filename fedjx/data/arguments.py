@@ -91,7 +91,15 @@ def _number(text: str) -> int | float:
 
 def _features(text: str) -> dict[str, jax.ShapeDtypeStruct]:
     """Reads types as they are printed: ``pixels=uint8[28,28],label=int32``."""
-    return {str(name): type_ for name, type_ in children(parse_type(f"<{text.strip('<>')}>")) or []}
+    try:
+        found = dict(children(parse_type(f"<{text.strip('<>')}>")) or [])
+        if not found or None in found:
+            raise ValueError
+        return {str(name): jax.ShapeDtypeStruct(type_.shape, type_.dtype) for name, type_ in found.items()}
+    except (ValueError, TypeError, AttributeError):
+        raise argparse.ArgumentTypeError(
+            f"types are NAME=TYPE, such as x=float32[28,28],y=int32; got {text!r}"
+        ) from None
 
 
 def _described(function: Callable[..., Any]) -> dict[str, str]:

@@ -56,7 +56,7 @@ class ClientStates:
       num_clients: Number of clients K.
 
     Raises:
-      FileNotFoundError: If a file is missing, or there is nothing at the path and `writable` is False.
+      FileNotFoundError: If a file is missing, there is nothing at the path and `writable` is False, or no parent.
       ValueError: If the path holds states of other shapes, another number of clients or another initial state, if they
         are corrupt, or `initial` holds nothing.
       TypeError: If a leaf is not numeric; of random keys, keep `jax.random.key_data`.

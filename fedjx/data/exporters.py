@@ -7,7 +7,7 @@ import os
 import secrets
 import sqlite3
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,7 @@ from fedjx.data.client_ids import ClientId
 from fedjx.data.federated_data import ClientData
 from fedjx.data.importers.fedjax_sqlite import ARRAY, BYTES_ARRAY
 from fedjx.data.manifest import partial_path, sync_directory
-from fedjx.data.source import Client, Source
-from fedjx.data.store import Store
+from fedjx.data.source import Source, as_source
 
 _TFF_TABLES = (
     "CREATE TABLE examples (split_name TEXT NOT NULL, client_id TEXT NOT NULL, serialized_example_proto BLOB NOT NULL)",
@@ -36,8 +35,6 @@ _FEDJAX_TABLE = (
     "CREATE TABLE federated_data "
     "(client_id BLOB NOT NULL PRIMARY KEY, data BLOB NOT NULL, num_examples INTEGER NOT NULL)"
 )
-# Clients read from a store or a data set at a time.
-_READ = 16
 
 
 def to_tff_sqlite(data: ClientData | Source, path: str | Path, split: str) -> None:
@@ -47,7 +44,7 @@ def to_tff_sqlite(data: ClientData | Source, path: str | Path, split: str) -> No
     reader is told dtypes and shapes. Ids become text. The file appears when all is on disk.
 
     Args:
-      data: A data set, whose clients are called by their numbers unless it is a `Store`, or a source.
+      data: A source, or a data set, whose clients are called by their numbers where they have no ids.
       path: The file to write, which must not exist.
       split: Its name in the file.
 
@@ -64,7 +61,7 @@ def to_tff_sqlite(data: ClientData | Source, path: str | Path, split: str) -> No
     [('0', array([0.], dtype=float32)), ('1', array([0.25, 0.5 , 0.75], dtype=float32))]
     """
     with _database(Path(path), _TFF_TABLES) as connection:
-        for client in _clients(data):
+        for client in as_source(data).clients():
             client_id, examples = _as_text(client.id), serialised_examples(client.examples)
             connection.execute("INSERT INTO client_metadata VALUES (?, ?, ?)", (client_id, split, len(examples)))
             rows = ((split, client_id, example) for example in examples)
@@ -79,7 +76,7 @@ def to_fedjax_sqlite(data: ClientData | Source, path: str | Path, *, level: int 
     """Writes clients as a database of FedJAX, dtypes and shapes as they are; the file appears when all is on disk.
 
     Args:
-      data: A data set, whose clients are called by their numbers unless it is a `Store`, or a source.
+      data: A source, or a data set, whose clients are called by their numbers where they have no ids.
       path: The file to write, which must not exist.
       level: Of zlib's compression, 0 to 9; by default zlib's own, as FedJAX writes. 1 is several times as fast.
 
@@ -88,7 +85,7 @@ def to_fedjax_sqlite(data: ClientData | Source, path: str | Path, *, level: int 
       ValueError: If an object array holds something else than bytes, or two clients have the same id.
     """
     with _database(Path(path), [_FEDJAX_TABLE]) as connection:
-        for client in _clients(data):
+        for client in as_source(data).clients():
             size = _size(map(len, client.examples.values()))
             packed = {name: _extension(name, np.asarray(column)) for name, column in client.examples.items()}
             client_id = client.id if isinstance(client.id, bytes) else str(client.id).encode()
@@ -183,18 +180,6 @@ def _packed(value: Any) -> bytes:
     packed = msgpack.packb(value)
     assert packed is not None  # Its type says that it might be.
     return packed
-
-
-def _clients(data: ClientData | Source) -> Iterator[Client]:
-    if isinstance(data, Source):
-        yield from data.clients()
-        return
-    for start in range(0, data.num_clients, _READ):
-        ids = np.arange(start, min(start + _READ, data.num_clients))
-        columns, ends = data.read(ids), np.cumsum(data.sizes[ids])
-        names: Sequence[ClientId] = data.client_ids(ids) if isinstance(data, Store) else ids.tolist()
-        for name, first, end in zip(names, [0, *ends], ends, strict=False):
-            yield Client(name, {key: column[first:end] for key, column in columns.items()})
 
 
 @contextlib.contextmanager

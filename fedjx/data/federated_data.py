@@ -304,7 +304,10 @@ def checked_examples(examples: Mapping[str, np.ndarray], owner: str = "") -> int
         raise ValueError(f"'{MASK}' names the padding of a batch; got it as a feature{owner}. Rename the feature.")
     for name, column in examples.items():
         if not (jnp.issubdtype(column.dtype, np.number) or column.dtype == bool):
-            raise TypeError(f"features{owner} need to be numeric; got '{name}' of {column.dtype=}. Encode it first.")
+            raise TypeError(
+                f"features{owner} need to be numeric; got '{name}' of dtype {column.dtype}. Leave it out, or encode it "
+                "first, text with fedjx.data.tokenize."
+            )
         if column.ndim == 0:
             raise ValueError(f"features{owner} need an examples axis; got the scalar '{name}'. Give an array [N, ...].")
     first, size = next((name, len(column)) for name, column in examples.items())

@@ -230,7 +230,8 @@ def _step(function: Function) -> Step:
 
 def _name(function: Function) -> str:
     applied: Any = function.apply if isinstance(function, Step) else function
-    return getattr(applied, "__qualname__", type(applied).__name__).split(".<locals>")[0]
+    name = getattr(applied, "__qualname__", None) or getattr(applied, "name", type(applied).__name__)
+    return str(name).split(".<locals>")[0]
 
 
 def num_rows(columns: Columns) -> int:

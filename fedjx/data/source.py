@@ -73,12 +73,18 @@ def write_store(
     source = as_source(source)
     with StoreWriter(path, provenance=dict(source.provenance), shard_bytes=shard_bytes) as writer:
         bar = tqdm(source.clients(), total=source.num_clients, unit=" clients", disable=not progress)
-        num_empty = 0
+        num_empty = num_written = 0
         for client in bar:
             if client.examples and not any(map(len, client.examples.values())):
                 num_empty += 1
             else:
                 writer.add(client.id, client.examples, **client.metadata)
+                num_written += 1
+        if not num_written:
+            raise ValueError(
+                f"an import needs examples; got none, and {num_empty} clients without, of {dict(source.provenance)}. "
+                "Check what is read."
+            )
         if num_empty:
             writer.provenance = {**source.provenance, "num_empty_clients": num_empty}
     return Store(path)

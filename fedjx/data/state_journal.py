@@ -217,7 +217,12 @@ def create(path: Path, schema: Mapping[str, Any], header: bytes, row: bytes) -> 
       schema: What does not change, for `head.json`: at least "num_clients".
       header: What the file of rows begins with.
       row: The initial state as bytes.
+
+    Raises:
+      FileNotFoundError: If there is no directory to create it in.
     """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"client states need a directory to be in; got {path.parent}. Create it first.")
     directory = partial_path(path, secrets.token_hex(4))
     directory.mkdir()
     schema = {**schema, "initial_crc32": zlib.crc32(row)}

@@ -98,6 +98,8 @@ def truncate(num_examples: int, *, seed: int | None = None) -> Step:
     >>> preprocess(data, truncate(3)).sizes
     array([2, 3])
     """
+    if seed is not None:
+        _check_seed(seed)
     if num_examples < 1:
         raise ValueError(f"truncate needs to keep at least one example; got {num_examples=}. Give a positive number.")
 
@@ -138,6 +140,10 @@ def tokenize(
     limits = np.iinfo(dtype)
 
     def apply(client_id: ClientId, columns: Columns) -> Columns:
+        if name not in columns:
+            raise ValueError(
+                f"tokenize needs a feature {name!r}; got {sorted(columns)} for client {client_id!r}. Choose one."
+            )
         tokens = np.full((num_rows(columns), length), padding, np.int64)
         for row, text in zip(tokens, columns[name], strict=True):
             encoded_text = list(itertools.islice(encode(text), length))
@@ -170,6 +176,7 @@ def split_examples(data: ClientData, fractions: Mapping[str, float], *, seed: in
     >>> parts["train"].sizes, parts["test"].sizes
     (array([3, 1]), array([2, 1]))
     """
+    _check_seed(seed)
     bounds = _bounds(fractions)
 
     def part(start: float, end: float) -> Step:
@@ -213,6 +220,11 @@ def split_clients(data: Splittable, fractions: Mapping[str, float], *, seed: int
             )
         parts[name] = cast(Any, data).select(np.sort(order[start:end]))
     return parts
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"a seed needs to be in [0, 2^63); got {seed=}. Choose another.")
 
 
 def _same(sizes: np.ndarray) -> np.ndarray:

@@ -1,3 +1,4 @@
+import functools
 import threading
 import time
 
@@ -8,6 +9,7 @@ import pytest
 
 import fedjx
 from fedjx.core.ahead import Room
+from fedjx.core.devices import Placer
 from fedjx.core.hosts import Share
 from fedjx.data import Cohort
 from tests.algorithms.problems import BATCH_SIZE, dropout_model, federated_data
@@ -17,15 +19,28 @@ DATA = federated_data()
 ROUNDS = [np.random.default_rng(r).permutation(10)[:6] for r in range(4)]
 
 
+@functools.cache
+def streamed(num_devices=4):
+    """What all tests share, to compile it once."""
+    return ALGORITHM.next.streamed(
+        mesh=jax.make_mesh((num_devices,), ("clients",), devices=jax.devices()[:num_devices])
+    )
+
+
+@functools.cache
+def start():
+    return ALGORITHM.init(jax.random.key(0))
+
+
 def trained(step, cohorts):
-    state = ALGORITHM.init(jax.random.key(0))
+    state = start()
     for cohort in cohorts:
         state, _ = step(state, cohort)
     return state.params
 
 
-def cohorts(placement, lanes=2):
-    return [Cohort(DATA, ids, batch_size=BATCH_SIZE, lanes=lanes, placement=placement) for ids in ROUNDS]
+def cohorts(placement):
+    return [Cohort(DATA, ids, batch_size=BATCH_SIZE, lanes=2, placement=placement) for ids in ROUNDS]
 
 
 def assert_equal(a, b):
@@ -35,12 +50,11 @@ def assert_equal(a, b):
 @pytest.mark.parametrize("num_devices", [1, 4])
 @pytest.mark.parametrize("placement", ["resident", "streamed"])
 def test_reading_ahead_and_the_placement_of_pools_change_no_bit(placement, num_devices):
-    mesh = jax.make_mesh((num_devices,), ("clients",), devices=jax.devices()[:num_devices])
-    step = ALGORITHM.next.streamed(mesh=mesh)
+    step = streamed(num_devices)
     expected = trained(step, cohorts("resident"))
     assert_equal(trained(step, cohorts(placement)), expected)
     assert_equal(trained(step, step.ahead(iter(cohorts(placement)), num_chunks=1)), expected)
-    others = [Cohort(DATA, [0, 1, 2], batch_size=BATCH_SIZE, lanes=2)] * 4
+    others = [Cohort(DATA, range(6), batch_size=BATCH_SIZE, lanes=2)] * 4
     with pytest.raises(AssertionError):
         assert_equal(trained(step, others), expected)
 
@@ -55,9 +69,26 @@ def test_chunks_are_made_in_another_thread_before_they_are_read(monkeypatch):
         return plan(self, ids, mask, share)
 
     monkeypatch.setattr(Cohort, "members", members)
-    step = ALGORITHM.next.streamed()
+    step = streamed()
     trained(step, step.ahead(cohorts("streamed")))
     assert made_by == ["MainThread"] + ["fedjx-ahead"] * 3
+
+
+def test_only_what_others_may_write_to_is_copied(monkeypatch):
+    placed, chunk = [], Placer.chunk
+
+    def recorded(self, clients, **options):
+        placed.append((clients, chunk(self, clients, **options)))
+        return placed[-1][1]
+
+    monkeypatch.setattr(Placer, "chunk", recorded)
+    step = streamed(1)
+    trained(step, step.ahead(cohorts("streamed")[:2]))
+    num_made = len(placed)
+    trained(step, [list(cohorts("streamed")[0])])
+    copied = [any(a is not b for a, b in zip(*map(jax.tree.leaves, pair), strict=True)) for pair in placed]
+    assert copied == [False] * num_made + [True] * (len(placed) - num_made)
+    assert 0 < num_made < len(placed)
 
 
 def test_a_streamed_chunk_holds_the_examples_of_its_own_clients_only():
@@ -79,7 +110,7 @@ def test_an_error_in_the_thread_reaches_the_reader(error):
         yield from cohorts("streamed")[:2]
         raise error
 
-    step = ALGORITHM.next.streamed()
+    step = streamed()
     with pytest.raises(type(error)):
         trained(step, step.ahead(failing()))
 
@@ -88,13 +119,13 @@ def test_an_error_in_the_thread_reaches_the_reader(error):
             raise error
 
     with pytest.raises(type(error)):
-        trained(step, step.ahead([cohorts("streamed")[0], Broken(DATA, [1, 2, 3], batch_size=2, lanes=2)]))
+        trained(step, step.ahead([cohorts("streamed")[0], Broken(DATA, ROUNDS[1], batch_size=BATCH_SIZE, lanes=2)]))
 
 
 def test_the_thread_ends_with_the_loop():
-    step = ALGORITHM.next.streamed()
-    state = ALGORITHM.init(jax.random.key(0))
-    for number, cohort in enumerate(step.ahead(Cohort(DATA, [0, 1], batch_size=2) for _ in range(10**9))):
+    step = streamed()
+    state = start()
+    for number, cohort in enumerate(step.ahead(cohorts("streamed")[0] for _ in range(10**9))):
         if number != 1:  # a cohort that nobody reads holds nothing up
             state, _ = step(state, cohort)
         if number == 5:
@@ -119,13 +150,13 @@ def waiting_at_most(monkeypatch, placement, expected, **limits):
         return is_open
 
     monkeypatch.setattr(Room, "enter", recorded)
-    step = ALGORITHM.next.streamed(mesh=jax.make_mesh((1,), ("clients",), devices=jax.devices()[:1]))
-    for number, cohort in enumerate(step.ahead(cohorts(placement, lanes=1) * 2, **limits)):
+    step = streamed(1)
+    for number, cohort in enumerate(step.ahead(cohorts(placement) * 2, **limits)):
         if number == 1:
             end = time.monotonic() + 60
             while most[0] < expected and time.monotonic() < end:
                 time.sleep(0.01)  # The thread fills the room meanwhile.
-        step(ALGORITHM.init(jax.random.key(0)), cohort)
+        step(start(), cohort)
     return most
 
 
@@ -143,19 +174,19 @@ def test_what_waits_is_bounded_in_number_and_in_bytes(monkeypatch):
 
 def test_many_rounds_in_one_program_equal_the_loop():
     planned = [fedjx.data.cohort(DATA, ids, batch_size=BATCH_SIZE, num_steps=3) for ids in ROUNDS]
-    expected, losses = ALGORITHM.init(jax.random.key(0)), []
+    expected, losses = start(), []
     for cohort in planned:
         expected, metrics = ALGORITHM.next(expected, cohort)
         losses.append(metrics["loss"])
-    for mesh, lanes in ((None, None), (None, 2), (jax.make_mesh((4,), ("clients",)), 1)):
-        state, metrics = ALGORITHM.next.scanned(mesh=mesh, lanes=lanes)(ALGORITHM.init(jax.random.key(0)), planned)
+    for mesh, lanes in ((None, None), (jax.make_mesh((4,), ("clients",)), 1)):
+        state, metrics = ALGORITHM.next.scanned(mesh=mesh, lanes=lanes)(start(), planned)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), state.params, expected.params)
         np.testing.assert_allclose(metrics["loss"], losses, rtol=1e-5)
         assert int(state.round) == 4
 
 
 def test_rounds_in_one_program_need_one_shape_and_one_pool():
-    run, state = ALGORITHM.next.scanned(), ALGORITHM.init(jax.random.key(0))
+    run, state = ALGORITHM.next.scanned(), start()
     first = fedjx.data.cohort(DATA, [0, 1], batch_size=BATCH_SIZE, num_steps=3)
     longer = fedjx.data.cohort(DATA, [0, 1], batch_size=BATCH_SIZE, num_steps=4)
     with pytest.raises(ValueError, match="need equal shapes"):
@@ -167,12 +198,11 @@ def test_rounds_in_one_program_need_one_shape_and_one_pool():
 
 
 def test_chunks_made_for_other_devices_are_not_read():
-    one = jax.make_mesh((1,), ("clients",), devices=jax.devices()[:1])
-    step, other = ALGORITHM.next.streamed(), ALGORITHM.next.streamed(mesh=one)
-    state = ALGORITHM.init(jax.random.key(0))
-    for number, cohort in enumerate(step.ahead(cohorts("streamed", lanes=1)[:2])):
+    step, other = streamed(), streamed(1)
+    state = start()
+    for number, cohort in enumerate(step.ahead(cohorts("streamed")[:2])):
         if number == 0:
             step(state, cohort)
         else:
             read = other(state, cohort)[0].params
-    assert_equal(read, other(state, cohorts("resident", lanes=1)[1])[0].params)
+    assert_equal(read, other(state, cohorts("resident")[1])[0].params)

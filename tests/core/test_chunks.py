@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import fedjx
-from fedjx.core import streaming
+from fedjx.core import chunks, streaming
 from fedjx.core.chunks import Level, arranged, levelled
 from fedjx.core.computation import federated_computation
 from fedjx.core.operators import federated_sum
@@ -26,10 +26,14 @@ def batch_sum(batch):
     return jnp.sum(jnp.where(batch["mask"], batch["x"], 0))
 
 
+def add(total, batch):
+    return total + batch_sum(batch)
+
+
 @federated_computation
 def weighted_total(data, factor):
     def client(data, factor):
-        return factor * sequence_reduce(lambda total, batch: total + batch_sum(batch), 0.0, data)
+        return factor * sequence_reduce(add, 0.0, data)
 
     return federated_sum(federated_map(client, data, factor))
 
@@ -174,6 +178,20 @@ def test_lanes_are_measured_once_and_kept(monkeypatch):
     assert tried == [1, 4, 16]
     run(Cohort(DATA, IDS, batch_size=4, lanes=2), FACTOR)
     assert run.lanes == 2
+
+
+@pytest.mark.parametrize(("result", "expected"), [(5, 16), (10, 8), (41, 2), (200, 1), (None, 1)])
+def test_what_stays_with_the_clients_bounds_a_chunk(monkeypatch, result, expected):
+    monkeypatch.setattr(chunks, "_RESULT_BYTES", 4 * 100)
+
+    @federated_computation
+    def results(data):
+        return federated_map(lambda d: d if result is None else jnp.zeros(result) + sequence_reduce(add, 0.0, d), data)
+
+    handed = []
+    results.streamed(mesh=one_device(), sink=handed.append)(Cohort(DATA, IDS, batch_size=4, lanes=1))
+    assert {chunk.num_clients for chunk in handed} == {expected}
+    assert sorted(np.concatenate([chunk.id[chunk.mask] for chunk in handed]).tolist()) == sorted(IDS.tolist())
 
 
 def test_small_cohorts_try_few_lanes():

@@ -223,6 +223,11 @@ def test_states_are_opened_as_they_were_created(tmp_path):
         opened(path)
 
 
+def test_the_directory_that_they_are_to_be_in_must_exist(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"a directory to be in; got \S+/missing\. Create it first"):
+        opened(tmp_path / "missing" / "s")
+
+
 def test_there_is_one_writer(tmp_path):
     states = opened(tmp_path / "s")
     with pytest.raises(BlockingIOError, match="client states have one writer; got a second one"):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fedjx.core.hosts import Share
 from fedjx.core.values import Batches, Clients, Sequence
 from fedjx.data import Cohort, FederatedData, central, cohort
 
@@ -184,3 +185,15 @@ def test_errors_of_capacities():
         Cohort(DATA, [0], batch_size=2, lanes=0)
     with pytest.raises(ValueError, match="batch_size needs to be at least 1; got batch_size=-1"):
         central(DATA, batch_size=-1)
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 4])
+def test_streamed_pools_are_placed_on_a_cpu_without_a_copy(num_devices):
+    data = FederatedData({"x": np.arange(30, dtype=np.int8).reshape(10, 3), "y": np.ones(10)}, np.array([0, 3, 4, 10]))
+    cohort = Cohort(data, [0, 1, 2, 1], batch_size=2, placement="streamed")
+    pool = cohort.members(np.array([0, 1, 2, 1]), np.ones(4, bool), Share(num_devices)).value.elements.pool
+    for column in pool.values():
+        for part in np.split(column, num_devices):
+            if column.dtype.itemsize < 8:  # Wider ones are made narrower on the way.
+                assert jax.device_put(part).unsafe_buffer_pointer() == part.ctypes.data
+            assert part.ctypes.data % 64 == 0

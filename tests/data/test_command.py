@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from fedjx.data import Store
-from fedjx.data.__main__ import IMPORTERS, PARTITIONS, main
+from fedjx.data import Store, published
+from fedjx.data.__main__ import IMPORTERS, PARTITIONS, PUBLISHED, main
 from fedjx.data.exporters import to_fedjax_sqlite, to_tff_sqlite
 from tests.data.stores import CLIENTS, MEMORY, ROOT, SPLITS, assert_equal, written
 
@@ -40,7 +40,7 @@ def test_inspect(tmp_path, capsys):
 def test_verify_command(tmp_path, capsys):
     store = written(tmp_path / "s")
     assert main(["verify", str(store.path)]) == 0
-    assert re.fullmatch(r".*/s: 8 files, 2\.\d kB, as written \(0\.\d s\)\n", capsys.readouterr().out)
+    assert re.fullmatch(r".*/s: 8 files, 2\.\d kB, as written \(\d+\.\d s\)\n", capsys.readouterr().out)
     path = store.path / "x-00000.npy"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     assert main(["verify", str(store.path)]) == 1
@@ -143,13 +143,14 @@ def test_errors_of_partitions(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("command", "function"), [("import", f) for f in IMPORTERS] + [("partition", f) for f in PARTITIONS]
+    ("command", "function"),
+    [("import", f) for f in IMPORTERS] + [("partition", f) for f in PARTITIONS] + [("published", f) for f in PUBLISHED],
 )
 def test_every_kind_explains_itself(command, function, capsys):
     with pytest.raises(SystemExit, match="0"):
         main([command, function.__name__.removesuffix("_partition"), "--help"])
     shown = capsys.readouterr().out
-    assert "OUTPUT" in shown
+    assert ("DIRECTORY" if command == "published" else "OUTPUT") in shown
     assert "`" not in shown
     assert "\n\n" in shown
 
@@ -157,4 +158,38 @@ def test_every_kind_explains_itself(command, function, capsys):
 def test_types_that_do_not_parse(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["import", "tff_sqlite", "a", "--output", "b", "--features", "x=foo"])
-    assert "argument --features: invalid" in capsys.readouterr().err
+    assert "argument --features: types are NAME=TYPE, such as x=float32[28,28],y=int32" in capsys.readouterr().err
+
+
+def test_columns_of_several_lengths_are_refused(tmp_path, capsys):
+    np.savez(tmp_path / "x.npz", x=np.arange(6), y=np.arange(5) % 2)
+    command = ["partition", "natural", str(tmp_path / "x.npz"), "--keys", "y", "--output", str(tmp_path / "s")]
+    assert main(command) == 1
+    assert "x.npz" in (shown := capsys.readouterr().err)
+    assert "got 'x' with 6 and 'y' with 5" in shown
+    assert not (tmp_path / "s").exists()
+
+
+def test_an_interrupted_command_says_so_in_one_line(tmp_path, capsys, monkeypatch):
+    def interrupted(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fedjx.data.__main__.Store", interrupted)
+    assert main(["verify", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "python -m fedjx.data: interrupted\n"
+
+
+def test_twins_and_published_sets_are_made(tmp_path, capsys):
+    twin = ["twin", "emnist", str(tmp_path), "--num-clients", "4", "--mean-examples", "3", "--seed", "1"]
+    assert main(twin) == 0
+    expected = published.synthetic_twin("emnist", tmp_path, seed=1, num_clients=4, mean_examples=3, progress=False)
+    shown = capsys.readouterr().out
+    assert shown.count("clients      4, with ids of type str") == 2
+    assert f"train: {expected['train'].path}" in shown
+    assert main(["published", "shakespeare", str(tmp_path)]) == 1
+    assert "shakespeare.sqlite.lzma (1329828 bytes" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="0"):
+        main(["published", "stack_overflow", "--help"])
+    shown = capsys.readouterr().out
+    for option in ("--vocabulary-size", "--no-check-files", "--no-progress"):
+        assert option in shown

@@ -9,7 +9,7 @@ import msgpack
 import numpy as np
 import pytest
 
-from fedjx.data import Client, Source, write_store
+from fedjx.data import Client, Source, preprocess, write_store
 from fedjx.data.exporters import serialised_examples, to_fedjax_sqlite, to_tff_sqlite
 from fedjx.data.importers import fedjax_sqlite, tff_sqlite
 from tests.data.importers.protos import parsed
@@ -148,3 +148,9 @@ def test_nothing_is_overwritten(tmp_path):
         to_fedjax_sqlite(MEMORY, tmp_path / "x.sqlite")
     assert (tmp_path / "x.sqlite").read_bytes() == b"mine"
     assert os.listdir(tmp_path) == ["x.sqlite"]
+
+
+def test_preprocessed_clients_keep_their_ids(tmp_path):
+    store = written(tmp_path / "store", ids=IDS)
+    to_tff_sqlite(preprocess(store, lambda columns: {"y": columns["y"]}), tmp_path / "x.sqlite", "train")
+    assert [client.id for client in tff_sqlite(tmp_path / "x.sqlite").clients()] == sorted(IDS, key=str.encode)

@@ -19,7 +19,10 @@ from fedjx.data import (
     truncate,
     write_store,
 )
+from fedjx.data.published import Transform
 from tests.data.stores import CLIENTS, MEMORY, SIZES, SPLITS, assert_equal, written
+
+TEXTS = Source(lambda: iter([Client("ada", {"text": np.array([b"a"], object)})]))
 
 
 def odd(columns):
@@ -233,3 +236,20 @@ def test_errors_of_fractions(fractions):
 def test_errors_of_truncate():
     with pytest.raises(ValueError, match="truncate needs to keep at least one example; got num_examples=0"):
         truncate(0)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_errors_of_seeds(seed):
+    for call in (lambda: truncate(1, seed=seed), lambda: split_examples(MEMORY, {"a": 1.0}, seed=seed)):
+        with pytest.raises(ValueError, match=r"a seed needs to be in \[0, 2\^63\); got"):
+            call()
+
+
+def test_a_missing_text_is_named():
+    with pytest.raises(ValueError, match=r"tokenize needs a feature 'title'; got \['text'\] for client 'ada'"):
+        next(preprocess(TEXTS, tokenize("title", list, length=2)).clients())
+
+
+def test_named_functions_stand_in_the_provenance():
+    named = Transform("double", lambda columns: columns)
+    assert preprocess(TEXTS, named).provenance["preprocessed"] == ["double"]

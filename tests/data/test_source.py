@@ -65,3 +65,10 @@ def test_the_check_for_damage_finds_an_importer_that_lets_it_through(tmp_path):
     with pytest.raises(AssertionError):
         check_damage(path, careless, is_checked=True)
     assert contents(write_store(tmp_path / "s", careless(), progress=False))[0] == [0]
+
+
+def test_nothing_to_write_is_an_error_that_says_what_was_read(tmp_path):
+    source = Source(lambda: iter([Client("ada", {"x": np.empty((0, 2))})]), None, {"importer": "table"})
+    with pytest.raises(ValueError, match=r"an import needs examples; got none, and 1 clients without, .*'table'"):
+        write_store(tmp_path / "s", source, progress=False)
+    assert os.listdir(tmp_path) == []

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from fedjx.core import chunks
 from fedjx.data import Cohort, Store, uniform_sampler
 from tests.data.stateful import ZERO, next_round, rounds, train, write
 from tests.data.states import InMemory, contents, opened
@@ -18,6 +19,14 @@ NUM_ROUNDS = 9
 
 def bits(server):
     return [np.asarray(x).tobytes() for x in server]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _several_chunks():
+    """A round has three chunks, so that a run can be killed between them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunks, "_RESULT_BYTES", 1)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +65,12 @@ def test_a_killed_run_resumes_as_if_nothing_had_been(whole, tmp_path, killed_in,
     os.symlink(store, tmp_path / "store")
     code = f"""
 import os, pathlib, signal
+from fedjx.core import chunks
 from tests.data.stateful import train
-chunks = []
+chunks._RESULT_BYTES, seen = 1, []
 def on_chunk(round):
-    chunks.append(round)
-    if chunks.count({killed_in}) == 2:
+    seen.append(round)
+    if seen.count({killed_in}) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
 train(pathlib.Path.cwd(), {NUM_ROUNDS}, on_chunk)
 """

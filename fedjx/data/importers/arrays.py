@@ -29,8 +29,8 @@ def arrays(examples: Mapping[str, ArrayLike], clients: ArrayLike) -> Source:
     >>> [(client.id, client.examples["x"].tolist()) for client in source.clients()]
     [('ada', [2]), ('bob', [1, 3])]
     """
-    columns = {name: plain(np.asarray(column)) for name, column in examples.items()}
-    keys = np.asarray(clients)
+    columns = {name: _column(column, repr(name)) for name, column in examples.items()}
+    keys = _column(clients, "clients")
     for name, column in columns.items():
         if column.shape[:1] != keys.shape[:1] or keys.ndim != 1:
             raise ValueError(
@@ -51,3 +51,14 @@ def arrays(examples: Mapping[str, ArrayLike], clients: ArrayLike) -> Source:
             yield Client(name, {key: column[rows] for key, column in columns.items()})
 
     return Source(read, len(numbers), {"importer": "arrays", "files": {}, "options": {}})
+
+
+def _column(values: ArrayLike, name: str) -> np.ndarray:
+    try:
+        column = np.asarray(values)
+        if column.dtype.kind in "US" and not isinstance(values, np.ndarray):
+            # As text of fixed width, b"a\0" would be b"a", and 1 beside "1" the same.
+            column = np.asarray(values, object)
+    except ValueError:
+        raise ValueError(f"rows need one shape; got several in {name}. Pad them.") from None
+    return plain(column)

@@ -85,9 +85,9 @@ def parquet(
 
     Args:
       paths: A file, several, or a pattern with ``*``; all have the same columns.
-      client: As for `table`, as the other arguments; what columns become stands there too.
-      features: See `table`.
-      image_shape: See `table`.
+      client: Name of the column that says whose a row is; what the others become stands with `table`.
+      features: Names of the columns to import; by default all others.
+      image_shape: Height, width and channels that images get.
 
     Raises:
       ValueError: If a file is corrupt or has other columns or types than the first; and as `table`.
@@ -134,9 +134,9 @@ def arrow_ipc(
 
     Args:
       paths: A file, several, or a pattern with ``*``; all have the same columns.
-      client: As for `table`, as the other arguments; what columns become stands there too.
-      features: See `table`.
-      image_shape: See `table`.
+      client: Name of the column that says whose a row is; what the others become stands with `table`.
+      features: Names of the columns to import; by default all others.
+      image_shape: Height, width and channels that images get.
 
     Raises:
       ValueError: If a file is corrupt or has other columns or types than the first; and as `table`.
@@ -167,16 +167,18 @@ def hugging_face(
 
     Args:
       dataset: One split, in memory or on disk, also after `select`, `filter` or `shuffle`.
-      client: As for `table`, as the other arguments; what columns become stands there too.
-      features: See `table`.
-      image_shape: See `table`.
+      client: Name of the column that says whose a row is; what the others become stands with `table`.
+      features: Names of the columns to import; by default all others.
+      image_shape: Height, width and channels that images get.
 
     Raises:
       TypeError: If it is not a `datasets.Dataset`, such as all splits in a dict.
       ValueError: As `table`.
     """
     if not (hasattr(dataset, "with_format") and hasattr(dataset, "column_names") and hasattr(dataset, "num_rows")):
-        raise TypeError(f"a data set is a datasets.Dataset; got {type(dataset).__name__}. Choose a split.")
+        raise TypeError(
+            f"a data set is a datasets.Dataset; got {type(dataset).__name__}. Choose a split, and do not stream it."
+        )
     if not isinstance(dataset.column_names, list):
         raise TypeError(f"a data set is one split; got {sorted(dataset.column_names)}. Choose one of them.")
     where = "the data set"
@@ -236,6 +238,8 @@ def _source(
 
 def _chosen(names: list[str], client: str, features: Sequence[str] | None, where: str) -> list[str]:
     """Returns the columns to import as features."""
+    if isinstance(features, str):
+        raise TypeError(f"features is a list of names; got {features=}. Put it into one.")
     if features is None:
         # pandas keeps an index in such columns.
         features = [name for name in names if name != client and not name.startswith("__index_level_")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from fedjx.data.client_ids import ClientId
 from fedjx.data.federated_data import notation
+from fedjx.data.importers import files
 
 Features = Mapping[str, jax.ShapeDtypeStruct]
 """The type of one example by name of the feature; of dtype object for bytes, of shape ``(None,)`` for lists of any
@@ -29,8 +30,8 @@ def cast(name: str, column: np.ndarray, dtype: Any) -> np.ndarray:
       dtype: What to make of it.
 
     Raises:
-      ValueError: If an integer is out of the dtype's range or not exact in it, or what the column holds is of
-        another kind: floats do not become integers, and bytes become nothing else.
+      ValueError: If a number is out of the dtype's range, an integer is not exact in it, or what the column holds is
+        of another kind: floats do not become integers, and bytes become nothing else.
 
     >>> cast("label", np.array([0, 255]), np.uint8)
     array([  0, 255], dtype=uint8)
@@ -49,8 +50,12 @@ def cast(name: str, column: np.ndarray, dtype: Any) -> np.ndarray:
     if _is_float(dtype) and (_is_float(column.dtype) or column.dtype.kind in "iub"):
         with np.errstate(over="ignore"):
             converted = column.astype(dtype)
-        if column.dtype.kind in "iub" and (converted.astype(np.float64) != column).any():
+        if column.dtype.kind in "iub" and not _is_exact(column, converted):
             raise ValueError(f"feature {name!r} needs integers that are exact in {dtype}; got others. Ask for int64.")
+        if _is_float(column.dtype) and (np.isinf(converted) & ~np.isinf(column)).any():
+            raise ValueError(
+                f"feature {name!r} needs values within the range of {dtype}; got others. Ask for a wider dtype."
+            )
         return converted
     raise ValueError(
         f"feature {name!r} needs to hold {_kind(dtype)} to be {dtype}; got {_kind(column.dtype)}. "
@@ -104,7 +109,7 @@ def stacked(name: str, rows: Sequence[np.ndarray], target: jax.ShapeDtypeStruct)
     return cast(name, np.concatenate(rows), target.dtype).reshape(len(rows), *target.shape)
 
 
-def check_names(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def check_names(found: Collection[str], wanted: Iterable[str]) -> None:
     """Raises ValueError unless all features that are wanted are found."""
     missing = [name for name in wanted if name not in found]
     if missing:
@@ -153,19 +158,31 @@ def existing(path: str | Path) -> Path:
     return path
 
 
-def provenance(importer: str, path: Path, features: Features | None, **options: Any) -> dict[str, Any]:
-    """Returns what a source tells of a file: its name and size, and how it is read."""
+def provenance(importer: str, paths: Iterable[Path], features: Features | None, **options: Any) -> dict[str, Any]:
+    """Returns what a manifest says of an import, the features that were asked for among its options.
+
+    Raises:
+      TypeError: If a feature is not asked for by its type.
+    """
+    for name, target in (features or {}).items():
+        if not isinstance(getattr(target, "shape", None), tuple):
+            raise TypeError(
+                f"features are types by name; got {name!r} with {target!r}. Give jax.ShapeDtypeStruct(shape, dtype)."
+            )
     asked = None if features is None else notation(features)
-    return {
-        "importer": importer,
-        "file": path.name,
-        "bytes": path.stat().st_size,
-        "options": {"features": asked, **options},
-    }
+    return files.provenance(importer, paths, features=asked, **options)
 
 
 def _is_float(dtype: np.dtype) -> bool:
     return bool(jnp.issubdtype(dtype, jnp.floating))  # NumPy does not count bfloat16 among the floats.
+
+
+def _is_exact(integers: np.ndarray, floats: np.ndarray) -> bool:
+    limit = 2 ** (jnp.finfo(floats.dtype).nmant + 1)
+    if not integers.size or -limit <= int(integers.min()) <= int(integers.max()) <= limit:
+        return True
+    # NumPy would compare both as floats; Python compares them exactly.
+    return floats.astype(np.float64).tolist() == integers.tolist()
 
 
 def _kind(dtype: np.dtype) -> str:

@@ -57,7 +57,7 @@ def fedjax_sqlite(path: str | Path, *, features: Features | None = None, max_cli
                         )
                     yield Client(client_id, selected(_columns(data, num_examples, max_client_bytes), features))
 
-    return Source(clients, num_clients, provenance("fedjax_sqlite", path, features))
+    return Source(clients, num_clients, provenance("fedjax_sqlite", [path], features))
 
 
 def _rows(connection: sqlite3.Connection) -> Iterator[tuple[Any, Any, Any]]:

@@ -11,7 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from fedjx.data.importers.features import Features, checked_text, existing, located, provenance, selected, shown
+from fedjx.data.importers.features import (
+    Features,
+    check_names,
+    checked_text,
+    existing,
+    located,
+    provenance,
+    selected,
+    shown,
+)
 from fedjx.data.source import Client, Source
 
 
@@ -46,10 +55,11 @@ def tff_hdf5(path: str | Path, *, features: Features | None = None, max_client_b
             for client_id in sorted(map(checked_text, examples)):
                 with located(shown(client_id)), _clear_errors():
                     client = _group(examples, client_id)
+                    check_names(client, features or {})
                     columns = {name: _read(client, name, max_client_bytes) for name in _asked(client, features)}
                     yield Client(client_id, selected(columns, features))
 
-    return Source(clients, num_clients, provenance("tff_hdf5", path, features))
+    return Source(clients, num_clients, provenance("tff_hdf5", [path], features))
 
 
 def pfl_hdf5(
@@ -94,7 +104,7 @@ def pfl_hdf5(
                         metadata["num_tokens"] = _count(num_tokens, client_id)
                     yield Client(client_id, selected(columns, features), metadata)
 
-    return Source(clients, num_clients, provenance("pfl_hdf5", path, features, split=split))
+    return Source(clients, num_clients, provenance("pfl_hdf5", [path], features, split=split))
 
 
 @contextlib.contextmanager
@@ -192,6 +202,7 @@ def _paired(
     """Reads the features of a user, with pairs of row and column as bool ``[n, num_labels]``."""
     pairs = {name: [f"{name}_row", f"{name}_col"] for name in num_labels if f"{name}_row" in user}
     parts = {part for pair in pairs.values() for part in pair}
+    check_names({*user, *pairs} - parts, features or {})
     columns = {name: _read(user, name, max_bytes) for name in _asked(user, features) if name not in parts}
     for name, pair in pairs.items():
         if features is None or name in features:

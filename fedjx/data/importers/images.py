@@ -156,6 +156,6 @@ def _blocks(rows: Iterable[ImageRow], image: str) -> Iterator[Block]:
 
 
 def _batched(rows: Iterable[ImageRow]) -> Iterator[list[ImageRow]]:
-    iterator = iter(rows)
+    iterator = itertools.starmap(ImageRow, rows)
     while part := list(itertools.islice(iterator, _BLOCK)):
         yield part

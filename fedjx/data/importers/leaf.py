@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from fedjx.data.importers.features import cast, located
 from fedjx.data.importers.files import PathLike, files, provenance, reading
 from fedjx.data.source import Client, Source
 
@@ -21,7 +22,8 @@ def leaf(directory: PathLike, *, dtypes: Mapping[str, DTypeLike] | None = None) 
     Each file has `users`, `num_samples` and `user_data`, with `x` and `y` of each user. Users come file by file
     (sorted by name), in the order of `users`; one that is in `user_data` alone is left out, as LEAF does. Features are
     ``x`` and ``y``: numbers as int64 or float64 unless `dtypes` says otherwise, text as object arrays, ``[n, ...]``.
-    Where a file has `hierarchies`, each user's is the metadata ``hierarchy``.
+    Where a file has `hierarchies`, each user's is the metadata ``hierarchy``. LEAF's Reddit is of another form, with
+    objects for ``y``; what pfl-research makes of it is read, see `fedjx.data.published.reddit`.
 
     Memory: one file, parsed, and the users' names.
 
@@ -134,17 +136,21 @@ def _column(rows: list[Any], name: str, where: str, types: Mapping[str, np.dtype
             raise ValueError(f"a feature is all text or all numbers, of one shape; got both for {name!r} {where}.")
         return column
     if column.dtype.kind not in "biuf":
-        raise ValueError(f"a feature is all numbers or all text; got {column.dtype} for {name!r} {where}. Mend it.")
+        remedy = (
+            "That is as in LEAF's Reddit: see fedjx.data.published.reddit." if isinstance(first, dict) else "Mend it."
+        )
+        raise ValueError(
+            f"a feature is all numbers or all text; got {type(first).__name__} for {name!r} {where}. {remedy}"
+        )
     return _converted(column, types[name], name, where) if name in types else column
 
 
 def _converted(column: np.ndarray, dtype: np.dtype, name: str, where: str) -> np.ndarray:
-    with np.errstate(all="ignore"):
-        result = column.astype(dtype)
-        is_same = dtype.kind == "f" or np.array_equal(result.astype(column.dtype), column)
-    if not is_same or (np.isinf(result) & ~np.isinf(column)).any():
-        raise ValueError(f"{name!r} needs to fit in {dtype}; got {column.min()} to {column.max()} {where}. Widen it.")
-    return result
+    if column.dtype.kind == "f" and dtype.kind in "iu" and (np.abs(column) < 2**53).all():
+        whole = column.astype(np.int64)  # JSON does not tell 2.0 from 2.
+        column = whole if (whole == column).all() else column
+    with located(where.removeprefix("of ")):
+        return cast(name, column, dtype)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

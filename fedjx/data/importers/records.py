@@ -63,11 +63,11 @@ def tfds(
 
             images = [name for name, kind in data.info.features.items() if isinstance(kind, features.Image)]
             data = data.as_data_source(split, decoders={name: decode.SkipDecoding() for name in images})
+    elif isinstance(data, str) or not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+        raise TypeError(f"data is a builder of TFDS or its data source; got {type(data).__name__}. Prepare one.")
     elif image_shape is not None or split is not None:
         raise ValueError(f"{split=} and {image_shape=} are of a builder; got {type(data).__name__}. Leave them out.")
     types = _types(getattr(data, "dataset_info", None))
-    if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
-        raise TypeError(f"data is a builder of TFDS or its data source; got {type(data).__name__}. Prepare one.")
 
     def examples() -> Iterator[tuple[str, Mapping[str, Any]]]:
         for start in range(0, len(data), _MAX_ROWS):

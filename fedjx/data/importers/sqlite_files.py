@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
+from fedjx.data.importers.files import pieces
+
 _MAGIC = b"SQLite format 3\0"
 _PIECE = 1 << 20
 # What .lzma files ask for is 64 MiB at most; a corrupt header may ask for 4 GiB.
@@ -21,7 +23,8 @@ def opened(path: Path, tables: Mapping[str, tuple[str, ...]]) -> Iterator[sqlite
     """Opens a database that nobody writes to, as a context manager; text is str, with surrogates where not UTF-8.
 
     Args:
-      path: The file. If its name ends in ``.lzma`` or ``.xz``, it is unpacked to the temporary directory for the block.
+      path: The file. If its name ends in ``.lzma`` or ``.xz``, it is unpacked to a file without a name, in the
+        temporary directory, for the block.
       tables: The columns that are needed, by name of the table.
 
     Raises:
@@ -35,7 +38,7 @@ def opened(path: Path, tables: Mapping[str, tuple[str, ...]]) -> Iterator[sqlite
                 "open it once with sqlite3 to recover it."
             )
     try:
-        with _unpacked(path) as database, contextlib.closing(_connected(database)) as connection:
+        with contextlib.closing(_connected(path)) as connection:
             connection.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
             # Pages are never mapped: a file that becomes shorter would kill the process.
             for pragma in ("trusted_schema=OFF", "cell_size_check=ON", "mmap_size=0"):
@@ -50,6 +53,21 @@ def opened(path: Path, tables: Mapping[str, tuple[str, ...]]) -> Iterator[sqlite
 
 
 def _connected(path: Path) -> sqlite3.Connection:
+    if not is_packed(path):
+        return _read_only(path)
+    with tempfile.TemporaryDirectory(prefix="fedjx-") as directory:
+        copy = Path(directory) / "unpacked.sqlite"
+        try:
+            _unpack(path, copy)
+        except (lzma.LZMAError, EOFError) as error:
+            raise ValueError(
+                f"a packed database needs to be whole; got {path}: {error}. Fetch it again, it is truncated or corrupt."
+            ) from error
+        # It stays open, without a name, and is gone with the process, however that ends.
+        return _read_only(copy)
+
+
+def _read_only(path: Path) -> sqlite3.Connection:
     uri = f"file:{quote(str(path.absolute()))}?mode=ro&immutable=1"
     return sqlite3.connect(uri, uri=True, check_same_thread=False)
 
@@ -65,22 +83,6 @@ def check_whole(connection: sqlite3.Connection, path: Path) -> None:
         raise ValueError(f"a database needs to be intact; got {path}: {' '.join(found.split())}. Fetch it again.")
 
 
-@contextlib.contextmanager
-def _unpacked(path: Path) -> Iterator[Path]:
-    if not is_packed(path):
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="fedjx-") as directory:
-        copy = Path(directory) / "unpacked.sqlite"
-        try:
-            _unpack(path, copy)
-        except (lzma.LZMAError, EOFError) as error:
-            raise ValueError(
-                f"a packed database needs to be whole; got {path}: {error}. Fetch it again, it is truncated or corrupt."
-            ) from error
-        yield copy
-
-
 def is_packed(path: Path) -> bool:
     """Tells whether a file's name says that it is compressed."""
     return path.suffix in (".lzma", ".xz")
@@ -90,9 +92,9 @@ def _unpack(path: Path, copy: Path) -> None:
     """Unpacks up to the mark of the end, and no more than the database says that it is long."""
     unpacker = lzma.LZMADecompressor(memlimit=_MAX_UNPACKER_BYTES)
     beginning, num_bytes, limit = b"", 0, 1 << 16
-    with open(path, "rb") as source, open(copy, "wb") as target:
+    with open(copy, "wb") as target, contextlib.closing(pieces(path, f"Unpacking {path.name}")) as source:
         while not unpacker.eof:
-            piece = source.read(_PIECE) if unpacker.needs_input else b""
+            piece = next(source, b"") if unpacker.needs_input else b""
             if unpacker.needs_input and not piece:
                 raise EOFError("it ends before the mark of its end")
             data = unpacker.decompress(piece, _PIECE)
@@ -102,7 +104,7 @@ def _unpack(path: Path, copy: Path) -> None:
             beginning = beginning if len(beginning) >= 100 else beginning + data
             if num_bytes > limit:
                 raise lzma.LZMAError(f"it unpacks to more than the {limit} bytes that the database says it has")
-        if unpacker.unused_data or source.read(1):
+        if unpacker.unused_data or next(source, b""):
             raise lzma.LZMAError("something follows the mark of its end")
 
 

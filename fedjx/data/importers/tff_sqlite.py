@@ -59,7 +59,7 @@ def tff_sqlite(path: str | Path, *, split: str | None = None, features: Features
             check_whole(connection, path)
             yield from _clients(connection, path, split, features)
 
-    return Source(clients, num_clients, provenance("tff_sqlite", path, features, split=split))
+    return Source(clients, num_clients, provenance("tff_sqlite", [path], features, split=split))
 
 
 def _clients(

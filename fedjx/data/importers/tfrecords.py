@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from fedjx.data.importers.crc32c import checksum_fn
 from fedjx.data.importers.features import Features, checked_text, existing, located, provenance, shown
+from fedjx.data.importers.files import Paths, files
 from fedjx.data.importers.tf_example import example_reader
 from fedjx.data.importers.wire import parse_sequence
 from fedjx.data.source import Client, Source
@@ -77,14 +78,13 @@ def tfrecord_clients(directory: str | Path, *, suffix: str = "", features: Featu
                 checked_text(client_id)
                 yield Client(client_id, read(list(tfrecord_records(directory / (client_id + suffix)))))
 
+    described = provenance("tfrecord_clients", [], features, suffix=suffix)
     num_bytes = sum((directory / name).stat().st_size for name in names)
-    return Source(
-        clients, len(ids), {**provenance("tfrecord_clients", directory, features, suffix=suffix), "bytes": num_bytes}
-    )
+    return Source(clients, len(ids), {**described, "files": {directory.name: num_bytes}})
 
 
 def dataset_grouper(
-    paths: Iterable[str | Path], *, features: Features | None = None, feature_list: str = "serialized_bytes"
+    paths: Paths, *, features: Features | None = None, feature_list: str = "serialized_bytes"
 ) -> Source:
     """Reads TFRecord files of dataset_grouper, in which a record is a client.
 
@@ -93,7 +93,7 @@ def dataset_grouper(
     as given and of the records.
 
     Args:
-      paths: The files.
+      paths: A file, several, or a pattern with ``*``, which gives them in sorted order.
       features: The type of one example by name of the feature, see `example_reader`.
       feature_list: Name of the list.
 
@@ -102,24 +102,19 @@ def dataset_grouper(
       example is not as asked.
 
     Raises:
-      FileNotFoundError: If a file is missing.
-      ValueError: If there is no path.
+      FileNotFoundError: If there is no such file.
     """
-    paths = [existing(path) for path in paths]
-    if not paths:
-        raise ValueError("an importer needs a file; got paths=[]. Check the pattern that they were listed with.")
+    found = files(paths)
 
     def clients() -> Iterator[Client]:
         read, number = example_reader(features), 0
-        for path in paths:
+        for path in found:
             for record in tfrecord_records(path):
                 with located(str(path), shown(number)):
                     yield Client(number, read(_steps(record, feature_list)))
                 number += 1
 
-    files = [provenance("dataset_grouper", path, features, feature_list=feature_list) for path in paths]
-    described = {**files[0], "file": [file["file"] for file in files], "bytes": [file["bytes"] for file in files]}
-    return Source(clients, None, described)
+    return Source(clients, None, provenance("dataset_grouper", found, features, feature_list=feature_list))
 
 
 def masked(code: int) -> bytes:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from fedjx.data.importers.files import pieces
+
 _TFF = "TensorFlow Federated's public storage bucket"
 _TFF_RETIRED = f"{_TFF}, retired in 2021"
 _FEDJAX = "FedJAX's public storage bucket"
@@ -170,8 +172,12 @@ def description(name: str) -> str:
     return f"{name} ({size}, {checksum}, from {file.origin})"
 
 
-def check(path: Path) -> None:
+def check(path: Path, *, progress: bool = True) -> None:
     """Compares a file with what was published under its name.
+
+    Args:
+      path: The file.
+      progress: Whether a large file gets a bar on stderr.
 
     Raises:
       ValueError: If its size or checksum is another.
@@ -187,8 +193,9 @@ def check(path: Path) -> None:
     for algorithm, expected in (("sha256", file.sha256), ("md5", file.md5)):
         if expected is None:
             continue
-        with open(path, "rb") as stream:
-            digest = hashlib.file_digest(stream, lambda name=algorithm: hashlib.new(name, usedforsecurity=False))
+        digest = hashlib.new(algorithm, usedforsecurity=False)
+        for piece in pieces(path, f"Checking {path.name}", progress=progress):
+            digest.update(piece)
         if digest.hexdigest() != expected:
             raise ValueError(
                 f"{path} needs the published {algorithm} {expected}; got {digest.hexdigest()}. Fetch it again, or pass "

@@ -102,7 +102,7 @@ def opened(
         container = containers[number]
         if check_files:
             for file in sorted({*(container.files[split] for split in missing), *others}):
-                files.check(directory / file)
+                files.check(directory / file, progress=progress)
         for split in missing:
             source = prepare(container.read(directory / container.files[split], split))
             _write(paths[split], _named(source, published, split), progress)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from fedjx.data.importers import cifar
-from fedjx.data.partitions import dirichlet_partition, iid_partition
+from fedjx.data.partitions import dirichlet_by_client_partition, iid_partition
 from fedjx.data.published.images import as_bytes, emnist_domain, stacked
 from fedjx.data.published.stores import CENTRAL, CENTRAL_ID, Container, opened, tff_containers
 from fedjx.data.published.transforms import transformed, with_metadata
@@ -172,9 +172,9 @@ def cifar10(
     Args:
       directory: With the six files of the binary version, `cifar-10-binary.tar.gz`, unpacked, at the first call, which
         makes the stores there.
-      num_clients: Number of clients; the benchmark of pfl-research has 1,000.
-      alpha: Concentration of the label skew, see `dirichlet_partition`; by default there is none, and all clients have
-        equally many images.
+      num_clients: Number of clients, all with equally many images; the benchmark of pfl-research has 1,000.
+      alpha: Concentration of the label skew, for each class, as in that benchmark, which has 0.1; see
+        `dirichlet_by_client_partition`. By default there is no skew.
       seed: Of the partition.
       check_files: Whether the sizes of the files are compared with the published ones.
       progress: Whether an import shows a bar on stderr.
@@ -195,7 +195,9 @@ def cifar10(
         if alpha is None:
             partition = iid_partition(len(train["label"]), num_clients, seed=seed)
         else:
-            partition = dirichlet_partition(train["label"], num_clients, alpha=alpha, seed=seed)
+            partition = dirichlet_by_client_partition(
+                train["label"], num_clients, alpha=alpha, seed=seed, concentration="per_class"
+            )
         return _distributed(train, {str(k): rows for k, rows in enumerate(partition)})
 
     skew = "iid" if alpha is None else f"dirichlet-{alpha}"

@@ -69,8 +69,7 @@ def test_clients_are_read_exactly_in_the_order_of_rows(tmp_path):
     connection.close()
     assert store.manifest["provenance"] == {
         "importer": "fedjax_sqlite",
-        "file": "x.sqlite",
-        "bytes": path.stat().st_size,
+        "files": {"x.sqlite": path.stat().st_size},
         "options": {"features": None},
     }
     assert [client.id for client in source.clients()] == HOSTILE  # Anew.
@@ -176,8 +175,8 @@ def test_a_bomb_takes_no_memory_beyond_what_is_allowed(tmp_path):
         ([row(1, {"x": GOOD})], "client 1: client ids need to be of type BLOB; got int"),
         ([row(b"a", {"x": GOOD}), row(b"b", {"y": GOOD})], "all clients need the same features"),
         ([row(b"a", {"x": GOOD}), row(b"b", {"x": GOOD * 1.0})], "all clients need the same features, dtypes"),
-        ([], "a store needs at least one client"),
-        ([row(b"a", {"x": np.empty(0)})], "a store needs at least one client"),
+        ([], "an import needs examples"),
+        ([row(b"a", {"x": np.empty(0)})], "an import needs examples"),
     ],
 )
 def test_wrong_rows(tmp_path, rows, message):

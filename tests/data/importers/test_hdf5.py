@@ -44,8 +44,7 @@ def test_clients_of_tff_are_read_exactly(tmp_path):
                 np.testing.assert_array_equal(store.client(k)[feature], file[f"/examples/{name}/{feature}"][()])
     assert store.manifest["provenance"] == {
         "importer": "tff_hdf5",
-        "file": "x.h5",
-        "bytes": path.stat().st_size,
+        "files": {"x.h5": path.stat().st_size},
         "options": {"features": "<label=uint8,pixels=float32[2,3]>"},
     }
     assert [client.id for client in source.clients()] == sorted(HOSTILE)  # Anew.
@@ -185,7 +184,7 @@ def test_what_is_no_hdf5(tmp_path, content):
 def test_a_file_without_clients(tmp_path):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file.create_group("examples")
-    with pytest.raises(ValueError, match="a store needs at least one client"):
+    with pytest.raises(ValueError, match="an import needs examples"):
         write_store(tmp_path / "store", tff_hdf5(tmp_path / "x.h5"), progress=False)
 
 
@@ -294,3 +293,20 @@ def test_wrong_files_of_pfl(tmp_path, name, value, message):
 def test_damaged_files_of_pfl(tmp_path):
     path = stack_overflow(tmp_path / "x.hdf5")
     assert check_damage(path, lambda: pfl_hdf5(path, split="train"), number=100) >= 50
+
+
+def test_a_feature_that_is_not_there(tmp_path):
+    path = tff(tmp_path / "x.h5", {"ada": examples(0, 1)})
+    features = {"image": FEATURES["pixels"]}
+    with pytest.raises(ValueError, match=r"got \['image'\], and it has \['label', 'pixels'\]"):
+        list(tff_hdf5(path, features=features).clients())
+    with h5py.File(tmp_path / "pfl.h5", "w") as file:
+        file["train/ada/inputs"] = np.arange(3)
+    with pytest.raises(ValueError, match=r"got \['image'\], and it has \['inputs'\]"):
+        list(pfl_hdf5(tmp_path / "pfl.h5", split="train", features=features).clients())
+
+
+def test_features_are_asked_for_by_type(tmp_path):
+    path = tff(tmp_path / "x.h5", {"ada": examples(0, 1)})
+    with pytest.raises(TypeError, match=r"features are types by name; got 'label' with .*uint8.*ShapeDtypeStruct"):
+        tff_hdf5(path, features={"label": np.uint8})

@@ -298,3 +298,11 @@ def test_an_image_that_is_grey_by_its_bytes(tmp_path):
     Image.fromarray(np.full((6, 8), 77, np.uint8)).save(buffer, "PNG")
     (tmp_path / "a.png").write_bytes(buffer.getvalue())
     assert (only(tmp_path, "a.png", (6, 8, 3)) == 77).all()
+
+
+def test_rows_may_be_plain_tuples(tmp_path):
+    Image.new("RGB", (4, 4), (9, 9, 9)).save(tmp_path / "a.png")
+    (client,) = image_folder(tmp_path, [("ada", "a.png", {"y": 3})], image_shape=(4, 4, 3)).clients()
+    assert client.id == "ada"
+    assert (client.examples["image"] == 9).all()
+    assert client.examples["y"].tolist() == [3]

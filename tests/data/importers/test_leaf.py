@@ -52,9 +52,25 @@ def test_numbers_become_narrower_where_they_fit(tmp_path):
     assert client.examples["x"].dtype == np.float32
     assert client.examples["x"].tolist() == np.float32([[0.1, 1], [0, 2]]).tolist()
     assert client.examples["y"].tolist() == [0, 255]
-    for dtypes in ({"y": np.int8}, {"x": np.int32}):
-        with pytest.raises(ValueError, match="needs to fit in"):
-            list(leaf(path, dtypes=dtypes).clients())
+    path = written(tmp_path / "b.json", {"u": {"x": [2.0, 3.0], "y": [-1, 2**24 + 1]}})
+    (client,) = leaf(path, dtypes={"x": np.uint8, "y": np.float64}).clients()
+    assert client.examples["x"].dtype == np.uint8
+    assert client.examples["x"].tolist() == [2, 3]
+    assert client.examples["y"].tolist() == [-1, 2**24 + 1]
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [([0, 128], "int8"), ([0.1, 1.0], "int32"), ([-1, 0], "uint64"), ([1, 2**24 + 1], "float32"), ([1e300], "float32")],
+)
+def test_numbers_that_do_not_fit_are_refused(tmp_path, values, dtype):
+    path = written(tmp_path / "a.json", {"u": {"x": values, "y": [0] * len(values)}})
+    with pytest.raises(ValueError, match=rf"^user 'u' in .*a\.json: feature 'x' needs .*{dtype}"):
+        list(leaf(path, dtypes={"x": dtype}).clients())
+
+
+def test_dtypes_are_of_what_leaf_has(tmp_path):
+    path = written(tmp_path / "a.json", {"u": {"x": [1], "y": [0]}})
     with pytest.raises(ValueError, match="no other features"):
         leaf(path, dtypes={"z": np.int8})
 
@@ -148,3 +164,11 @@ def test_a_user_in_two_files_is_refused_and_a_directory_needs_files(tmp_path):
 def test_a_damaged_file_is_refused_or_whole(tmp_path):
     path = written(tmp_path / "a.json", femnist([f"u{k}" for k in range(4)]))
     assert check_damage(path, lambda: leaf(path), number=150) > 90
+
+
+def test_reddit_is_refused_with_the_way_to_it(tmp_path):
+    post = {"target_tokens": [["a", "b"]], "count_tokens": 2, "subreddit": "s", "created_utc": "1"}
+    users = {"ada": {"x": [[["<BOS>", "a"]]], "y": [post]}}
+    (tmp_path / "a.json").write_text(json.dumps({"users": ["ada"], "num_samples": [1], "user_data": users}))
+    with pytest.raises(ValueError, match=r"as in LEAF's Reddit: see fedjx\.data\.published\.reddit"):
+        list(leaf(tmp_path).clients())

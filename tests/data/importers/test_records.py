@@ -156,3 +156,8 @@ print(names & {"pyarrow", "pandas", "polars", "datasets", "tensorflow", "tensorf
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+def test_a_name_is_no_tfds_data_set():
+    with pytest.raises(TypeError, match="data is a builder of TFDS or its data source; got str"):
+        tfds("mnist", client="user", split="train")

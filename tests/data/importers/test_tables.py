@@ -269,3 +269,37 @@ def test_a_damaged_arrow_file_is_refused_or_whole(tmp_path, kind):
     with new(path, TABLE.select(["user", *NUMBERS]).schema) as writer:
         writer.write_table(TABLE.select(["user", *NUMBERS]), max_chunksize=3)
     assert check_damage(path, lambda: arrow_ipc(path, client="user", features=NUMBERS), number=300) > 150
+
+
+def test_lists_of_text_are_kept_to_the_last_byte():
+    # NumPy's text of fixed width has lost the zeros at its end.
+    source = arrays({"x": [b"p\0", b"q", b""]}, ["a", "a\0", "b"])
+    assert [(client.id, client.examples["x"].tolist()) for client in source.clients()] == [
+        ("a", [b"p\0"]),
+        ("a\0", [b"q"]),
+        ("b", [b""]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("examples", "clients", "message"),
+    [
+        ({"x": [1, 2]}, [1, "1"], "client ids are all str, all bytes or all int"),
+        ({"x": [[1], [1, 2]]}, [0, 1], "rows need one shape; got several in 'x'"),
+        ({"x": [1, 2]}, [[0], [0, 1]], "rows need one shape; got several in clients"),
+    ],
+)
+def test_lists_that_are_no_columns_are_refused(examples, clients, message):
+    with pytest.raises(ValueError, match=message):
+        arrays(examples, clients)
+
+
+def test_one_name_is_no_list_of_names(tmp_path):
+    with pytest.raises(TypeError, match=r"features is a list of names; got features='xy'"):
+        table(pa.table({"user": [1], "xy": [2]}), client="user", features="xy")
+
+
+def test_a_directory_is_no_file(tmp_path):
+    pq.write_table(pa.table({"user": [1], "x": [2]}), tmp_path / "a.parquet")
+    with pytest.raises(FileNotFoundError, match=r"is a directory. Name the files in it, as .*/\*\."):
+        parquet(tmp_path, client="user")

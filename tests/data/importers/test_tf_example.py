@@ -274,3 +274,38 @@ def test_floats_arrive_bit_for_bit():
 
 def wire_length(n):
     return bytes([n & 127 | 128, n >> 7])
+
+
+@pytest.mark.parametrize(
+    ("value", "source", "target"),
+    [
+        (2**53 + 1, np.int64, np.float64),
+        (-(2**53) - 1, np.int64, np.float64),
+        (2**63 - 1, np.int64, np.float64),
+        (2**64 - 1, np.uint64, np.float64),
+        (2**24 + 1, np.int32, np.float32),
+        (2**17, np.int64, np.float16),
+        (1e300, np.float64, np.float32),
+        (-70_000.0, np.float32, np.float16),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused(value, source, target):
+    with pytest.raises(ValueError, match=f"exact in {np.dtype(target)}|within the range of {np.dtype(target)}"):
+        cast("x", np.array([0, value], source), target)
+
+
+@pytest.mark.parametrize(
+    ("value", "source", "target"),
+    [
+        (2**53, np.int64, np.float64),
+        (2**60, np.int64, np.float32),
+        (2**63, np.uint64, np.float64),
+        (-(2**63), np.int64, np.float64),
+        (np.inf, np.float64, np.float32),
+        (-np.inf, np.float32, np.float16),
+    ],
+)
+def test_numbers_that_fit_are_converted_exactly(value, source, target):
+    found = cast("x", np.array([0, value], source), target)
+    assert found.dtype == target
+    assert found.tolist() == [0, value]

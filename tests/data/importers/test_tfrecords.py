@@ -157,8 +157,7 @@ def test_clients_in_files_are_read_exactly(tmp_path, suffix):
         assert_examples(store.client(k), clients[name])
     assert store.manifest["provenance"] == {
         "importer": "tfrecord_clients",
-        "file": "train",
-        "bytes": sum((path / f"{name}{suffix}").stat().st_size for name in expected),
+        "files": {"train": sum((path / f"{name}{suffix}").stat().st_size for name in expected)},
         "options": {"features": "<class=uint16,x=float32[2,3]>", "suffix": suffix},
     }
     assert [client.id for client in source.clients()] == expected  # Anew.
@@ -226,8 +225,7 @@ def test_clients_in_records_are_read_exactly(tmp_path):
     for k, rows in enumerate(clients):
         assert_examples(store.client(k), rows)
     provenance = store.manifest["provenance"]
-    assert provenance["file"] == ["b-0", "a-1"]
-    assert provenance["bytes"] == [path.stat().st_size for path in paths]
+    assert provenance["files"] == {path.name: path.stat().st_size for path in paths}
     assert [client.id for client in source.clients()] == [0, 1, 2, 3, 4]  # Anew.
 
 
@@ -259,9 +257,9 @@ def test_steps_of_another_kind(tmp_path):
 
 
 def test_no_files(tmp_path):
-    with pytest.raises(ValueError, match=r"got paths=\[\]"):
+    with pytest.raises(FileNotFoundError, match=r"got paths=\[\]"):
         dataset_grouper([])
-    with pytest.raises(FileNotFoundError, match="absent, where there is none"):
+    with pytest.raises(FileNotFoundError, match=r"there is none at .*absent"):
         dataset_grouper([tmp_path / "absent"])
 
 
@@ -269,3 +267,10 @@ def test_damaged_records_of_clients(tmp_path):
     path = tmp_path / "x"
     path.write_bytes(framed(sequence(examples(0, 20))))
     assert check_damage(path, lambda: dataset_grouper([path], features=FEATURES), is_checked=True) == 200
+
+
+def test_a_pattern_names_files(tmp_path):
+    for k in range(2):
+        (tmp_path / f"part-{k}").write_bytes(framed(sequence(examples(k, 1))))
+    source = dataset_grouper(str(tmp_path / "part-*"), features=FEATURES)
+    assert [client.id for client in source.clients()] == [0, 1]

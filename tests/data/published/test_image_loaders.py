@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedjx.data import published
+from fedjx.data import dirichlet_by_client_partition, published
 from fedjx.data.published import synthetic_twin
 
 DIFFERENT = "ignore:.*is not as published:UserWarning"
@@ -122,6 +122,9 @@ def test_cifar10(tmp_path):
     assert skewed.manifest["provenance"]["alpha"] == 0.1
     few = np.mean([len(np.unique(skewed.client(k)["label"])) for k in range(20)])
     assert few < 9
+    assert skewed.sizes[:].tolist() == [2500] * 20  # As in pfl-research's benchmark.
+    partition = dirichlet_by_client_partition(labels, 20, alpha=0.1, seed=0, concentration="per_class")
+    np.testing.assert_array_equal(skewed.client(3)["label"], labels[partition[3]])
 
 
 # LEAF and pfl.

@@ -1,0 +1,127 @@
+"""What clipping and zeroing share: a bound on the norm of each client's value, fixed or following a quantile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjx.aggregation.norms import check_order, follow_quantile, joint_norm
+from fedjx.core.computation import federated_computation
+from fedjx.core.operators import federated_broadcast, federated_sum, federated_value
+from fedjx.core.placed import federated_map
+from fedjx.core.process import Aggregator
+from fedjx.core.types import SERVER
+
+PyTree = Any
+Change = Callable[[PyTree, jax.Array, jax.Array], PyTree]  # (value, its norm, bound) -> value within the bound
+
+
+class Adaptive(NamedTuple):
+    """How a bound follows a quantile of the clients' norms.
+
+    Attributes:
+      initial: The first estimate of the quantile.
+      quantile: Which.
+      rate: Of the geometric update.
+      multiplier: The bound is ``multiplier * estimate + increment``.
+      increment: See there.
+    """
+
+    initial: float
+    quantile: float
+    rate: float
+    multiplier: float = 1.0
+    increment: float = 0.0
+
+
+class BoundState(NamedTuple):
+    """The state of an adaptive bound.
+
+    Attributes:
+      estimate: float32 ``[]``; of the quantile.
+      inner: The inner aggregator's state.
+    """
+
+    estimate: jax.Array
+    inner: PyTree
+
+
+class _Bounded(NamedTuple):
+    value: PyTree
+    weight: jax.Array
+    votes: dict[str, jax.Array]
+
+
+def _bound(value: PyTree, weight: jax.Array, estimate: Any, bound: Any, order: float, change: Change) -> _Bounded:
+    """Bounds one client's value; one of no finite norm becomes zero, of weight zero, and is counted."""
+    norm = joint_norm(value, order)
+    finite, counts = jnp.isfinite(norm), weight != 0
+    changed = change(value, norm, bound)
+    value = jax.tree.map(lambda new, old: jnp.where(finite, new, 0).astype(old.dtype), changed, value)
+    votes = {"client": finite, "at_most": finite & (norm <= estimate), "above": norm > bound, "non_finite": ~finite}
+    votes["above"] &= finite
+    return _Bounded(value, jnp.where(finite, weight, 0), {k: v & counts for k, v in votes.items()})
+
+
+def fraction(count: jax.Array, votes: dict[str, jax.Array]) -> jax.Array:
+    """Returns a count as a fraction of the clients with weight and a finite norm; 0 of none."""
+    return count / jnp.maximum(votes["client"], 1).astype(jnp.float32)
+
+
+def fixed_bound(bound: float, inner: Aggregator, order: float, change: Change, report: Callable) -> Aggregator:
+    """Wraps an aggregator in a fixed bound; ``report(bound, votes)`` makes the measurements."""
+    check_order(order)
+    if not bound > 0:
+        raise ValueError(f"a bound on a norm is positive; got {bound}. Pass one above 0.")
+
+    @federated_computation
+    def next(key: Any, state: Any, value: Any, weight: Any) -> Any:
+        bounded = federated_map(lambda v, w: _bound(v, w, bound, bound, order, change), value, weight)
+        votes = federated_sum(bounded.votes)
+        state, result, measured = inner.next(key, state, bounded.value, bounded.weight)
+        own = federated_map(report, federated_value(jnp.float32(bound), SERVER), votes)
+        return state, result, federated_map(with_own, measured, own)
+
+    return Aggregator(inner.init, next)
+
+
+def adaptive_bound(adaptive: Adaptive, inner: Aggregator, order: float, change: Change, report: Callable) -> Aggregator:
+    """Wraps an aggregator in a bound that follows a quantile of the norms of the rounds before."""
+    check_order(order)
+    if not (adaptive.initial > 0 and adaptive.rate > 0 and 0 <= adaptive.quantile <= 1):
+        raise ValueError(
+            f"an adaptive bound needs initial > 0, rate > 0 and 0 <= quantile <= 1; got {adaptive}. Change those."
+        )
+
+    def init(member: Any) -> BoundState:
+        return BoundState(jnp.float32(adaptive.initial), inner.init(member))
+
+    def of(estimate: jax.Array) -> jax.Array:
+        return adaptive.multiplier * estimate + adaptive.increment
+
+    def bound_one(value: PyTree, weight: jax.Array, estimate: jax.Array) -> _Bounded:
+        return _bound(value, weight, estimate, of(estimate), order, change)
+
+    def follow(estimate: jax.Array, votes: dict[str, jax.Array]) -> jax.Array:
+        at_most = fraction(votes["at_most"], votes)
+        moved = follow_quantile(estimate, at_most, quantile=adaptive.quantile, rate=adaptive.rate)
+        return jnp.where(votes["client"] > 0, moved, estimate)
+
+    @federated_computation
+    def next(key: Any, state: Any, value: Any, weight: Any) -> Any:
+        bounded = federated_map(bound_one, value, weight, federated_broadcast(state.estimate))
+        votes = federated_sum(bounded.votes)
+        inner_state, result, measured = inner.next(key, state.inner, bounded.value, bounded.weight)
+        own = federated_map(lambda estimate, votes: report(of(estimate), votes), state.estimate, votes)
+        new = federated_map(BoundState, federated_map(follow, state.estimate, votes), inner_state)
+        return new, result, federated_map(with_own, measured, own)
+
+    return Aggregator(init, next)
+
+
+def with_own(inner: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Joins a wrapper's measurements to the inner ones, which go under ``inner`` if a name is in both."""
+    return {**({"inner": inner} if inner.keys() & own.keys() else inner), **own}

@@ -1,0 +1,97 @@
+"""Centred clipping, and norm bounding, which is centred clipping around 0.
+
+Karimireddy et al., "Learning from History for Byzantine Robust Optimization" (arXiv 2012.10333, equation 4); Sun et
+al., "Can You Really Backdoor Federated Learning?" (arXiv 1911.07963, section 4).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjx.aggregation.geometric_median import distance_between, zeros_at
+from fedjx.aggregation.votes import Vote, measurements, votes
+from fedjx.core.computation import federated_computation
+from fedjx.core.operators import federated_broadcast, federated_mean
+from fedjx.core.placed import federated_map
+from fedjx.core.process import Aggregator
+from fedjx.core.types import CLIENTS
+
+PyTree = Any
+
+
+def centred_clipping(bound: float, *, num_steps: int = 1, weighted: bool = False) -> Aggregator:
+    """Moves the previous aggregate by the mean of the members' differences from it, each clipped.
+
+    ``v <- v + mean(clip(x - v, bound))``, from the aggregate of the round before, 0 in the first. One client moves a
+    step by at most ``bound`` over the number of clients. Memory is flat in the cohort: each step is a pass over it, in
+    which the clients compute their values again.
+
+    Args:
+      bound: Largest norm of a difference.
+      num_steps: Steps in a round.
+      weighted: Whether to take the weighted mean. If not, weights say only who takes part.
+    """
+    _check(bound)
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be positive; got {num_steps=}. Pass at least 1.")
+    clipped = _Clipped(bound)
+
+    def init(member: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), jnp.result_type(x)), member)
+
+    @federated_computation
+    def next(key: Any, state: Any, value: Any, weight: Any) -> Any:
+        del key
+        vote = votes(value, weight, weighted=weighted)
+        centre = state
+        for _ in range(num_steps):
+            moves = federated_map(clipped, vote, federated_broadcast(centre))
+            centre = federated_map(_add, centre, federated_mean(moves, vote.weight))
+        return centre, centre, measurements(vote)
+
+    return Aggregator(init, next)
+
+
+def norm_bounding(bound: float, *, weighted: bool = False) -> Aggregator:
+    """Averages the members, each shortened to a norm of at most ``bound``, in one pass and flat memory.
+
+    One client of n moves the result by at most ``bound / n`` (its share of the weight, if weighted).
+
+    Args:
+      bound: Largest norm.
+      weighted: Whether to take the weighted mean. If not, weights say only who takes part.
+    """
+    _check(bound)
+    clipped = _Clipped(bound)
+
+    @federated_computation
+    def next(key: Any, state: Any, value: Any, weight: Any) -> Any:
+        del key
+        vote = votes(value, weight, weighted=weighted)
+        moves = federated_map(clipped, vote, zeros_at(CLIENTS, vote.value))
+        return state, federated_mean(moves, vote.weight), measurements(vote)
+
+    return Aggregator(lambda member: (), next)
+
+
+class _Clipped(NamedTuple):
+    bound: float
+
+    def __call__(self, vote: Vote, centre: PyTree) -> PyTree:
+        distance = distance_between(vote.value, centre)
+        scale = jnp.minimum(1.0, self.bound / jnp.maximum(distance, jnp.finfo(jnp.float32).tiny))
+        # What is beyond the range of float32 has no direction either.
+        move = lambda x, c: jnp.where(jnp.isfinite(distance), (x - c) * scale, 0).astype(x.dtype)  # noqa: E731
+        return jax.tree.map(move, vote.value, centre)
+
+
+def _add(centre: PyTree, move: PyTree) -> PyTree:
+    return jax.tree.map(jnp.add, centre, move)
+
+
+def _check(bound: float) -> None:
+    if not bound > 0:
+        raise ValueError(f"bound must be positive; got {bound=}. Take about the norm of an honest update.")

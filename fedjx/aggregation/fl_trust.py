@@ -1,0 +1,74 @@
+"""FLTrust: clients count by how much they agree with an update from data that the server trusts.
+
+Cao et al., "FLTrust: Byzantine-robust Federated Learning via Trust Bootstrapping" (arXiv 2012.13995, equations 1 to 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjx.aggregation.votes import Vote, measurements, votes
+from fedjx.core.computation import federated_computation
+from fedjx.core.operators import federated_broadcast, federated_client_ids, federated_mean, federated_sum
+from fedjx.core.placed import federated_map
+from fedjx.core.process import Aggregator
+
+PyTree = Any
+
+
+def fl_trust(is_trusted: Callable[[jax.Array], Any]) -> Aggregator:
+    """Averages the members, rescaled to the norm of a trusted update, by their cosine with it if that is positive.
+
+    The server's own data enter as a client (or several, whose mean is taken) that is in every cohort: its update is
+    then made by the same algorithm, from the same model. It is a measure for the others and no part of their mean.
+    Survives any number of malicious clients, as far as the trusted data are good. Memory is flat in the cohort: two
+    passes over it, in each of which the clients compute their values.
+
+    Weights say only who takes part: trust is the weight.
+
+    Args:
+      is_trusted: From a client's id, int32 ``[]``, to whether its data are the server's.
+
+    Returns:
+      An `Aggregator`. Its result is 0 without a trusted client, or if no client agrees with it.
+    """
+
+    @federated_computation
+    def next(key: Any, state: Any, value: Any, weight: Any) -> Any:
+        del key
+        vote = votes(value, weight, weighted=False)
+        trusted = federated_map(is_trusted, federated_client_ids())
+        reference = federated_mean(vote.value, federated_map(_only, vote.weight, trusted))
+        judged = federated_map(_judge, vote, trusted, federated_broadcast(reference))
+        trust = {"trust": federated_sum(judged.trust)}
+        measured = federated_map(lambda counts, trust: {**counts, **trust}, measurements(vote), trust)
+        return state, federated_mean(judged.value, judged.trust), measured
+
+    return Aggregator(lambda member: (), next)
+
+
+class _Judged(NamedTuple):
+    value: PyTree
+    trust: jax.Array
+
+
+def _only(weight: jax.Array, trusted: Any) -> jax.Array:
+    return jnp.where(trusted, weight, 0.0)
+
+
+def _judge(vote: Vote, trusted: Any, reference: PyTree) -> _Judged:
+    value, reference = (jax.tree.map(lambda x: x.astype(jnp.float32), tree) for tree in (vote.value, reference))
+    norm, reference_norm = optax.tree.norm(value), optax.tree.norm(reference)
+    tiny = jnp.finfo(jnp.float32).tiny
+    # One division after the other: the product of two small norms is 0.
+    direction = jax.tree.map(lambda x: x / jnp.maximum(norm, tiny), value)
+    cosine = optax.tree.vdot(direction, reference) / jnp.maximum(reference_norm, tiny)
+    sound = jnp.isfinite(norm) & ~jnp.asarray(trusted, bool)
+    trust = jnp.where(sound, vote.weight * jnp.maximum(cosine, 0.0), 0.0)
+    scaled = jax.tree.map(lambda d, x: (d * reference_norm).astype(x.dtype), direction, vote.value)
+    return _Judged(scaled, trust)

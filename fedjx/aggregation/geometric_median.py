@@ -1,0 +1,75 @@
+"""The geometric median, by smoothed Weiszfeld steps.
+
+Pillutla et al., "Robust Aggregation for Federated Learning" (arXiv 1912.13445, algorithm 2).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjx.aggregation.votes import Vote, measurements, votes
+from fedjx.core.computation import federated_computation
+from fedjx.core.operators import federated_broadcast, federated_mean, federated_value
+from fedjx.core.placed import FederatedValue, federated_map
+from fedjx.core.process import Aggregator
+from fedjx.core.types import SERVER, Placement
+
+PyTree = Any
+
+
+def geometric_median(
+    *, num_steps: int = 5, smoothing: float = 1e-6, from_mean: bool = True, weighted: bool = False
+) -> Aggregator:
+    """Approximates the point of the least sum of distances to the members.
+
+    Survives malicious clients that are fewer than half (of the weight, if weighted). Memory is flat in the cohort:
+    each step is a pass over it, in which the clients compute their values again.
+
+    Args:
+      num_steps: Weiszfeld steps; the error falls geometrically.
+      smoothing: The smallest distance that is divided by.
+      from_mean: Whether to begin at the mean, which takes a pass and lies as far away as attackers like; or at 0, where
+        updates of a model are near.
+      weighted: Whether distances are weighted. If not, weights say only who takes part.
+    """
+    if num_steps < 1 or smoothing <= 0:
+        raise ValueError(
+            f"num_steps and smoothing must be positive; got {num_steps=}, {smoothing=}. Use the defaults, 5 and 1e-6."
+        )
+    reweighted = _Reweighted(smoothing)
+
+    @federated_computation
+    def next(key: Any, state: Any, value: Any, weight: Any) -> Any:
+        del key
+        vote = votes(value, weight, weighted=weighted)
+        median = federated_mean(vote.value, vote.weight) if from_mean else zeros_at(SERVER, vote.value)
+        for _ in range(num_steps):
+            weights = federated_map(reweighted, vote, federated_broadcast(median))
+            median = federated_mean(vote.value, weights)
+        return state, median, measurements(vote)
+
+    return Aggregator(lambda member: (), next)
+
+
+class _Reweighted(NamedTuple):
+    smoothing: float
+
+    def __call__(self, vote: Vote, centre: PyTree) -> jax.Array:
+        distance = distance_between(vote.value, centre)
+        # A distance beyond the range of float32 is a weight of 0.
+        return jnp.where(jnp.isfinite(distance), vote.weight / jnp.maximum(self.smoothing, distance), 0.0)
+
+
+def distance_between(value: PyTree, centre: PyTree) -> jax.Array:
+    """Returns the Euclidean distance between two pytrees, float32 ``[]``."""
+    differences = jax.tree.map(lambda v, c: v.astype(jnp.float32) - c.astype(jnp.float32), value, centre)
+    return optax.tree.norm(differences)
+
+
+def zeros_at(placement: Placement, value: FederatedValue) -> FederatedValue:
+    """Places zeros of the members' type."""
+    return federated_value(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), value.type.member), placement)

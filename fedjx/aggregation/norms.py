@@ -1,0 +1,67 @@
+"""Norms of updates, and the quantile of norms that an adaptive bound follows.
+
+Andrew et al., "Differentially Private Learning with Adaptive Clipping" (arXiv 1905.03871),
+section 2, the geometric update.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+PyTree = Any
+
+
+def joint_norm(value: PyTree, order: float = 2) -> jax.Array:
+    """Returns the norm of all leaves taken as one vector, float32 ``[]``.
+
+    Args:
+      value: A pytree of numbers; leaves of any shape, 0-d included.
+      order: 1, 2 or ``np.inf``.
+
+    Raises:
+      ValueError: If the order is another.
+
+    >>> joint_norm({"w": jnp.array([3.0, 0.0]), "b": jnp.array(-4.0)})
+    Array(5., dtype=float32)
+    """
+    check_order(order)
+    arrays = [jnp.asarray(leaf) for leaf in jax.tree.leaves(value)]
+    # Widened before the magnitude: -128 has none in int8.
+    leaves = [jnp.abs(x.astype(jnp.promote_types(x.dtype, jnp.float32))).astype(jnp.float32) for x in arrays]
+    if order == np.inf:
+        # Not the built-in max: it would lose a NaN, which compares false.
+        return jnp.stack([jnp.max(leaf, initial=0.0) for leaf in leaves]).max() if leaves else jnp.float32(0.0)
+    if order == 1:
+        return sum((leaf.sum() for leaf in leaves), jnp.float32(0.0))
+    return jnp.sqrt(sum((jnp.square(leaf).sum() for leaf in leaves), jnp.float32(0.0)))
+
+
+def check_order(order: float) -> None:
+    """Refuses a norm of another order."""
+    if order not in (1, 2, np.inf):
+        raise ValueError(f"a norm is of order 1, 2 or infinity; got {order=}. Pass 1, 2 or np.inf.")
+
+
+def follow_quantile(estimate: jax.Array, fraction: jax.Array, *, quantile: float, rate: float) -> jax.Array:
+    """Moves an estimate of a quantile by ``exp(-rate * (fraction - quantile))``.
+
+    Args:
+      estimate: float32 ``[]``; positive.
+      fraction: float32 ``[]``; of the values, how many are at most the estimate; with noise, if it
+        is to be private.
+      quantile: The fraction to arrive at.
+      rate: How fast.
+
+    Returns:
+      The next estimate, larger if too few values are below it; positive and finite in float32.
+
+    >>> print(f"{follow_quantile(jnp.float32(0.1), jnp.float32(0.0), quantile=0.5, rate=0.2):.5f}")
+    0.11052
+    """
+    limits = jnp.finfo(jnp.float32)
+    # At 0 it would stay forever.
+    return jnp.clip(estimate * jnp.exp(-rate * (fraction - quantile)), limits.tiny, limits.max)

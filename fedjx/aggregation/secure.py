@@ -1,0 +1,175 @@
+"""Sums and means in which the server sees only totals of integers.
+
+Clients encode their values in fixed point (`fedjx.aggregation.fixed_point`) and the totals are
+taken modulo 2^num_bits, as in Bonawitz et al., "Practical Secure Aggregation for
+Privacy-Preserving Machine Learning" (CCS 2017, §6.2). Everything that leaves a client, the measurements too,
+goes through `federated_secure_sum`, so all of them pass `fedjx.core.secure.check_secure`.
+
+Overflow cannot happen up to ``max_clients``, and is detected beyond: the result is then NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedjx.aggregation.fixed_point import FixedPoint, decode, encode, fixed_point, num_clipped
+from fedjx.core.computation import federated_computation
+from fedjx.core.operators import federated_keys, federated_secure_sum, federated_zip
+from fedjx.core.placed import FederatedValue, check_numeric, federated_map
+from fedjx.core.process import Aggregator
+from fedjx.core.reductions import divide, wide_dtype
+
+PyTree = Any
+
+
+def secure_sum(*, bound: float, max_clients: int, num_bits: int = 32, stochastic: bool = False) -> Aggregator:
+    """Adds the values of the clients that have weight, in fixed point.
+
+    Args:
+      bound: Elements are clipped to ``[-bound, bound]``.
+      max_clients: The most clients of one cohort.
+      num_bits: Of the ring, and of each element on its way.
+      stochastic: Whether elements are rounded at random, without bias, or to the nearest.
+
+    Returns:
+      An `Aggregator`. It measures ``num_clients`` that had weight, ``num_clipped`` elements and whether there
+      were too many clients (``overflow``).
+
+    >>> total = secure_sum(bound=1.0, max_clients=10, num_bits=16)
+    >>> value, weight = fedjx.Clients.of(np.float32([0.5, 0.25, 7.0])), fedjx.Clients.of(np.ones(3))
+    >>> _, result, measured = total.next(jax.random.key(0), total.init(0.0), value, weight)
+    >>> round(float(result), 3), int(measured["num_clipped"])
+    (1.75, 1)
+    """
+    grid = fixed_point(bound=bound, max_clients=max_clients, num_bits=num_bits)
+
+    def client(key: jax.Array, value: PyTree, weight: jax.Array) -> Any:
+        value = jax.tree.map(lambda x: jnp.where(weight > 0, x, 0), value)
+        return encode(grid, value, key if stochastic else None), _counts(max_clients, weight, num_clipped(grid, value))
+
+    def server(dtypes: Any, total: PyTree, counts: PyTree) -> Any:
+        measured = _measured(max_clients, counts)
+        return _cast(_unless(measured["overflow"], decode(grid, total)), dtypes), measured
+
+    return _aggregator(grid, client, server)
+
+
+def secure_mean(
+    *, bound: float, max_weight: float, max_clients: int, num_bits: int = 32, stochastic: bool = False
+) -> Aggregator:
+    """Averages by weights, of which the server sees only the total, in fixed point.
+
+    Each client sends ``weight / max_weight`` and its product with the value in one message.
+
+    Args:
+      bound: Elements are clipped to ``[-bound, bound]``.
+      max_weight: Weights are clipped to ``[0, max_weight]``.
+      max_clients: The most clients of one cohort.
+      num_bits: Of the ring, and of each element on its way.
+      stochastic: Whether elements are rounded at random, without bias, or to the nearest.
+
+    Returns:
+      An `Aggregator`; 0 if no client has weight. It measures what `secure_sum` does, and
+      ``num_clipped_weights``.
+    """
+    grid = fixed_point(bound=bound, max_clients=max_clients, num_bits=num_bits)
+    of_weights = fixed_point(bound=1.0, max_clients=max_clients, num_bits=num_bits)
+    if not 0 < max_weight < float("inf"):
+        raise ValueError(f"max_weight must be positive and finite; got {max_weight=}. Pass the largest weight.")
+
+    def client(key: jax.Array, value: PyTree, weight: jax.Array) -> Any:
+        value = jax.tree.map(lambda x: jnp.where(weight > 0, x, 0), value)
+        counts = _counts(max_clients, weight, num_clipped(grid, value))
+        counts["num_clipped_weights"] = (~((weight >= 0) & (weight <= max_weight))).astype(jnp.uint32)
+        share = jnp.clip(jnp.nan_to_num(weight / max_weight), 0.0, 1.0)
+        # Clipped before it is weighted, or the weight would let a value out of its bounds.
+        product = jax.tree.map(lambda x: share * jnp.clip(jnp.nan_to_num(x), -grid.bound, grid.bound), value)
+        return (encode(grid, product, key if stochastic else None), encode(of_weights, share)), counts
+
+    def server(dtypes: Any, total: Any, counts: PyTree) -> Any:
+        measured = _measured(max_clients, counts)
+        product, share = decode(grid, total[0]), decode(of_weights, total[1])
+        result = divide(product, share, (jnp.float32,) * len(jax.tree.leaves(product)))
+        return _cast(_unless(measured["overflow"], result), dtypes), measured
+
+    return _aggregator(grid, client, server)
+
+
+def secure_total(*, bound: float, max_clients: int, num_bits: int = 32) -> Callable[[PyTree], FederatedValue]:
+    """Returns a sum of placed values, ``federated_sum`` but secure: for the metrics of an algorithm.
+
+    Floats travel in fixed point, clipped to ``[-bound, bound]`` and 0 if they are no numbers; their total is NaN
+    if there are more than ``max_clients``. Integers and booleans travel as they are, clipped so that ``max_clients``
+    cannot overflow, in a ring of 32 bits.
+    """
+    grid = fixed_point(bound=bound, max_clients=max_clients, num_bits=num_bits)
+    most = (2**31 - 1) // max_clients
+
+    def client(value: PyTree) -> Any:
+        leaves = jax.tree.leaves(value)
+        floats = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
+        counts = [x for x in leaves if not jnp.issubdtype(x.dtype, jnp.floating)]
+        clipped = [jnp.clip(x.astype(wide_dtype(x.dtype)), max=most) for x in counts]
+        clipped = [jnp.maximum(x, -most) if x.dtype.kind == "i" else x for x in clipped]
+        return encode(grid, floats), (clipped, jnp.uint32(1))
+
+    def total(value: PyTree) -> FederatedValue:
+        value = federated_zip(value)
+        check_numeric("a secure total", value, (jnp.floating, jnp.integer, jnp.bool_), "real", "Map them first.")
+        leaves, treedef = jax.tree.flatten(value.type.member)
+        sent = federated_map(client, value)
+        codes, counts = federated_secure_sum(sent[0], num_bits=num_bits), federated_secure_sum(sent[1])
+
+        def server(codes: Any, counts: Any) -> PyTree:
+            floats, integers = iter(_unless(counts[1] > max_clients, decode(grid, codes))), iter(counts[0])
+            return treedef.unflatten(
+                [next(floats if jnp.issubdtype(x.dtype, jnp.floating) else integers) for x in leaves]
+            )
+
+        return federated_map(server, codes, counts)
+
+    return total
+
+
+def _aggregator(grid: FixedPoint, client: Callable[..., Any], server: Callable[..., Any]) -> Aggregator:
+    def init(member: Any) -> Any:
+        del member
+        return ()
+
+    @federated_computation
+    def next(key: Any, state: Any, value: Any, weight: Any) -> Any:
+        check_numeric(
+            "a secure aggregator", value, (jnp.floating,), "real floating-point", "Map them to float32 first."
+        )
+        dtypes = tuple(leaf.dtype for leaf in jax.tree.leaves(value.type.member))
+        sent = federated_map(client, federated_keys(key), value, weight)
+        total = federated_secure_sum(sent[0], num_bits=grid.num_bits)
+        counts = federated_secure_sum(sent[1])
+        result = federated_map(lambda total, counts: server(dtypes, total, counts), total, counts)
+        return state, result[0], result[1]
+
+    return Aggregator(init, next)
+
+
+def _counts(max_clients: int, weight: jax.Array, clipped: jax.Array) -> dict[str, jax.Array]:
+    # What a client may report is bounded, so that the total of so many clients fits into 32 bits.
+    most = (2**32 - 1) // max_clients
+    reported = jnp.minimum(clipped.astype(jnp.uint32), jnp.uint32(most))
+    return {"num_clients": (weight > 0).astype(jnp.uint32), "num_clipped": reported}
+
+
+def _measured(max_clients: int, counts: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {**counts, "overflow": counts["num_clients"] > max_clients}
+
+
+def _unless(overflow: jax.Array, result: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: jnp.where(overflow, jnp.nan, x), result)
+
+
+def _cast(result: PyTree, dtypes: tuple[Any, ...]) -> PyTree:
+    leaves, treedef = jax.tree.flatten(result)
+    return treedef.unflatten([x.astype(dtype) for x, dtype in zip(leaves, dtypes, strict=True)])

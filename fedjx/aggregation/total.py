@@ -1,0 +1,41 @@
+"""The sum of the clients' values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedjx.core.computation import federated_computation
+from fedjx.core.operators import federated_sum, federated_value
+from fedjx.core.placed import federated_map
+from fedjx.core.process import Aggregator
+from fedjx.core.types import SERVER
+
+
+def total() -> Aggregator:
+    """Sums the clients' values; 0 over no client.
+
+    A weight says only whether a client takes part: one of weight 0 changes nothing, all others
+    count once. Types narrower than 32 bits are summed, and returned, in 32 bits.
+
+    >>> value, weight = fedjx.Clients.of(np.array([1, 2, 4])), fedjx.Clients.of(np.array([5.0, 1.0, 0.0]))
+    >>> total().next(jax.random.key(0), (), value, weight)[1]
+    Array(3, dtype=int32)
+    """
+
+    def init(member: Any) -> Any:
+        del member
+        return ()
+
+    @federated_computation
+    def next(key: Any, state: Any, value: Any, weight: Any) -> Any:
+        del key
+        return state, federated_sum(federated_map(_where_weight, value, weight)), federated_value({}, SERVER)
+
+    return Aggregator(init, next)
+
+
+def _where_weight(value: Any, weight: jax.Array) -> Any:
+    return jax.tree.map(lambda v: jnp.where(weight == 0, jnp.zeros((), v.dtype), v), value)

@@ -1,0 +1,168 @@
+"""The check that only secure sums touch the clients' values."""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fedjx.aggregation.mean import mean
+from fedjx.aggregation.secure import secure_mean, secure_sum, secure_total
+from fedjx.algorithms import fed_avg
+from fedjx.core.computation import federated_computation
+from fedjx.core.operators import (
+    federated_aggregate,
+    federated_broadcast,
+    federated_collect,
+    federated_keys,
+    federated_max,
+    federated_mean,
+    federated_min,
+    federated_reduce,
+    federated_secure_sum,
+    federated_select,
+    federated_sum,
+    federated_value,
+)
+from fedjx.core.placed import federated_map
+from fedjx.core.secure import check_secure
+from fedjx.core.types import CLIENTS, SERVER, FederatedType
+from fedjx.core.values import Clients
+from fedjx.data import cohort
+from tests.algorithms.problems import federated_data, plain_model
+
+X = FederatedType(jnp.float32, CLIENTS)
+KEYS = FederatedType(jax.ShapeDtypeStruct((2,), jnp.int32), CLIENTS)
+S = FederatedType(jnp.float32, SERVER)
+
+
+def integers(x):
+    return federated_map(lambda x: x.astype(jnp.int32), x)
+
+
+EXPOSED = {
+    "federated_sum": federated_sum,
+    "federated_mean": federated_mean,
+    "federated_max": federated_max,
+    "federated_min": federated_min,
+    "federated_collect": federated_collect,
+    "federated_aggregate": lambda x: federated_aggregate(x, jnp.float32(0), jnp.add, jnp.add),
+}
+
+
+@pytest.mark.parametrize("name", EXPOSED)
+def test_every_other_operator_is_named(name):
+    pattern = re.escape(f"got {name} of {{float32}}@CLIENTS for result[1]['seen'] in f.")
+
+    @federated_computation(X)
+    def f(x):
+        return federated_secure_sum(integers(x)), {"seen": EXPOSED[name](x)}
+
+    with pytest.raises(ValueError, match=pattern):
+        check_secure(f)
+
+
+def test_a_reduce_and_a_weighted_mean_are_named():
+    weighted = federated_computation(X, X)(lambda x, w: federated_mean(x, w))
+    with pytest.raises(ValueError, match=r"got federated_mean of .* for result in"):
+        check_secure(weighted)
+    with pytest.raises(ValueError, match="got federated_aggregate of"):
+        check_secure(federated_computation(X)(lambda x: federated_reduce(x, jnp.float32(0), jnp.add)))
+
+
+def test_all_that_depends_on_clients_counts_however_far_away():
+    @federated_computation(X, S)
+    def f(x, s):
+        total = federated_secure_sum(integers(x))
+        moved = federated_map(jnp.multiply, x, federated_broadcast(federated_map(jnp.add, total, s)))
+        again = federated_map(lambda m: m + 1, federated_mean(moved))
+        ids = federated_sum(
+            federated_map(lambda k: jax.random.uniform(k), federated_keys(federated_value(KEY, SERVER)))
+        )
+        return total, {"again": again, "count": federated_sum(federated_value(1, CLIENTS))}, (ids, again)
+
+    with pytest.raises(ValueError, match="only secure sums") as error:
+        check_secure(f)
+    got = str(error.value).split("got ")[1].split(" in f.")[0].split("; ")
+    assert got == [
+        "federated_mean of {float32}@CLIENTS for result[1]['again'], result[2][1]",
+        "federated_sum of {float32}@CLIENTS for result[2][0]",
+    ]
+
+
+KEY = np.array([0, 1], np.uint32)
+
+
+def test_what_is_public_or_stays_with_its_client_is_allowed():
+    @federated_computation(X, S)
+    def f(x, s):
+        total = federated_secure_sum(integers(x))
+        own = federated_map(jnp.add, x, federated_broadcast(s))
+        back = federated_sum(federated_broadcast(total))
+        return total, own, federated_mean(federated_broadcast(s)), federated_sum(federated_value(1, CLIENTS)), back
+
+    check_secure(f)
+
+
+def test_what_is_computed_for_no_result_is_not_sent():
+    @federated_computation(X)
+    def f(x):
+        federated_mean(x)
+        return federated_secure_sum(integers(x))
+
+    check_secure(f)
+
+
+def test_a_selection_shows_its_keys_unless_they_are_public():
+    def selected(keys):
+        table = federated_value(np.arange(4.0, dtype=np.float32), SERVER)
+        return federated_secure_sum(federated_map(lambda s: s.astype(jnp.int32), federated_select(keys, table, _row)))
+
+    with pytest.raises(ValueError, match=re.escape("got federated_select of {int32[2]}@CLIENTS for result")):
+        check_secure(federated_computation(KEYS)(selected))
+    public = federated_value(np.array([1, 2], np.int32), CLIENTS)
+    check_secure(federated_computation(KEYS)(lambda keys: selected(public)))
+
+
+def _row(table, key):
+    return table[key]
+
+
+@pytest.mark.parametrize(
+    "aggregator", [secure_sum(bound=1.0, max_clients=3), secure_mean(bound=1.0, max_weight=1.0, max_clients=3)]
+)
+def test_secure_aggregators_pass_with_their_measurements_and_the_mean_does_not(aggregator):
+    arguments = jax.random.key(0), (), Clients.of(np.ones(3, np.float32)), Clients.of(np.ones(3, np.float32))
+    check_secure(aggregator.next, *arguments)
+    with pytest.raises(ValueError, match=re.escape("got federated_mean of {<float32,float32>}@CLIENTS for result[1]")):
+        check_secure(mean().next, *arguments)
+
+
+def test_federated_averaging_is_secure_with_its_metrics():
+    """Nearly the plain run; with its own sum of the metrics, or the plain mean, it does not pass."""
+    secure = {"aggregator": secure_mean(bound=1.0, max_weight=12.0, max_clients=5)}
+    metrics = {"metrics_sum": secure_total(bound=100.0, max_clients=5)}
+    clients = cohort(federated_data(), (9, 0, 4, 5), batch_size=4)
+    rounds = []
+    exposed = ["federated_mean", "federated_sum of {<loss", "federated_mean", None]
+    for options, name in zip(({}, secure, metrics, {**secure, **metrics}), exposed, strict=True):
+        algorithm = fed_avg(plain_model(), client_optimizer=optax.sgd(0.1), **options)
+        state = algorithm.init(jax.random.key(1))
+        if name is None:
+            check_secure(algorithm.next, state, clients)
+        else:
+            with pytest.raises(ValueError, match=re.escape(name)):
+                check_secure(algorithm.next, state, clients)
+        rounds.append(algorithm.next(state, clients))
+    plain, *_, both = rounds
+    for a, b in zip(jax.tree.leaves(both[0].params), jax.tree.leaves(plain[0].params), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    np.testing.assert_allclose(both[1]["loss"], plain[1]["loss"], rtol=1e-5)
+    for name in ("num_examples", "num_clients", "num_non_finite_clients"):
+        assert int(both[1][name]) == int(plain[1][name])
+        assert both[1][name].dtype == plain[1][name].dtype
+    assert (int(both[1]["num_clients"]), int(both[1]["aggregation"]["num_clipped"])) == (4, 0)
