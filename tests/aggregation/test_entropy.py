@@ -43,7 +43,6 @@ def test_gamma_codes_round_trip_at_the_length_that_is_reported():
 
 @pytest.mark.parametrize("name", ["rounded", "sparse"])
 def test_the_coder_is_within_two_percent_of_the_entropy(name):
-    pytest.importorskip("constriction")
     codes = {"rounded": rounded(0.1), "sparse": SPARSE}[name]
     codes = codes - codes.min()
     words = ans_encode(codes)
@@ -55,5 +54,4 @@ def test_the_coder_is_within_two_percent_of_the_entropy(name):
 
 @pytest.mark.parametrize("codes", [[], [3], [0, 0, 0], [2, 2], [0, 5]])
 def test_few_codes_round_trip(codes):
-    pytest.importorskip("constriction")
     np.testing.assert_array_equal(ans_decode(ans_encode(np.array(codes, np.int32))), codes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,13 +14,19 @@ from fedjx.aggregation.packing import num_words, pack, unpack
 @pytest.mark.parametrize("bits", range(1, 17))
 def test_packing_round_trips_for_every_width(bits, word_bits):
     random = np.random.default_rng(bits)
-    for size in (1, 31, 97, int(random.integers(200, 300))):
+    for size in (1, int(random.integers(100, 300))):
         codes = random.integers(2**bits, size=size)
-        words = pack(jnp.asarray(codes), bits, word_bits=word_bits)
+
+        @jax.jit
+        def packed_and_unpacked(codes):
+            words = pack(codes, bits, word_bits=word_bits)
+            return words, unpack(words, bits, len(codes), word_bits=word_bits)
+
+        words, found = packed_and_unpacked(codes)
         assert words.dtype == jnp.uint32
         assert len(words) == num_words(size, bits, word_bits=word_bits) == int(np.ceil(bits * size / word_bits))
         assert int(words.max()) < 2**word_bits
-        np.testing.assert_array_equal(unpack(words, bits, size, word_bits=word_bits), codes)
+        np.testing.assert_array_equal(found, codes)
 
 
 @pytest.mark.parametrize("bits", [17, 23, 31, 32])
