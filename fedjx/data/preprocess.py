@@ -76,8 +76,8 @@ def preprocess(data, *functions):
         for client in data.clients():
             yield client._replace(examples=_applied(steps, client.id, client.examples))
 
-    names = [_name(function) for function in functions]
-    return data._replace(clients=clients, provenance={**data.provenance, "preprocessed": names})
+    said = [_said(function) for function in functions]
+    return data._replace(clients=clients, provenance={**data.provenance, "preprocessed": said})
 
 
 class Preprocessed:
@@ -228,10 +228,12 @@ def _step(function: Function) -> Step:
     return Step(lambda client_id, columns: plain(columns))
 
 
-def _name(function: Function) -> str:
+def _said(function: Function) -> Any:
+    """Returns what a manifest says of a function: its name, and its parameters where it tells them."""
     applied: Any = function.apply if isinstance(function, Step) else function
     name = getattr(applied, "__qualname__", None) or getattr(applied, "name", type(applied).__name__)
-    return str(name).split(".<locals>")[0]
+    name, parameters = str(name).split(".<locals>")[0], getattr(applied, "parameters", None)
+    return {"name": name, **parameters} if parameters else name
 
 
 def num_rows(columns: Columns) -> int:

@@ -178,7 +178,7 @@ def test_many_rounds_in_one_program_equal_the_loop():
     for cohort in planned:
         expected, metrics = ALGORITHM.next(expected, cohort)
         losses.append(metrics["loss"])
-    for mesh, lanes in ((None, None), (jax.make_mesh((4,), ("clients",)), 1)):
+    for mesh, lanes in ((None, None), (None, 2), (jax.make_mesh((4,), ("clients",)), 1)):
         state, metrics = ALGORITHM.next.scanned(mesh=mesh, lanes=lanes)(start(), planned)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), state.params, expected.params)
         np.testing.assert_allclose(metrics["loss"], losses, rtol=1e-5)

@@ -253,3 +253,5 @@ def test_a_missing_text_is_named():
 def test_named_functions_stand_in_the_provenance():
     named = Transform("double", lambda columns: columns)
     assert preprocess(TEXTS, named).provenance["preprocessed"] == ["double"]
+    told = Transform("times", lambda columns: columns, {"factor": 3})
+    assert preprocess(TEXTS, told, named).provenance["preprocessed"] == [{"name": "times", "factor": 3}, "double"]
