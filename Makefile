@@ -1,8 +1,9 @@
-# Each target sets up what it needs in .venv from nothing and is quick when that is there.
-#   make quickstart ARGS="--num-rounds 20"     make test ARGS="-k aggregation"     make lint PYTHON=python3.12
+# Each target sets up what it needs from nothing, in an environment for its Python, and is quick when that is there.
+#   make quickstart ARGS="--num-rounds 20"     make test ARGS="-k aggregation"     make test PYTHON=python3.13
 
 PYTHON ?= python3
-VENV := .venv
+VERSION := $(shell $(PYTHON) -c "import sys; print('%d.%d' % sys.version_info[:2])" 2>/dev/null)
+VENV := .venv-$(VERSION)
 BIN := $(VENV)/bin
 # pyright runs on the Node.js that is installed beside it, not on whichever the machine has.
 export PYRIGHT_PYTHON_GLOBAL_NODE := 0
@@ -29,7 +30,7 @@ test: $(VENV)/.dev ## Run the tests, the doctests and the code in the documents.
 lint: $(VENV)/.dev ## Check format, style and types.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(VENV)/.dev ## Format the code and repair what can be repaired.
 	$(BIN)/ruff format .
@@ -46,8 +47,8 @@ bench: $(VENV)/.runtime ## Run the quickstart and the benchmarks, shortened.
 	$(BIN)/python -m benchmarks.input_pipeline --population 200 --clients 50 --rounds 3 --cold-rounds 1 --turns 1 \
 	  --readers fedjx fedjx_float32 tff_sqlite --training-clients 2 --output runs/bench/input_pipeline.json
 
-clean: ## Remove the environment, caches and build outputs (not runs/).
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+clean: ## Remove the environments, caches and build outputs (not runs/).
+	rm -rf .venv-* build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is written last, so an interrupted installation is taken up again by the next make.

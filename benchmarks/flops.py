@@ -1,15 +1,16 @@
-"""Counts the matrix products of a function from its jaxpr."""
+"""Counts the matrix products of a function from its traced program."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr
 
+from fedjx.core import jaxprs
+from fedjx.core.jaxprs import Equation, Program
 from fedjx.models import Model, mean_loss
 
 
@@ -51,9 +52,10 @@ def products(fn: Callable[..., Any], *args: Any) -> Counter[Product]:
     """Counts the matrix products and convolutions that a function runs, of every shape.
 
     Raises:
-      ValueError: If one is inside a loop whose length is not known.
+      ValueError: If one is inside a loop whose length is not known, or of a form that is not known.
     """
-    return _in_jaxpr(jax.make_jaxpr(fn)(*args).jaxpr)
+    program, _ = jaxprs.trace(fn, *args)
+    return _in_program(program)
 
 
 def total_flops(counts: Counter[Product]) -> int:
@@ -61,39 +63,41 @@ def total_flops(counts: Counter[Product]) -> int:
     return sum(product.flops * times for product, times in counts.items())
 
 
-def _in_jaxpr(jaxpr: Jaxpr) -> Counter[Product]:
+def _in_program(program: Program) -> Counter[Product]:
     total: Counter[Product] = Counter()
-    for eqn in jaxpr.eqns:
-        name = eqn.primitive.name
+    for eqn in program.equations:
+        name = jaxprs.name_of(eqn)
         if name == "dot_general":
             product, times = _dot(eqn)
             total[product] += times
         elif name == "conv_general_dilated":
             total[_convolution(eqn)] += 1
         else:
-            total += _inside(name, eqn.params)
+            total += _inside(name, eqn)
     return total
 
 
-def _inside(name: str, params: dict[str, Any]) -> Counter[Product]:
-    parts = [_in_jaxpr(jaxpr) for jaxpr in _jaxprs(params.values())]
+def _inside(name: str, eqn: Equation) -> Counter[Product]:
+    parts = [_in_program(inner) for inner in jaxprs.inner(eqn)]
     if name == "while" and any(parts):
         raise ValueError("products are counted in loops of known length; got one inside a while loop. Use a scan.")
     if name == "cond":
         return max(parts, key=total_flops)
     whole = sum(parts, Counter())
-    times = params["length"] if name == "scan" else 1
+    times = _parameters(eqn)["length"] if name == "scan" and whole else 1
     return Counter({product: number * times for product, number in whole.items()})
 
 
-def _jaxprs(values: Iterable[Any]) -> list[Jaxpr]:
-    flat = [x for value in values for x in (value if isinstance(value, (tuple, list)) else [value])]
-    return [x.jaxpr if isinstance(x, ClosedJaxpr) else x for x in flat if isinstance(x, (ClosedJaxpr, Jaxpr))]
+def _parameters(eqn: Equation) -> dict[str, Any]:
+    params = jaxprs.parameters(eqn)
+    if params is None:
+        raise ValueError(f"products are counted in operations that fedjx knows; got {eqn}. Use another JAX.")
+    return params
 
 
-def _dot(eqn: Any) -> tuple[Product, int]:
+def _dot(eqn: Equation) -> tuple[Product, int]:
     """Returns one product, and over how many pairs of matrices it is repeated."""
-    (summed, right_summed), (repeated, right_repeated) = eqn.params["dimension_numbers"]
+    (summed, right_summed), (repeated, right_repeated) = _parameters(eqn)["dimension_numbers"]
     left, right = (v.aval.shape for v in eqn.invars)
     rows = math.prod(n for i, n in enumerate(left) if i not in (*summed, *repeated))
     columns = math.prod(n for i, n in enumerate(right) if i not in (*right_summed, *right_repeated))
@@ -101,8 +105,9 @@ def _dot(eqn: Any) -> tuple[Product, int]:
     return Product(rows, inner, columns, 2 * rows * inner * columns), math.prod(left[i] for i in repeated)
 
 
-def _convolution(eqn: Any) -> Product:
-    spec, params = eqn.params["dimension_numbers"], eqn.params
+def _convolution(eqn: Equation) -> Product:
+    params = _parameters(eqn)
+    spec = params["dimension_numbers"]
     left, right = (v.aval.shape for v in eqn.invars)
     out = eqn.outvars[0].aval.shape
     sizes, taps, outputs = (

@@ -31,7 +31,7 @@ from fedjx.core.process import Aggregator, Algorithm, StatefulAlgorithm
 from fedjx.core.secure import check_secure
 from fedjx.core.sequence import sequence_map, sequence_reduce, sequence_sum
 from fedjx.core.traffic import Traffic, traffic
-from fedjx.core.types import CLIENTS, SERVER, FederatedType, FunctionType, parse_type
+from fedjx.core.types import CLIENTS, SERVER, ArrayType, FederatedType, FunctionType, parse_type
 from fedjx.core.values import Batches, Clients, Sequence
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "SERVER",
     "Aggregator",
     "Algorithm",
+    "ArrayType",
     "Batches",
     "Clients",
     "Computation",

@@ -115,8 +115,9 @@ def project_files() -> list[Path]:
         listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout.decode()
         paths = [ROOT / name for name in listed.split("\0") if name]
     except (OSError, subprocess.CalledProcessError):
-        written = {".git", ".venv", "__pycache__", "build", "dist", "runs", ".pytest_cache", ".ruff_cache"}
-        paths = [path for path in ROOT.rglob("*") if not written.intersection(path.relative_to(ROOT).parts)]
+        written = {".git", "__pycache__", "build", "dist", "runs", ".pytest_cache", ".ruff_cache"}
+        names = [(path, path.relative_to(ROOT).parts) for path in ROOT.rglob("*")]
+        paths = [p for p, parts in names if not written.intersection(parts) and not parts[0].startswith(".venv-")]
     return [path for path in paths if path.is_file() and not path.is_symlink()]
 
 

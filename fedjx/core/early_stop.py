@@ -14,7 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
-from jax.extend.core import ClosedJaxpr
+
+from fedjx.core import jaxprs
+from fedjx.core.jaxprs import Equation, Program
 
 PyTree = Any
 
@@ -44,32 +46,42 @@ def fold(step: Callable[[PyTree, Any], PyTree], zero: PyTree, xs: PyTree, length
     return jax.jit(sequence_fold)(length, zero)[1]
 
 
-def is_fold(eqn: Any) -> bool:
+def is_fold(eqn: Equation) -> bool:
     """Tells whether an equation is a `fold` as it was written, not differentiated since."""
-    if eqn.params.get("name") != FOLD:
-        return False
-    jaxpr = eqn.params["jaxpr"].jaxpr
-    scans = [inner for inner in jaxpr.eqns if inner.primitive.name == "scan"]
-    if len(scans) != 1 or scans[0].params["reverse"] or jaxpr.outvars[0] not in jaxpr.invars:
-        return False
-    return len(scans[0].outvars) == scans[0].params["num_carry"] and jaxpr.outvars[1:] == scans[0].outvars
+    return jaxprs.called(eqn) == FOLD and _parts(eqn) is not None
 
 
-def while_loop(closed: ClosedJaxpr, inputs: list[Any], part: Callable[[Any], Callable[..., list[Any]]]) -> list[Any]:
+def _parts(eqn: Equation) -> tuple[Program, Equation, dict[str, Any]] | None:
+    """Returns the program of a `fold`, the scan in it, and the parameters of that."""
+    params = jaxprs.parameters(eqn)
+    if params is None:
+        return None
+    program: Program = params["jaxpr"]
+    scans = [inner for inner in program.equations if jaxprs.name_of(inner) == "scan"]
+    if len(scans) != 1 or program.outputs[0] not in program.inputs or program.outputs[1:] != scans[0].outvars:
+        return None
+    loop = jaxprs.parameters(scans[0])
+    if loop is None or loop["reverse"] or len(scans[0].outvars) != loop["num_carry"]:
+        return None
+    return program, scans[0], loop
+
+
+def while_loop(eqn: Equation, inputs: list[Any], part: Callable[[Program], Callable[..., list[Any]]]) -> list[Any]:
     """Runs a `fold` up to the longest length.
 
     Args:
-      closed: The program: perhaps some preparation, then the scan; its first result is the length.
+      eqn: The fold: perhaps some preparation, then the scan; its first result is the length.
       inputs: What it is called with.
       part: Makes a function of an inner program.
     """
-    jaxpr = closed.jaxpr
-    (scan,) = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "scan"]
-    before = jaxpr.replace(eqns=jaxpr.eqns[: jaxpr.eqns.index(scan)], outvars=[jaxpr.outvars[0], *scan.invars])
-    length, *operands = part(ClosedJaxpr(before, closed.consts))(*inputs)
-    num_consts, num_carry = scan.params["num_consts"], scan.params["num_carry"]
+    parts = _parts(eqn)
+    assert parts is not None
+    program, scan, loop = parts
+    before = program.equations[: program.equations.index(scan)]
+    length, *operands = part(program.part(before, program.inputs, [program.outputs[0], *scan.invars]))(*inputs)
+    num_consts, num_carry = loop["num_consts"], loop["num_carry"]
     consts, carry, xs = operands[:num_consts], operands[num_consts:][:num_carry], operands[num_consts + num_carry :]
-    body, stop = part(scan.params["jaxpr"]), longest(jnp.max(length))  # of a user's own vmap, too
+    body, stop = part(loop["jaxpr"]), longest(jnp.max(length))  # of a user's own vmap, too
 
     def advance(state: tuple[jax.Array, tuple[Any, ...]]) -> tuple[jax.Array, tuple[Any, ...]]:
         position, carry = state

@@ -54,7 +54,12 @@ def export(computation: Computation, *args: Any) -> bytes:
         return jax.tree.leaves(computation.in_graph()(*treedef.unflatten(leaves)))
 
     program = jax.export.export(jax.jit(flat))(*leaves)
-    header = {"format": _FORMAT, "type": str(signature), "arguments": [str(t) for t in types]}
+    header = {
+        "format": _FORMAT,
+        "jax": jax.__version__,
+        "type": str(signature),
+        "arguments": [str(t) for t in types],
+    }
     return json.dumps(header).encode() + b"\n" + bytes(program.serialize())
 
 
@@ -62,7 +67,8 @@ def load(artefact: bytes) -> LoadedComputation:
     """Restores what `export` wrote.
 
     Raises:
-      ValueError: If the bytes are no such artefact.
+      ValueError: If the bytes are no such artefact, or one that this version of JAX cannot read: JAX keeps programs
+        readable for six months.
     """
     head, _, body = artefact.partition(b"\n")
     try:
@@ -71,7 +77,14 @@ def load(artefact: bytes) -> LoadedComputation:
         header = None
     if not (isinstance(header, dict) and header.get("format") == _FORMAT):
         raise ValueError(f"an artefact begins with a header of format {_FORMAT!r}; got {head[:40]!r}. Use export.")
-    return LoadedComputation(parse_type(header["type"]), header["arguments"], jax.export.deserialize(bytearray(body)))
+    try:
+        program = jax.export.deserialize(bytearray(body))
+    except Exception as error:  # JAX does not say which
+        raise ValueError(
+            f"an artefact needs a program that JAX can read; this one, written by JAX {header.get('jax', 'unknown')}, "
+            f"cannot be read by JAX {jax.__version__}: {error}. Export it again."
+        ) from error
+    return LoadedComputation(parse_type(header["type"]), header["arguments"], program)
 
 
 class LoadedComputation:

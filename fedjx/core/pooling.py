@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from fedjx.core import jaxprs
+from fedjx.core.jaxprs import Equation
 from fedjx.core.windows import num_positions, overlap_add, padded, slices
 
 # How two elements combine, and the element that changes nothing.
@@ -29,23 +31,29 @@ _GRADIENT = "select_and_scatter_add"
 _MOST_SLICES = 32
 
 
-def is_unrolled(eqn: Any) -> bool:
+def is_unrolled(eqn: Equation) -> bool:
     """Tells whether `pool` computes an equation."""
-    name, params = eqn.primitive.name, eqn.params
+    name = jaxprs.name_of(eqn)
     if name not in (*_POOLS, _GRADIENT) or not jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating):
+        return False
+    params = jaxprs.parameters(eqn)
+    if params is None:
         return False
     window = params["window_dimensions"]
     if name == _GRADIENT:
-        return params["select_prim"] in (lax.ge_p, lax.le_p) and math.prod(window) <= _MOST_SLICES
+        return params["select"] is not None and math.prod(window) <= _MOST_SLICES
     return sum(window) - len(window) < _MOST_SLICES
 
 
-def pool(name: str, *operands: jax.Array, **params: Any) -> jax.Array:
+def pool(eqn: Equation, *operands: jax.Array) -> jax.Array:
     """Computes ``reduce_window_max``, ``_min``, ``_sum`` or ``select_and_scatter_add``."""
+    name, params = jaxprs.name_of(eqn), jaxprs.parameters(eqn)
+    assert params is not None
+    select = params.pop("select", None)
     window = _window(**params)
     first, *others = (lax.transpose(x, window.order) for x in operands)
     if name == _GRADIENT:
-        result = _scatter(first, *others, window=window, select=params["select_prim"])
+        result = _scatter(first, *others, window=window, select=select)
     else:
         result = _reduce(first, window, *_POOLS[name])
     return lax.transpose(result, np.argsort(window.order))
@@ -68,7 +76,6 @@ def _window(
     padding: Sequence[tuple[int, int]],
     window_dilation: Sequence[int] | None = None,
     base_dilation: Sequence[int] | None = None,
-    **_: Any,
 ) -> _Window:
     rank = len(window_dimensions)
     dilation, inside = window_dilation or (1,) * rank, base_dilation or (1,) * rank
@@ -96,15 +103,15 @@ def _reduce(x: jax.Array, window: _Window, combine: Any, neutral: float) -> jax.
     return x
 
 
-def _scatter(g: jax.Array, x: jax.Array, window: _Window, select: Any) -> jax.Array:
+def _scatter(g: jax.Array, x: jax.Array, window: _Window, select: str | None) -> jax.Array:
     """Sends each ``g`` to the element of its window that XLA selects: the first of equals."""
     size, outputs = x.shape[: len(window.size)], g.shape[: len(window.size)]
-    x = padded(x, window.padding, -np.inf if select is lax.ge_p else np.inf)
+    x = padded(x, window.padding, -np.inf if select == "max" else np.inf)
     elements = slices(x, window.size, outputs, window.strides, window.dilation)
     (_, best), *others = elements.items()
     chosen = jnp.zeros(g.shape, jnp.int32)
     for number, (_, candidate) in enumerate(others, start=1):
-        stays = select.bind(best, candidate)
+        stays = best >= candidate if select == "max" else best <= candidate
         best, chosen = jnp.where(stays, best, candidate), jnp.where(stays, chosen, number)
     parts = {index: jnp.where(chosen == n, g, jnp.zeros((), g.dtype)) for n, index in enumerate(elements)}
     total = overlap_add(parts, window.strides)

@@ -8,20 +8,21 @@ are ordinary operations, so every transformation of JAX still applies.
 
 Programs inside of `jit`, `remat`, `scan`, `while` and `cond` are rewritten too. Functions with a
 derivative of their own (`custom_jvp`, `custom_vjp`) that nobody has differentiated yet are left
-as they are, since the rule belongs to the operation that it comes with.
+as they are, since the rule belongs to the operation that it comes with. So is, with a warning,
+whatever this version of JAX writes in a form that `jaxprs` does not know.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
-from fedjx.core import early_stop, pooling, threefry
+from fedjx.core import early_stop, jaxprs, pooling, threefry
 from fedjx.core.convolution import convolution
+from fedjx.core.jaxprs import Equation, Program
 
 PyTree = Any
 
@@ -36,12 +37,17 @@ def rewritten(fn: Callable[..., PyTree], shared: PyTree, own: PyTree, *, stop_ea
       stop_early: Whether `sequence_reduce` ends with the longest sequence, and has no derivative in reverse.
     """
     flat, treedef = jax.tree.flatten((shared, own))
-    closed, shape = jax.make_jaxpr(lambda *xs: fn(*treedef.unflatten(xs)), return_shape=True)(*flat)
-    if not _is_concerned(closed.jaxpr, stop_early):
-        return jax.tree.unflatten(jax.tree.structure(shape), jaxpr_as_fun(closed)(*flat))
     num_shared = len(jax.tree.leaves(shared))
     is_own = [False] * num_shared + [True] * (len(flat) - num_shared)
-    results, _ = _evaluate(closed, flat, is_own, stop_early)
+    program, shape = jaxprs.trace(lambda *xs: fn(*treedef.unflatten(xs)), *flat)
+    try:
+        if _is_concerned(program, stop_early):
+            results, _ = _evaluate(program, flat, is_own, stop_early)
+        else:
+            results = program(*flat)
+    except Exception as error:  # a JAX that makes programs in another way must not stop anyone
+        jaxprs.leave("a program", f"it cannot be rewritten: {error!r}")
+        return fn(shared, own)
     return jax.tree.unflatten(jax.tree.structure(shape), results)
 
 
@@ -59,93 +65,89 @@ def mapped(fn: Callable[..., PyTree], shared: PyTree, own: PyTree, *, stop_early
     return jax.vmap(lambda member: rewritten(fn, shared, member, stop_early=stop_early))(own)
 
 
-def _is_concerned(jaxpr: Jaxpr, stop_early: bool) -> bool:
-    return any(_is_replaced(eqn, stop_early) or _is_concerned_inside(eqn, stop_early) for eqn in jaxpr.eqns)
+def _is_concerned(program: Program, stop_early: bool) -> bool:
+    return any(_is_replaced(eqn, stop_early) or _is_concerned_inside(eqn, stop_early) for eqn in program.equations)
 
 
-def _is_concerned_inside(eqn: Any, stop_early: bool) -> bool:
-    return any(_is_concerned(jaxpr, stop_early) for jaxpr in _inner(eqn.params.values()))
+def _is_concerned_inside(eqn: Equation, stop_early: bool) -> bool:
+    return any(_is_concerned(inner, stop_early) for inner in jaxprs.inner(eqn))
 
 
-def _is_replaced(eqn: Any, stop_early: bool) -> bool:
-    is_slow = eqn.primitive.name == "conv_general_dilated" or pooling.is_unrolled(eqn) or threefry.is_unrolled(eqn)
+def _is_replaced(eqn: Equation, stop_early: bool) -> bool:
+    is_slow = jaxprs.name_of(eqn) == "conv_general_dilated" or pooling.is_unrolled(eqn) or threefry.is_unrolled(eqn)
     return is_slow or (stop_early and early_stop.is_fold(eqn))
 
 
-def _inner(params: Iterable[Any]) -> list[Jaxpr]:
-    found = []
-    for value in params:
-        for x in value if isinstance(value, (tuple, list)) else [value]:
-            if isinstance(x, ClosedJaxpr):
-                found.append(x.jaxpr)
-            elif isinstance(x, Jaxpr):
-                found.append(x)
-    return found
-
-
-def _evaluate(
-    closed: ClosedJaxpr, args: list[Any], is_own: list[bool], stop_early: bool
-) -> tuple[list[Any], list[bool]]:
+def _evaluate(program: Program, args: list[Any], is_own: list[bool], stop_early: bool) -> tuple[list[Any], list[bool]]:
     """Evaluates a program, and tells which results depend on what is each client's own."""
-    jaxpr = closed.jaxpr
-    values: dict[Any, tuple[Any, bool]] = {v: (x, False) for v, x in zip(jaxpr.constvars, closed.consts, strict=True)}
-    values |= dict(zip(jaxpr.invars, zip(args, is_own, strict=True), strict=True))
+    values: dict[Any, tuple[Any, bool]] = {v: (x, False) for v, x in program.constants.items()}
+    values |= dict(zip(program.inputs, zip(args, is_own, strict=True), strict=True))
 
     def read(v: Any) -> tuple[Any, bool]:
-        return (v.val, False) if isinstance(v, Literal) else values[v]
+        return (v.val, False) if jaxprs.is_literal(v) else values[v]
 
-    sources = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
-    for eqn in jaxpr.eqns:
+    sources = {v: eqn for eqn in program.equations for v in eqn.outvars}
+    for eqn in program.equations:
         inputs, flags = [read(v)[0] for v in eqn.invars], [read(v)[1] for v in eqn.invars]
-        if eqn.primitive.name == "conv_general_dilated" and flags[1]:
-            flipped = _flipped(eqn, sources.get(eqn.invars[1]))
-            kernel = None if flipped is None else read(flipped)[0]
-            outputs, out_flags = [convolution(inputs[0], inputs[1], kernel, **eqn.params)], [True]
+        if jaxprs.name_of(eqn) == "conv_general_dilated":
+            flipped = _flipped(eqn, sources.get(eqn.invars[1])) if flags[1] else None
+            outputs = _convolution(eqn, inputs, None if flipped is None else read(flipped)[0]) if flags[1] else None
         else:
-            outputs, out_flags = _apply(jaxpr, eqn, inputs, flags, stop_early)
-        values |= dict(zip(eqn.outvars, zip(outputs, out_flags, strict=True), strict=True))
-    results = [read(v) for v in jaxpr.outvars]
+            outputs = _replaced(eqn, inputs, any(flags), stop_early)
+        outputs = jaxprs.alone(program, eqn, inputs) if outputs is None else _checked(eqn, outputs)
+        values |= dict(zip(eqn.outvars, [(x, any(flags)) for x in outputs], strict=True))
+    results = [read(v) for v in program.outputs]
     return [x for x, _ in results], [flag for _, flag in results]
 
 
-def _flipped(eqn: Any, source: Any) -> Any:
+def _checked(eqn: Equation, outputs: list[Any]) -> list[Any]:
+    """Refuses results that are not of the shapes and dtypes that the equation has."""
+    for v, x in zip(eqn.outvars, outputs, strict=True):
+        if x.shape != v.aval.shape or x.dtype != v.aval.dtype:
+            raise TypeError(f"{jaxprs.name_of(eqn)} became {x.dtype}{x.shape} instead of {v.aval}")
+    return outputs
+
+
+def _convolution(eqn: Equation, inputs: list[Any], flipped: Any) -> list[Any] | None:
+    params = jaxprs.parameters(eqn)
+    lhs, rhs = inputs
+    return None if params is None else [convolution(lhs, rhs, flipped, **params)]
+
+
+def _flipped(eqn: Equation, source: Equation | None) -> Any:
     """Returns the variable that the kernel of a convolution is the reversal of, along all of its spatial axes."""
-    if source is None or source.primitive.name != "rev":
+    if source is None or jaxprs.name_of(source) != "rev":
         return None
-    axes = sorted(eqn.params["dimension_numbers"].rhs_spec[2:])
-    return source.invars[0] if sorted(source.params["dimensions"]) == axes else None
+    convolved, reversed_ = jaxprs.parameters(eqn), jaxprs.parameters(source)
+    if convolved is None or reversed_ is None:
+        return None
+    axes = sorted(convolved["dimension_numbers"].rhs_spec[2:])
+    return source.invars[0] if sorted(reversed_["dimensions"]) == axes else None
 
 
-def _apply(
-    jaxpr: Jaxpr, eqn: Any, inputs: list[Any], flags: list[bool], stop_early: bool
-) -> tuple[list[Any], list[bool]]:
-    name, params = eqn.primitive.name, eqn.params
+def _replaced(eqn: Equation, inputs: list[Any], is_own: bool, stop_early: bool) -> list[Any] | None:
+    """Evaluates an equation in another way than JAX; None if it is left to JAX."""
 
-    def part(jaxpr: Jaxpr | ClosedJaxpr) -> Callable[..., list[Any]]:
+    def part(program: Program) -> Callable[..., list[Any]]:
         """Returns an inner program, rewritten, as a function."""
-        closed = jaxpr if isinstance(jaxpr, ClosedJaxpr) else ClosedJaxpr(jaxpr, ())
         # What goes in as anyone's own makes all of it their own; a mistaken True costs speed only.
-        return lambda *args: _evaluate(closed, list(args), [any(flags)] * len(args), stop_early)[0]
+        return lambda *args: _evaluate(program, list(args), [is_own] * len(args), stop_early)[0]
 
+    name = jaxprs.name_of(eqn)
     if stop_early and early_stop.is_fold(eqn):
-        outputs = early_stop.while_loop(params["jaxpr"], inputs, part)
-        return outputs, [any(flags)] * len(outputs)
-    if name in _INSIDE and _is_concerned_inside(eqn, stop_early):
-        outputs = _INSIDE[name](params, inputs, part)
-        return outputs, [any(flags)] * len(outputs)
-    if any(flags) and pooling.is_unrolled(eqn):
-        return [pooling.pool(name, *inputs, **params)], [True]
+        return early_stop.while_loop(eqn, inputs, part)
+    if _is_concerned_inside(eqn, stop_early):
+        params = jaxprs.parameters(eqn)
+        return None if params is None else _INSIDE[name](params, inputs, part)
+    if is_own and pooling.is_unrolled(eqn):
+        return [pooling.pool(eqn, *inputs)]
     if threefry.is_unrolled(eqn):
-        return [threefry.random_bits(*inputs, **params)], flags
-    # A program of this one step: JAX knows best how each of its primitives is called.
-    variables = {v: x for v, x in zip(eqn.invars, inputs, strict=True) if not isinstance(v, Literal)}
-    alone = jaxpr.replace(constvars=[], invars=list(variables), outvars=eqn.outvars, eqns=[eqn])
-    outputs = jaxpr_as_fun(ClosedJaxpr(alone, ()))(*variables.values())
-    return list(outputs), [any(flags)] * len(outputs)
+        return [threefry.random_bits(*inputs, **eqn.params)]
+    return None
 
 
 # Makes a function of an inner program.
-Part = Callable[[Any], Callable[..., list[Any]]]
+Part = Callable[[Program], Callable[..., list[Any]]]
 
 
 def _call(params: dict[str, Any], inputs: list[Any], part: Part) -> list[Any]:
@@ -184,13 +186,5 @@ def _cond(params: dict[str, Any], inputs: list[Any], part: Part) -> list[Any]:
     return list(lax.switch(inputs[0], [part(branch) for branch in params["branches"]], *inputs[1:]))
 
 
-# The operations that hold programs of their own, under the names of JAX 0.10 and later.
-_INSIDE = {
-    "jit": _call,
-    "pjit": _call,
-    "remat2": _remat,
-    "checkpoint": _remat,
-    "scan": _scan,
-    "while": _while,
-    "cond": _cond,
-}
+# The operations that hold programs of their own.
+_INSIDE = {"jit": _call, "remat2": _remat, "scan": _scan, "while": _while, "cond": _cond}

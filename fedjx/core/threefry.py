@@ -7,12 +7,16 @@ are ordinary operations, which XLA fuses into one. The bits are the same.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from fedjx.core import jaxprs
+from fedjx.core.jaxprs import Equation
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
@@ -21,16 +25,30 @@ _NUM_PARTS = 2
 _LEAST_BITS, _MOST_BITS = 4096, 2**31
 
 
-def is_unrolled(eqn: Any) -> bool:
+def is_unrolled(eqn: Equation) -> bool:
     """Tells whether `random_bits` draws the bits of an equation: many, of JAX's default generator and scheme."""
+    if jaxprs.name_of(eqn) != "random_bits" or not jaxprs.draws_threefry(eqn):
+        return False
+    params = jaxprs.parameters(eqn)
     return (
-        eqn.primitive.name == "random_bits"
-        and str(eqn.invars[0].aval.dtype) == "key<fry>"
-        and jax.config.jax_threefry_partitionable  # pyright: ignore[reportAttributeAccessIssue]
-        and eqn.params["bit_width"] <= 32
-        and all(isinstance(n, int) for n in eqn.params["shape"])  # symbolic sizes cannot be compared
-        and _LEAST_BITS <= math.prod(eqn.params["shape"]) < _MOST_BITS
+        params is not None
+        and params["bit_width"] <= 32
+        and all(isinstance(n, int) for n in params["shape"])  # symbolic sizes cannot be compared
+        and _LEAST_BITS <= math.prod(params["shape"]) < _MOST_BITS
+        and _are_jaxs()
     )
+
+
+@functools.cache
+def _are_jaxs() -> bool:
+    """Draws a few bits both ways, once, since nothing in a program says how its generator works."""
+    with jax.ensure_compile_time_eval():
+        key = jax.random.key(2024, impl="threefry2x32")
+        jaxs, ours = jax.random.bits(key, (5,)), random_bits(key, bit_width=32, shape=(5,))
+        same = bool((jaxs == ours).all())
+    if not same:
+        jaxprs.leave("random_bits", "it draws other bits")
+    return same
 
 
 def random_bits(keys: jax.Array, *, bit_width: int, shape: tuple[int, ...]) -> jax.Array:

@@ -1,8 +1,8 @@
 """Types: placements, federated and function types, and their compact notation.
 
-A *member type* is whatever `jax.eval_shape` returns: a pytree of `jax.ShapeDtypeStruct`, with
-`Sequence` nodes for data sets. A type **is** its notation: two types are equal when they print
-the same, and what prints parses back::
+A *member type* is a pytree of anything with a shape and a dtype, with `Sequence` nodes for data sets:
+of `jax.ShapeDtypeStruct`, which `jax.eval_shape` returns, or of `ArrayType`, whose dimensions may be
+unknown. A type **is** its notation: two types are equal when they print the same, and what prints parses back::
 
     float32[10,5]                       an array
     <weights=float32[10,5],bias=float32[5]>   a structure; names are optional
@@ -27,6 +27,40 @@ import numpy as np
 from fedjx.core.values import Clients, Sequence, gathered, per_client
 
 PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayType:
+    """The type of an array, of which dimensions may be unknown: ``float32[28,28]``, ``uint8[?]``.
+
+    Attributes:
+      shape: Its dimensions; None for one that is not known.
+      dtype: Of NumPy or JAX; object for bytes and text.
+
+    >>> ArrayType((28, None), np.uint8)
+    ArrayType((28, None), 'uint8')
+    """
+
+    shape: tuple[Any, ...]
+    dtype: Any
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
+        if not jnp.issubdtype(self.dtype, jax.dtypes.extended):
+            object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
+
+    def __repr__(self) -> str:
+        return f"ArrayType({self.shape}, {str(self.dtype)!r})"
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+
+def array_type(shape: tuple[Any, ...], dtype: Any) -> jax.ShapeDtypeStruct | ArrayType:
+    """Returns an array's type, in JAX's own form if all of its dimensions are known."""
+    return ArrayType(shape, dtype) if None in shape else jax.ShapeDtypeStruct(shape, dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,13 +324,13 @@ class _Parser:
             return None
         return re.sub(r"\\(.)", r"\1", text[1:-2]) if text.startswith("'") else text[:-1]
 
-    def array(self) -> jax.ShapeDtypeStruct:
+    def array(self) -> jax.ShapeDtypeStruct | ArrayType:
         start = self.position
         name = self.expect(r"[A-Za-z_]\w*(?:<\w+>)?", "an array type, '<', '{' or '('")
         dims = self.match(r"\[(?:\d+|\?)(?:,(?:\d+|\?))*\]")
         shape = tuple(None if d == "?" else int(d) for d in dims[1:-1].split(",") if d) if dims else ()
         try:
-            return jax.ShapeDtypeStruct(shape, _dtype(name))
+            return array_type(shape, _dtype(name))
         except (TypeError, KeyError):
             self.position = start
             return self.fail("a known dtype")
@@ -327,7 +361,7 @@ def member_type(value: Any) -> PyTree:
 
 
 def _leaf_type(leaf: Any) -> Any:
-    if isinstance(leaf, jax.ShapeDtypeStruct):
+    if isinstance(leaf, (jax.ShapeDtypeStruct, ArrayType)):
         return leaf
     if isinstance(leaf, jax.Array):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
@@ -362,12 +396,12 @@ def element_type(sequence: Sequence) -> PyTree:
 
 def without_leading_axis(tree: PyTree) -> PyTree:
     """Returns the types of one row of every leaf."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tree)
+    return jax.tree.map(lambda leaf: array_type(leaf.shape[1:], leaf.dtype), tree)
 
 
 def sequence_type(element: PyTree) -> Sequence:
     """Returns the type of a sequence of such elements."""
-    elements = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((_CAPACITY, *leaf.shape), leaf.dtype), element)
+    elements = jax.tree.map(lambda leaf: array_type((_CAPACITY, *leaf.shape), leaf.dtype), element)
     return Sequence(elements, jax.ShapeDtypeStruct((), jnp.int32))
 
 

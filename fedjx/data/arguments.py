@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 from numpy.typing import ArrayLike
 
-from fedjx.core.types import children, parse_type
+from fedjx.core.types import ArrayType, children, parse_type
 
 
 def add_arguments(
@@ -68,7 +67,7 @@ def _options(hint: Any) -> dict[str, Any] | None:
     """Returns how `argparse` reads a type, or None where it cannot."""
     if hint == ArrayLike:
         return {"type": _number, "nargs": "+"}
-    if hint == Mapping[str, jax.ShapeDtypeStruct]:
+    if hint == Mapping[str, ArrayType]:
         return {"type": _features, "metavar": "NAME=TYPE,..."}
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
@@ -89,13 +88,13 @@ def _number(text: str) -> int | float:
     return int(text) if text.lstrip("-").isdecimal() else float(text)
 
 
-def _features(text: str) -> dict[str, jax.ShapeDtypeStruct]:
+def _features(text: str) -> dict[str, ArrayType]:
     """Reads types as they are printed: ``pixels=uint8[28,28],label=int32``."""
     try:
         found = dict(children(parse_type(f"<{text.strip('<>')}>")) or [])
         if not found or None in found:
             raise ValueError
-        return {str(name): jax.ShapeDtypeStruct(type_.shape, type_.dtype) for name, type_ in found.items()}
+        return {str(name): ArrayType(type_.shape, type_.dtype) for name, type_ in found.items()}
     except (ValueError, TypeError, AttributeError):
         raise argparse.ArgumentTypeError(
             f"types are NAME=TYPE, such as x=float32[28,28],y=int32; got {text!r}"

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fedjx.core.types import ArrayType
 from fedjx.core.values import MASK
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class ClientData(Protocol):
       num_examples: Number of examples N of all clients together.
       num_bytes: Their size in bytes.
       largest: Number of examples of the largest client.
-      schema: The type of one example, a `jax.ShapeDtypeStruct` by name of the feature.
+      schema: The type of one example, an `ArrayType` by name of the feature.
       sizes: Number of examples of each client; indexed with int64 ``[...]`` it gives int64 ``[...]``.
       offsets: Where each client begins in `pool`; indexed likewise.
       pool: All examples on the device, each feature ``[N, ...]``.
@@ -44,7 +45,7 @@ class ClientData(Protocol):
     @property
     def largest(self) -> int: ...  # noqa: D102
     @property
-    def schema(self) -> Mapping[str, jax.ShapeDtypeStruct]: ...  # noqa: D102
+    def schema(self) -> Mapping[str, ArrayType]: ...  # noqa: D102
     @property
     def sizes(self) -> Any: ...  # noqa: D102
     @property
@@ -185,7 +186,7 @@ class FederatedData:
         return sum(column.nbytes for column in self.examples.values())
 
     @property
-    def schema(self) -> dict[str, jax.ShapeDtypeStruct]:
+    def schema(self) -> dict[str, ArrayType]:
         """The type of one example, by name of the feature."""
         return schema_of(self.examples)
 
@@ -262,7 +263,7 @@ def checked_ids(num_clients: int, ids: ArrayLike) -> np.ndarray:
     return ids.astype(np.int64)
 
 
-def notation(schema: Mapping[str, jax.ShapeDtypeStruct]) -> str:
+def notation(schema: Mapping[str, ArrayType]) -> str:
     """Prints the type of one example as types are printed: ``<x=uint8[8,8,1],y=int32>``."""
     shapes = {name: str(list(feature.shape)).replace(" ", "") for name, feature in schema.items()}
     return "<" + ",".join(f"{n}={schema[n].dtype}{shapes[n].replace('[]', '')}" for n in sorted(shapes)) + ">"
@@ -320,9 +321,9 @@ def checked_examples(examples: Mapping[str, np.ndarray], owner: str = "") -> int
     return size
 
 
-def schema_of(examples: Mapping[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
+def schema_of(examples: Mapping[str, np.ndarray]) -> dict[str, ArrayType]:
     """Returns the type of one example, by name of the feature."""
-    return {name: jax.ShapeDtypeStruct(column.shape[1:], column.dtype) for name, column in examples.items()}
+    return {name: ArrayType(column.shape[1:], column.dtype) for name, column in examples.items()}
 
 
 def _integers(name: str, values: ArrayLike) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from tqdm import tqdm
 
+from fedjx.core.types import ArrayType
 from fedjx.data.client_ids import ClientId
 from fedjx.data.federated_data import (
     ClientData,
@@ -133,7 +134,7 @@ class Preprocessed:
         return int(self.sizes.max())
 
     @cached
-    def schema(self) -> dict[str, jax.ShapeDtypeStruct]:
+    def schema(self) -> dict[str, ArrayType]:
         """The type of one example, by name of the feature."""
         return schema_of(next(self._read_clients(self._clients[0][:1])))
 

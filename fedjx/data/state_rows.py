@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjx.core.types import ArrayType
 from fedjx.data.columns import Column, header
 from fedjx.data.federated_data import notation
 from fedjx.data.state_journal import write_at
@@ -195,7 +196,7 @@ def check_schema(head: Mapping[str, Any], expected: Layout, num_clients: int, pa
 
 def spoken(schema: Iterable[dict[str, Any]]) -> str:
     """Prints a schema as types are printed."""
-    return notation({x["name"]: jax.ShapeDtypeStruct(x["shape"], np.dtype(x["dtype"])) for x in schema})
+    return notation({x["name"]: ArrayType(x["shape"], np.dtype(x["dtype"])) for x in schema})
 
 
 def _array(name: str, value: Any) -> np.ndarray:
@@ -203,7 +204,7 @@ def _array(name: str, value: Any) -> np.ndarray:
     dtype = getattr(value, "dtype", None)
     if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
         raise TypeError(f"a state is numeric; got random keys in '{name}'. Keep jax.random.key_data of them.")
-    if isinstance(value, jax.ShapeDtypeStruct):
+    if isinstance(value, (ArrayType, jax.ShapeDtypeStruct)):
         array = np.zeros(value.shape, value.dtype)
     else:
         array = np.asarray(value if dtype is not None else jnp.asarray(value))

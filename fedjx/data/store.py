@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fedjx.core.types import ArrayType
 from fedjx.data.client_ids import ClientId, ClientIds
 from fedjx.data.columns import Column, OnDisk
 from fedjx.data.federated_data import FederatedData, cached, checked_ids, notation
@@ -81,10 +82,10 @@ class Store:
         return self.num_examples * sum(self._column(name, 0).row_bytes for name in self.schema)
 
     @cached
-    def schema(self) -> dict[str, jax.ShapeDtypeStruct]:
+    def schema(self) -> dict[str, ArrayType]:
         """The type of one example, by name of the feature."""
         return {
-            name: jax.ShapeDtypeStruct(feature["shape"], np.dtype(feature["dtype"]))
+            name: ArrayType(feature["shape"], np.dtype(feature["dtype"]))
             for name, feature in self.manifest["features"].items()
         }
 
@@ -316,7 +317,7 @@ def _shifted(ids: np.ndarray | range, start: int) -> np.ndarray | range:
     return range(ids.start + start, ids.stop + start) if isinstance(ids, range) else ids + start
 
 
-def _check_out(out: Mapping[str, np.ndarray], total: int, schema: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+def _check_out(out: Mapping[str, np.ndarray], total: int, schema: Mapping[str, ArrayType]) -> None:
     for name, feature in schema.items():
         shape = (total, *feature.shape)
         if name not in out or out[name].shape != shape or out[name].dtype != feature.dtype:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjx.core import threefry
+from fedjx.core import jaxprs, threefry
 from fedjx.core.rewrite import rewritten
 
 SHAPES = [(4096,), (4097,), (64, 65), (3, 5, 801), (9999, 1), (0,), ()]
@@ -39,8 +39,20 @@ def test_the_bits_are_jaxs(shape, partitionable):
 def test_the_comparison_sees_another_rotation(monkeypatch):
     key = jax.random.key(7)
     monkeypatch.setattr(threefry, "_ROTATIONS", ((13, 15, 26, 6), (17, 29, 16, 23)))
+    monkeypatch.setattr(threefry, "_are_jaxs", lambda: True)
     got = rewritten(lambda _, key: jax.random.bits(key, (4096,)), (), key)
     assert np.mean(got == jax.random.bits(key, (4096,))) < 0.01
+
+
+def test_a_generator_that_draws_other_bits_is_left_to_jax(monkeypatch):
+    key = jax.random.key(7)
+    monkeypatch.setattr(threefry, "_ROTATIONS", ((13, 15, 26, 6), (17, 29, 16, 23)))
+    threefry._are_jaxs.cache_clear()
+    jaxprs.leave.cache_clear()
+    with pytest.warns(UserWarning, match="'random_bits' as JAX .* has it: it draws other bits"):
+        got = rewritten(lambda _, key: jax.random.bits(key, (4096,)), (), key)
+    np.testing.assert_array_equal(got, jax.random.bits(key, (4096,)))
+    threefry._are_jaxs.cache_clear()
 
 
 @pytest.mark.parametrize("implementation", ["rbg", "threefry2x32"])

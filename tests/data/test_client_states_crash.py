@@ -51,8 +51,10 @@ def test_killed_writers_leave_a_committed_round(tmp_path):
             starts.append(starts[-1] + lines_of(lambda: act(step)) - opening)
         random.seed(0)
         rare = [step for step in range(num_steps) if step % 5 == 4 or step % 7 == 6]
-        # Half of them while a round is pinned or returned to.
-        steps = [random.randrange(num_steps) for _ in range(50)] + [random.choice(rare) for _ in range(50)]
+        # Many of them while a round is pinned or returned to, or while one is not on disk yet.
+        waiting = [step for step in range(num_steps) if durable[step] < step]
+        kinds = [(range(num_steps), 35), (rare, 35), (waiting, 30)]
+        steps = [random.choice(steps) for steps, number in kinds for _ in range(number)]
         for attempt, step in enumerate(steps):
             path = f"states{attempt}"
             status = victim(lambda: run(path), min(random.randint(starts[step], starts[step + 1]), total))

@@ -8,15 +8,15 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjx.core.types import ArrayType
 from fedjx.data.client_ids import ClientId
 from fedjx.data.federated_data import notation
 from fedjx.data.importers import files
 
-Features = Mapping[str, jax.ShapeDtypeStruct]
+Features = Mapping[str, ArrayType]
 """The type of one example by name of the feature; of dtype object for bytes, of shape ``(None,)`` for lists of any
 length."""
 
@@ -81,7 +81,7 @@ def selected(columns: Mapping[str, np.ndarray], features: Features | None) -> di
     return {name: cast(name, columns[name], target.dtype) for name, target in features.items()}
 
 
-def stacked(name: str, rows: Sequence[np.ndarray], target: jax.ShapeDtypeStruct) -> np.ndarray:
+def stacked(name: str, rows: Sequence[np.ndarray], target: ArrayType) -> np.ndarray:
     """Joins the flat values of some examples to a column ``[n, ...]``, or an object array of arrays if of any length.
 
     Raises:
@@ -166,9 +166,7 @@ def provenance(importer: str, paths: Iterable[Path], features: Features | None, 
     """
     for name, target in (features or {}).items():
         if not isinstance(getattr(target, "shape", None), tuple):
-            raise TypeError(
-                f"features are types by name; got {name!r} with {target!r}. Give jax.ShapeDtypeStruct(shape, dtype)."
-            )
+            raise TypeError(f"features are types by name; got {name!r} with {target!r}. Give ArrayType(shape, dtype).")
     asked = None if features is None else notation(features)
     return files.provenance(importer, paths, features=asked, **options)
 

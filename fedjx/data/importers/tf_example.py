@@ -6,9 +6,9 @@ import functools
 from collections.abc import Callable, Container, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
+from fedjx.core.types import ArrayType
 from fedjx.data.importers import wire
 from fedjx.data.importers.features import Features, check_names, located, stacked
 
@@ -35,12 +35,12 @@ def example_reader(
       From serialised `tf.train.Example` to columns by name, ``[n, ...]`` each. It raises ValueError if an example is
       not well-formed, lacks a feature, or has one of another kind or size, saying which example.
 
-    >>> read = example_reader({"y": jax.ShapeDtypeStruct((), np.uint8)})
+    >>> read = example_reader({"y": ArrayType((), np.uint8)})
     >>> read([bytes.fromhex("0a0c0a0a0a017912051a030a0107")] * 2)
     {'y': array([7, 7], dtype=uint8)}
     """
     parse = parse or default_parse()
-    inferred: dict[str, jax.ShapeDtypeStruct] = {}
+    inferred: dict[str, ArrayType] = {}
 
     def read(serialised: Sequence[bytes]) -> dict[str, np.ndarray]:
         examples = []
@@ -132,18 +132,18 @@ def _example_message() -> Any:
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("fedjx.Example"))
 
 
-def _inferred(example: dict[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
+def _inferred(example: dict[str, np.ndarray]) -> dict[str, ArrayType]:
     """Returns the type of an example as it is on the wire."""
     for name, values in example.items():
         if values.dtype == bool:
             raise ValueError(f"features without values have no type; got {name!r}. Ask for features with their types.")
     return {
-        name: jax.ShapeDtypeStruct(() if len(values) == 1 else values.shape, values.dtype)
+        name: ArrayType(() if len(values) == 1 else values.shape, values.dtype)
         for name, values in sorted(example.items())
     }
 
 
-def _check_same(example: dict[str, np.ndarray], inferred: dict[str, jax.ShapeDtypeStruct]) -> None:
+def _check_same(example: dict[str, np.ndarray], inferred: dict[str, ArrayType]) -> None:
     if example.keys() != inferred.keys():
         raise ValueError(
             f"all examples need the same features; got {sorted(example)}, and {sorted(inferred)} in the first. "

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-import jax
 import numpy as np
 
+from fedjx.core.types import ArrayType
 from fedjx.data.importers import pfl_hdf5
 from fedjx.data.published.counts import tag_counts, word_counts
 from fedjx.data.published.stores import PUBLISHED_EXAMPLES, Container, opened, tff_containers
@@ -23,7 +23,7 @@ from fedjx.data.published.transforms import Columns, Transform, transformed, wit
 from fedjx.data.source import Source
 from fedjx.data.store import Store
 
-_TEXT = jax.ShapeDtypeStruct((), np.dtype(object))
+_TEXT = ArrayType((), np.dtype(object))
 _SPLITS = {"train": "train", "heldout": "heldout", "test": "test"}
 _WORDS = "stackoverflow.word_count.tar.bz2"
 _TAGS = "stackoverflow.tag_count.tar.bz2"

@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
-
+from fedjx.core.types import ArrayType
 from fedjx.data.importers import fedjax_sqlite, tff_hdf5, tff_sqlite
 from fedjx.data.published import files
 from fedjx.data.source import Source, write_store
@@ -37,7 +36,7 @@ class Container(NamedTuple):
 def tff_containers(
     stem: str,
     splits: Mapping[str, str],
-    features: Mapping[str, jax.ShapeDtypeStruct],
+    features: Mapping[str, ArrayType],
     *,
     hdf5: str = "",
     fedjax: str = "",

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
-import jax
 import numpy as np
 
+from fedjx.core.types import ArrayType
 from fedjx.data.importers import cifar
 from fedjx.data.partitions import dirichlet_by_client_partition, iid_partition
 from fedjx.data.published.images import as_bytes, emnist_domain, stacked
@@ -60,7 +60,7 @@ def emnist(
     """
     if dtype not in ("uint8", "float32"):
         raise ValueError(f"pixels are kept as 'uint8' or 'float32'; got {dtype=}. Choose one of them.")
-    features = {"pixels": jax.ShapeDtypeStruct((28, 28), np.float32), "label": jax.ShapeDtypeStruct((), np.uint8)}
+    features = {"pixels": ArrayType((28, 28), np.float32), "label": ArrayType((), np.uint8)}
     spelled, stem = ("digits_only", "emnist_digitsonly") if digits_only else ("all", "emnist")
     splits = {"train": f"{spelled}_train", "test": f"{spelled}_test"}
 
@@ -98,8 +98,8 @@ def cifar100(directory: str | Path, *, check_files: bool = True, progress: bool 
       FileNotFoundError: If neither stores nor files are there; names the file, its checksum and its place.
       ValueError: If a file is not the published one, or is malformed.
     """
-    features = {name: jax.ShapeDtypeStruct((), np.uint8) for name in ("label", "coarse_label")}
-    features["image"] = jax.ShapeDtypeStruct((32, 32, 3), np.uint8)
+    features = {name: ArrayType((), np.uint8) for name in ("label", "coarse_label")}
+    features["image"] = ArrayType((32, 32, 3), np.uint8)
     return opened(
         directory,
         "cifar100",
@@ -140,8 +140,8 @@ def celeba(
     """
     if by not in ("client", "example"):
         raise ValueError(f"CelebA is split by 'client' or 'example'; got {by=}. Choose one of them.")
-    features = {name: jax.ShapeDtypeStruct((), np.bool_) for name in CELEBA_ATTRIBUTES}
-    features["image"] = jax.ShapeDtypeStruct((84, 84, 3), np.uint8)
+    features = {name: ArrayType((), np.bool_) for name in CELEBA_ATTRIBUTES}
+    features["image"] = ArrayType((84, 84, 3), np.uint8)
     return opened(
         directory,
         f"celeba_by_{by}",

@@ -4,12 +4,12 @@ import os
 import sqlite3
 import zlib
 
-import jax
 import jax.numpy as jnp
 import msgpack
 import numpy as np
 import pytest
 
+from fedjx import ArrayType
 from fedjx.data import write_store
 from fedjx.data.importers import fedjax_sqlite
 from tests.data.damage import check_damage
@@ -17,7 +17,7 @@ from tests.data.importers.damaged_trees import swap_pages
 
 # In the order of the rows, which is not that of the ids.
 HOSTILE = [b"10", b"2", b"o'brien", b"../x", b"", b"x" * 10_000, b"\xff\xfe\0", b"f3821_37"]
-FEATURES = {"pixels": jax.ShapeDtypeStruct((2, 3), np.float32), "label": jax.ShapeDtypeStruct((), np.int32)}
+FEATURES = {"pixels": ArrayType((2, 3), np.float32), "label": ArrayType((), np.int32)}
 
 
 def array(values):
@@ -93,7 +93,7 @@ def test_all_types_of_arrays(tmp_path):
     for name, column in columns.items():
         assert client.examples[name].dtype == column.dtype
         np.testing.assert_array_equal(client.examples[name], column)
-    asked = {"uint64": jax.ShapeDtypeStruct((), np.uint64), "bool": jax.ShapeDtypeStruct((), np.uint8)}
+    asked = {"uint64": ArrayType((), np.uint64), "bool": ArrayType((), np.uint8)}
     (client,) = fedjax_sqlite(path, features=asked).clients()
     assert {name: column.dtype for name, column in client.examples.items()} == {"uint64": np.uint64, "bool": np.uint8}
 
@@ -189,9 +189,9 @@ def test_wrong_rows(tmp_path, rows, message):
 @pytest.mark.parametrize(
     ("features", "message"),
     [
-        ({"y": jax.ShapeDtypeStruct((), np.int64)}, r"client b'a': features need to be .*\['y'\], and it has \['x'\]"),
-        ({"x": jax.ShapeDtypeStruct((2,), np.int64)}, r"feature 'x' needs to be of shape \[2\]; got \[\]"),
-        ({"x": jax.ShapeDtypeStruct((), bool)}, "feature 'x' needs values from 0 to 1 to be bool; got 5 to 6"),
+        ({"y": ArrayType((), np.int64)}, r"client b'a': features need to be .*\['y'\], and it has \['x'\]"),
+        ({"x": ArrayType((2,), np.int64)}, r"feature 'x' needs to be of shape \[2\]; got \[\]"),
+        ({"x": ArrayType((), bool)}, "feature 'x' needs values from 0 to 1 to be bool; got 5 to 6"),
     ],
 )
 def test_wrong_features(tmp_path, features, message):

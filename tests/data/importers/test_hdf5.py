@@ -6,16 +6,16 @@ import os
 import sys
 
 import h5py
-import jax
 import numpy as np
 import pytest
 
+from fedjx import ArrayType
 from fedjx.data import write_store
 from fedjx.data.importers import pfl_hdf5, tff_hdf5
 from tests.data.damage import check_damage
 
 HOSTILE = ["10", "2", "o'brien", "..x", "x" * 10_000, "ünï", 'a"b', "f3821_37"]
-FEATURES = {"pixels": jax.ShapeDtypeStruct((2, 3), np.float32), "label": jax.ShapeDtypeStruct((), np.uint8)}
+FEATURES = {"pixels": ArrayType((2, 3), np.float32), "label": ArrayType((), np.uint8)}
 
 
 def examples(k, n):
@@ -157,7 +157,7 @@ def not_utf8(file):
 def test_wrong_files(tmp_path, write, message):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         write(file)
-    features = {"x": jax.ShapeDtypeStruct((), np.int64)}
+    features = {"x": ArrayType((), np.int64)}
     source_fn = functools.partial(tff_hdf5, tmp_path / "x.h5", features=features, max_client_bytes=1_000_000)
     with pytest.raises(ValueError, match=message) as error:
         write_store(tmp_path / "store", source_fn(), progress=False)
@@ -242,7 +242,7 @@ def test_users_of_pfl_are_read_exactly(tmp_path):
             for name in ("inputs", "targets"):
                 np.testing.assert_array_equal(store.client(k)[name], file[f"/train/{user}/{name}"][()])
     assert store.manifest["provenance"]["options"] == {"features": None, "split": "train"}
-    narrow = {"targets": jax.ShapeDtypeStruct((20,), np.uint16)}
+    narrow = {"targets": ArrayType((20,), np.uint16)}
     (client,) = pfl_hdf5(path, split="val", features=narrow).clients()
     assert {name: (x.dtype, x.shape) for name, x in client.examples.items()} == {"targets": (np.uint16, (1, 20))}
     with pytest.raises(ValueError, match=r"/ needs a group 'test'; got none among \['metadata', 'train', 'val'\]"):
@@ -259,7 +259,7 @@ def test_labels_of_flair(tmp_path):
     assert client.examples["fine_grained_labels"].tolist() == [[False] * 2] * 3
     assert client.examples["images"].shape == (3, 2, 2, 3)
     assert len(client.examples) == 4
-    asked = {"labels": jax.ShapeDtypeStruct((4,), np.uint8)}
+    asked = {"labels": ArrayType((4,), np.uint8)}
     (client,) = pfl_hdf5(path, split="train", features=asked).clients()
     assert client.examples["labels"].tolist() == [[0, 1, 0, 1], [0] * 4, [1, 0, 0, 0]]
 
@@ -308,5 +308,5 @@ def test_a_feature_that_is_not_there(tmp_path):
 
 def test_features_are_asked_for_by_type(tmp_path):
     path = tff(tmp_path / "x.h5", {"ada": examples(0, 1)})
-    with pytest.raises(TypeError, match=r"features are types by name; got 'label' with .*uint8.*ShapeDtypeStruct"):
+    with pytest.raises(TypeError, match=r"features are types by name; got 'label' with .*uint8.*ArrayType"):
         tff_hdf5(path, features={"label": np.uint8})

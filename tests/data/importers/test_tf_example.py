@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from fedjx import ArrayType
 from fedjx.data.importers import tf_example, wire
 from fedjx.data.importers.features import cast
 from fedjx.data.importers.tf_example import default_parse, example_reader
@@ -170,10 +171,10 @@ def test_sequences():
 def test_columns_have_the_types_that_are_asked_for(parse):
     rows = [serialised(x=np.arange(6) + k, y=k, w=np.array([k + 0.5]), t=[b"a", b"b"], s=[b"%d" % k]) for k in range(3)]
     asked = {
-        "x": jax.ShapeDtypeStruct((2, 3), np.uint8),
-        "y": jax.ShapeDtypeStruct((), np.float32),
-        "w": jax.ShapeDtypeStruct((1,), np.float64),
-        "t": jax.ShapeDtypeStruct((2,), object),
+        "x": ArrayType((2, 3), np.uint8),
+        "y": ArrayType((), np.float32),
+        "w": ArrayType((1,), np.float64),
+        "t": ArrayType((2,), object),
     }
     columns = example_reader(asked, parse=parse)(rows)
     assert {name: (c.dtype, c.shape) for name, c in columns.items()} == {
@@ -197,17 +198,17 @@ def test_columns_have_the_types_that_are_asked_for(parse):
 
 def test_lists_of_any_length():
     rows = [serialised(x=np.arange(k), t=[b"t"] * k) for k in (2, 0, 1)]
-    asked = {"x": jax.ShapeDtypeStruct((None,), np.uint8), "t": jax.ShapeDtypeStruct((None,), object)}
+    asked = {"x": ArrayType((None,), np.uint8), "t": ArrayType((None,), object)}
     columns = example_reader(asked)(rows)
     assert [x.tolist() for x in columns["x"]] == [[0, 1], [], [0]]
     assert {x.dtype for x in columns["x"]} == {np.dtype(np.uint8)}
     assert [t.tolist() for t in columns["t"]] == [[b"t"] * 2, [], [b"t"]]
     with pytest.raises(ValueError, match=r"feature 'x' needs 2 values in every example, for \[2\]; got 0 in example 1"):
-        example_reader({"x": jax.ShapeDtypeStruct((2,), np.uint8)})(rows)
+        example_reader({"x": ArrayType((2,), np.uint8)})(rows)
 
 
 def test_no_examples():
-    asked = {"x": jax.ShapeDtypeStruct((2, 3), np.uint8), "t": jax.ShapeDtypeStruct((), object)}
+    asked = {"x": ArrayType((2, 3), np.uint8), "t": ArrayType((), object)}
     columns = example_reader(asked)([])
     assert [(name, c.shape, c.dtype) for name, c in columns.items()] == [
         ("x", (0, 2, 3), np.uint8),
@@ -234,7 +235,7 @@ def test_no_examples():
 )
 def test_what_is_not_as_asked_is_refused(rows, dtype, message):
     with pytest.raises(ValueError, match=message):
-        example_reader({"x": jax.ShapeDtypeStruct((), dtype)})(rows)
+        example_reader({"x": ArrayType((), dtype)})(rows)
 
 
 def test_examples_unlike_the_first_are_refused():

@@ -5,10 +5,10 @@ import os
 import sqlite3
 import tracemalloc
 
-import jax
 import numpy as np
 import pytest
 
+from fedjx import ArrayType
 from fedjx.data import write_store
 from fedjx.data.importers import tff_sqlite
 from tests.data.damage import check_damage
@@ -17,7 +17,7 @@ from tests.data.importers.protos import parsed, serialised
 
 # The text order of the ids is not that of their numbers, nor that of the rows.
 HOSTILE = ["10", "2", "o'brien", "../x", "", "x" * 10_000, 'a"b; DROP TABLE examples', "nul\0byte", "ünï", "f3821_37"]
-FEATURES = {"pixels": jax.ShapeDtypeStruct((2, 3), np.float32), "label": jax.ShapeDtypeStruct((), np.uint8)}
+FEATURES = {"pixels": ArrayType((2, 3), np.float32), "label": ArrayType((), np.uint8)}
 
 
 def examples(client, n):
