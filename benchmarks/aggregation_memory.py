@@ -26,8 +26,8 @@ from benchmarks.measuring import (
     table,
     use_cpu_devices,
 )
-from fedjx.core.computation import federated_computation
-from fedjx.core.values import Clients
+from fedjx.core.execution.computation import federated_computation
+from fedjx.core.language.values import Clients
 from tests.aggregation.case import law_cases
 
 MEMBER = {"kernel": (245, 200), "bias": (1000,)}

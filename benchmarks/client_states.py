@@ -33,7 +33,7 @@ from benchmarks.measuring import (
 from benchmarks.workloads import WORKLOADS
 from fedjx import fed_avg
 from fedjx.algorithms.scaffold import scaffold
-from fedjx.core.values import Clients
+from fedjx.core.language.values import Clients
 from fedjx.data import ClientData, ClientStates, Cohort, Store, uniform_sampler
 from fedjx.data.published import synthetic_twin
 from fedjx.models import Model

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fedjx.core import jaxprs
-from fedjx.core.jaxprs import Equation, Program
+from fedjx.core.rewriting import jaxprs
+from fedjx.core.rewriting.jaxprs import Equation, Program
 from fedjx.models import Model, mean_loss
 
 

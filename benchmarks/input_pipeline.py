@@ -22,7 +22,7 @@ from benchmarks.measuring import client_mesh, environment, finish, flag_parser, 
 from benchmarks.peers_engines import Engine, EngineError, Worker, engines, python_of
 from benchmarks.workloads import emnist_cnn
 from fedjx import fed_avg
-from fedjx.core.ahead import Ahead
+from fedjx.core.execution.ahead import Ahead
 from fedjx.data import Cohort, FederatedData, Store, uniform_sampler
 
 HUGGING_FACE = ("flwr-datasets==0.6.1 jax==0.10.2 jaxlib==0.10.2",)

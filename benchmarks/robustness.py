@@ -49,12 +49,12 @@ from fedjx.aggregation.mean import mean
 from fedjx.aggregation.median import coordinate_median, trimmed_mean
 from fedjx.algorithms import local_evaluate, local_update
 from fedjx.algorithms.attacks import constrained, projected_descent
-from fedjx.core.computation import federated_computation
-from fedjx.core.operators import federated_broadcast, federated_keys, federated_value
-from fedjx.core.placed import federated_map
-from fedjx.core.process import Aggregator
-from fedjx.core.types import SERVER
-from fedjx.core.values import Clients
+from fedjx.core.execution.computation import federated_computation
+from fedjx.core.language.operators import federated_broadcast, federated_keys, federated_value
+from fedjx.core.language.placed import federated_map
+from fedjx.core.language.process import Aggregator
+from fedjx.core.language.types import SERVER
+from fedjx.core.language.values import Clients
 from fedjx.data import FederatedData, central, cohort, digits, preprocess
 from fedjx.data.poison import flip_labels, only_clients, pixel_trigger
 from fedjx.models import Model, finalize_metrics, mlp

@@ -31,8 +31,8 @@ from benchmarks.measuring import (
 )
 from benchmarks.workloads import WORKLOADS, Workload
 from fedjx.algorithms import fed_avg
-from fedjx.core.chunks import Chunks, Level
-from fedjx.core.hosts import Share
+from fedjx.core.execution.chunks import Chunks, Level
+from fedjx.core.execution.hosts import Share
 from fedjx.data import Cohort, uniform_sampler
 
 Lanes = int | Literal["auto"]

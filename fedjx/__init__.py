@@ -6,9 +6,9 @@ at `SERVER` and `CLIENTS`, and run the computation over any number of simulated 
 
 from fedjx import aggregation, algorithms, data, models
 from fedjx.algorithms import fed_avg, federated_evaluation
-from fedjx.core.computation import Computation, federated_computation
-from fedjx.core.export import LoadedComputation, export, load
-from fedjx.core.operators import (
+from fedjx.core.execution.computation import Computation, federated_computation
+from fedjx.core.execution.export import LoadedComputation, export, load
+from fedjx.core.language.operators import (
     federated_aggregate,
     federated_broadcast,
     federated_client_ids,
@@ -26,13 +26,13 @@ from fedjx.core.operators import (
     federated_value,
     federated_zip,
 )
-from fedjx.core.placed import FederatedValue, federated_map
-from fedjx.core.process import Aggregator, Algorithm, StatefulAlgorithm
-from fedjx.core.secure import check_secure
-from fedjx.core.sequence import sequence_map, sequence_reduce, sequence_sum
-from fedjx.core.traffic import Traffic, traffic
-from fedjx.core.types import CLIENTS, SERVER, ArrayType, FederatedType, FunctionType, parse_type
-from fedjx.core.values import Batches, Clients, Sequence
+from fedjx.core.language.placed import FederatedValue, federated_map
+from fedjx.core.language.process import Aggregator, Algorithm, StatefulAlgorithm
+from fedjx.core.language.secure import check_secure
+from fedjx.core.language.sequence import sequence_map, sequence_reduce, sequence_sum
+from fedjx.core.language.traffic import Traffic, traffic
+from fedjx.core.language.types import CLIENTS, SERVER, ArrayType, FederatedType, FunctionType, parse_type
+from fedjx.core.language.values import Batches, Clients, Sequence
 
 __all__ = [
     "CLIENTS",

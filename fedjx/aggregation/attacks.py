@@ -17,16 +17,16 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.special import ndtri
 
 from fedjx.aggregation.mean import mean
-from fedjx.core.computation import federated_computation
-from fedjx.core.operators import (
+from fedjx.core.execution.computation import federated_computation
+from fedjx.core.language.operators import (
     federated_broadcast,
     federated_client_ids,
     federated_keys,
     federated_mean,
     federated_sum,
 )
-from fedjx.core.placed import FederatedValue, federated_map
-from fedjx.core.process import Aggregator
+from fedjx.core.language.placed import FederatedValue, federated_map
+from fedjx.core.language.process import Aggregator
 
 PyTree = Any
 

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from fedjx.aggregation.compress import Compressor, Leaf, decode_tree, encode_tree, is_large
-from fedjx.core.computation import federated_computation
-from fedjx.core.operators import federated_broadcast
-from fedjx.core.placed import federated_map
+from fedjx.core.execution.computation import federated_computation
+from fedjx.core.language.operators import federated_broadcast
+from fedjx.core.language.placed import federated_map
 
 PyTree = Any
 

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import optax
 
 from fedjx.aggregation.votes import Vote, measurements, votes
-from fedjx.core.computation import federated_computation
-from fedjx.core.operators import federated_broadcast, federated_client_ids, federated_mean, federated_sum
-from fedjx.core.placed import federated_map
-from fedjx.core.process import Aggregator
+from fedjx.core.execution.computation import federated_computation
+from fedjx.core.language.operators import federated_broadcast, federated_client_ids, federated_mean, federated_sum
+from fedjx.core.language.placed import federated_map
+from fedjx.core.language.process import Aggregator
 
 PyTree = Any
 

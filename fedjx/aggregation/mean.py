@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjx.core.computation import federated_computation
-from fedjx.core.operators import federated_mean, federated_value
-from fedjx.core.process import Aggregator
-from fedjx.core.types import SERVER
+from fedjx.core.execution.computation import federated_computation
+from fedjx.core.language.operators import federated_mean, federated_value
+from fedjx.core.language.process import Aggregator
+from fedjx.core.language.types import SERVER
 
 
 def mean() -> Aggregator:

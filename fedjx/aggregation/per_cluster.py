@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from fedjx.aggregation.mean import mean
-from fedjx.core.computation import federated_computation
-from fedjx.core.placed import federated_map
-from fedjx.core.process import Aggregator
+from fedjx.core.execution.computation import federated_computation
+from fedjx.core.language.placed import federated_map
+from fedjx.core.language.process import Aggregator
 
 PyTree = Any
 

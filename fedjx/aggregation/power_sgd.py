@@ -16,10 +16,10 @@ from fedjx.aggregation.bounding import with_own
 from fedjx.aggregation.compress import Leaf, is_large, leaves_where
 from fedjx.aggregation.error_feedback import StatefulAggregator, counted, sound
 from fedjx.aggregation.mean import mean
-from fedjx.core.computation import federated_computation
-from fedjx.core.operators import federated_broadcast, federated_mean
-from fedjx.core.placed import federated_map
-from fedjx.core.process import Aggregator
+from fedjx.core.execution.computation import federated_computation
+from fedjx.core.language.operators import federated_broadcast, federated_mean
+from fedjx.core.language.placed import federated_map
+from fedjx.core.language.process import Aggregator
 
 PyTree = Any
 

@@ -3,7 +3,7 @@
 Clients encode their values in fixed point (`fedjx.aggregation.fixed_point`) and the totals are
 taken modulo 2^num_bits, as in Bonawitz et al., "Practical Secure Aggregation for
 Privacy-Preserving Machine Learning" (CCS 2017, §6.2). Everything that leaves a client, the measurements too,
-goes through `federated_secure_sum`, so all of them pass `fedjx.core.secure.check_secure`.
+goes through `federated_secure_sum`, so all of them pass `fedjx.core.language.secure.check_secure`.
 
 Overflow cannot happen up to ``max_clients``, and is detected beyond: the result is then NaN. With fewer than
 ``min_clients``, whose total would say much of each, the server gives up the round: result and counts are 0.
@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 
 from fedjx.aggregation.fixed_point import FixedPoint, decode, encode, fixed_point, num_clipped
-from fedjx.core.computation import federated_computation
-from fedjx.core.operators import federated_keys, federated_secure_sum, federated_zip
-from fedjx.core.placed import FederatedValue, check_numeric, federated_map
-from fedjx.core.process import Aggregator
-from fedjx.core.reductions import divide, wide_dtype
+from fedjx.core.execution.computation import federated_computation
+from fedjx.core.language.operators import federated_keys, federated_secure_sum, federated_zip
+from fedjx.core.language.placed import FederatedValue, check_numeric, federated_map
+from fedjx.core.language.process import Aggregator
+from fedjx.core.language.reductions import divide, wide_dtype
 
 PyTree = Any
 

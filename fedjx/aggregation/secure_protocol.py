@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedjx.aggregation.shamir import PRIME, recover, share
-from fedjx.core.traffic import Traffic
+from fedjx.core.language.traffic import Traffic
 
 PHASES = ("advertise keys", "share keys", "send masked input", "unmask")
 _GENERATOR = 2

@@ -2,25 +2,10 @@
 
 from fedjx.algorithms.agnostic_fed_avg import agnostic_fed_avg
 from fedjx.algorithms.apfl import Personal, apfl, mixed
-from fedjx.algorithms.batch_stats import in_batch_norm, is_batch_stat, trained_alone
-from fedjx.algorithms.client import (
-    ClientOptimizer,
-    ClientUpdate,
-    LocalAmount,
-    LocalResult,
-    checked,
-    local_evaluate,
-    local_train,
-    local_update,
-    optimizer_of,
-    reported,
-)
-from fedjx.algorithms.compose import ServerState, compose, round_context, round_keys, round_metrics, scaled
 from fedjx.algorithms.delta_sgd import delta_sgd
 from fedjx.algorithms.ditto import ditto
 from fedjx.algorithms.ema import EmaState, ema
 from fedjx.algorithms.evaluation import federated_evaluation
-from fedjx.algorithms.failures import Failures, with_failures
 from fedjx.algorithms.fed_avg import fed_avg
 from fedjx.algorithms.fed_bn import fed_bn
 from fedjx.algorithms.fed_dyn import fed_dyn
@@ -33,13 +18,11 @@ from fedjx.algorithms.fed_prox import fed_prox, proximal
 from fedjx.algorithms.fed_rep import fed_rep
 from fedjx.algorithms.fed_sgd import fed_sgd
 from fedjx.algorithms.gaussian_mixture import Mixture, gaussian_mixture, mixture_around
-from fedjx.algorithms.gradients import local_gradient
 from fedjx.algorithms.ifca import client_clusters, ifca
 from fedjx.algorithms.kmeans import Clusters, kmeans
 from fedjx.algorithms.kmeans_start import kmeans_start
 from fedjx.algorithms.mime import mime
 from fedjx.algorithms.p_fed_me import moreau_envelope, p_fed_me
-from fedjx.algorithms.parts import Parts, frozen, merge, partition
 from fedjx.algorithms.pca import Components, pca
 from fedjx.algorithms.per_fed_avg import meta_model, per_fed_avg
 from fedjx.algorithms.personalization import fine_tuning, personal_evaluation, personalization_evaluation, unchanged
@@ -47,12 +30,29 @@ from fedjx.algorithms.q_fed_avg import q_fed_avg
 from fedjx.algorithms.reconstruction import reconstructing, reconstruction
 from fedjx.algorithms.reptile import reptile
 from fedjx.algorithms.scaffold import scaffold
-from fedjx.algorithms.splits import alternate_split, feature_split, no_split, random_split, split_where
-from fedjx.algorithms.stateful import compose_stateful
-from fedjx.algorithms.stateful_rounds import StatefulRounds, stateful_rounds
 from fedjx.algorithms.sufficient_statistics import sufficient_statistics
-from fedjx.algorithms.surrogate import with_gradient
-from fedjx.algorithms.with_memory import compose_with_memory
+from fedjx.training.batch_stats import in_batch_norm, is_batch_stat, trained_alone
+from fedjx.training.client import (
+    ClientOptimizer,
+    ClientUpdate,
+    LocalAmount,
+    LocalResult,
+    checked,
+    local_evaluate,
+    local_train,
+    local_update,
+    optimizer_of,
+    reported,
+)
+from fedjx.training.compose import ServerState, compose, round_context, round_keys, round_metrics, scaled
+from fedjx.training.failures import Failures, with_failures
+from fedjx.training.gradients import local_gradient
+from fedjx.training.parts import Parts, frozen, merge, partition
+from fedjx.training.splits import alternate_split, feature_split, no_split, random_split, split_where
+from fedjx.training.stateful import compose_stateful
+from fedjx.training.stateful_rounds import StatefulRounds, stateful_rounds
+from fedjx.training.surrogate import with_gradient
+from fedjx.training.with_memory import compose_with_memory
 
 __all__ = [
     "ClientOptimizer",

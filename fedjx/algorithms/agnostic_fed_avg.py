@@ -21,8 +21,13 @@ import numpy as np
 import optax
 
 from fedjx.aggregation.broadcast import Broadcaster
-from fedjx.algorithms.batch_stats import no_batch_stats
-from fedjx.algorithms.client import (
+from fedjx.core.language.operators import federated_sum
+from fedjx.core.language.placed import FederatedValue
+from fedjx.core.language.process import Aggregator, Algorithm
+from fedjx.core.language.values import MASK
+from fedjx.models.model import Model
+from fedjx.training.batch_stats import no_batch_stats
+from fedjx.training.client import (
     ClientOptimizer,
     ClientUpdate,
     LocalAmount,
@@ -33,14 +38,9 @@ from fedjx.algorithms.client import (
     optimizer_of,
     reported,
 )
-from fedjx.algorithms.compose import ServerState, compose
-from fedjx.algorithms.domains import domain_losses, worst_domains
-from fedjx.algorithms.failures import Failures
-from fedjx.core.operators import federated_sum
-from fedjx.core.placed import FederatedValue
-from fedjx.core.process import Aggregator, Algorithm
-from fedjx.core.values import MASK
-from fedjx.models.model import Model
+from fedjx.training.compose import ServerState, compose
+from fedjx.training.domains import domain_losses, worst_domains
+from fedjx.training.failures import Failures
 
 PyTree = Any
 

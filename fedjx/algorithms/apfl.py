@@ -21,13 +21,13 @@ from jax import lax
 
 from fedjx.aggregation.broadcast import Broadcaster
 from fedjx.aggregation.mean import by_examples
-from fedjx.algorithms.batch_stats import no_batch_stats
-from fedjx.algorithms.client import ClientUpdate, LocalAmount, check_amount, local_train, no_schedule, reported
-from fedjx.algorithms.stateful import compose_stateful
-from fedjx.core.operators import federated_sum
-from fedjx.core.placed import FederatedValue
-from fedjx.core.process import Aggregator, StatefulAlgorithm
+from fedjx.core.language.operators import federated_sum
+from fedjx.core.language.placed import FederatedValue
+from fedjx.core.language.process import Aggregator, StatefulAlgorithm
 from fedjx.models.model import Batch, Model
+from fedjx.training.batch_stats import no_batch_stats
+from fedjx.training.client import ClientUpdate, LocalAmount, check_amount, local_train, no_schedule, reported
+from fedjx.training.stateful import compose_stateful
 
 PyTree = Any
 

@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjx.algorithms.client import ClientUpdate
-from fedjx.algorithms.compose import each_client
-from fedjx.core.computation import Computation, federated_computation
-from fedjx.core.operators import federated_client_ids
-from fedjx.core.placed import FederatedValue, federated_map
+from fedjx.core.execution.computation import Computation, federated_computation
+from fedjx.core.language.operators import federated_client_ids
+from fedjx.core.language.placed import FederatedValue, federated_map
+from fedjx.training.client import ClientUpdate
+from fedjx.training.compose import each_client
 
 PyTree = Any
 

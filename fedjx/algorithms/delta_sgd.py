@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjx.algorithms.client import check_not_negative, check_positive
+from fedjx.training.client import check_not_negative, check_positive
 
 PyTree = Any
 

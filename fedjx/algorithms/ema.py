@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
-from fedjx.core.computation import federated_computation
-from fedjx.core.placed import federated_map
-from fedjx.core.process import Algorithm, StatefulAlgorithm
+from fedjx.core.execution.computation import federated_computation
+from fedjx.core.language.placed import federated_map
+from fedjx.core.language.process import Algorithm, StatefulAlgorithm
 
 PyTree = Any
 A = TypeVar("A", Algorithm, StatefulAlgorithm)

@@ -6,11 +6,11 @@ from typing import Any
 
 import jax
 
-from fedjx.algorithms.client import local_evaluate
-from fedjx.core.computation import Computation, federated_computation
-from fedjx.core.operators import federated_broadcast, federated_sum
-from fedjx.core.placed import federated_map
+from fedjx.core.execution.computation import Computation, federated_computation
+from fedjx.core.language.operators import federated_broadcast, federated_sum
+from fedjx.core.language.placed import federated_map
 from fedjx.models.model import Model, finalize_metrics
+from fedjx.training.client import local_evaluate
 
 PyTree = Any
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from fedjx.algorithms.batch_stats import in_batch_norm, is_batch_stat
 from fedjx.algorithms.fed_per import fed_per
-from fedjx.core.process import StatefulAlgorithm
+from fedjx.core.language.process import StatefulAlgorithm
 from fedjx.models.model import Model
+from fedjx.training.batch_stats import in_batch_norm, is_batch_stat
 
 
 def fed_bn(model: Model, *, local: Literal["layers", "statistics"] = "layers", **others: Any) -> StatefulAlgorithm:

@@ -16,15 +16,15 @@ import optax
 
 from fedjx.aggregation.broadcast import Broadcaster
 from fedjx.aggregation.mean import by_examples
-from fedjx.algorithms.batch_stats import no_batch_stats
-from fedjx.algorithms.client import ClientOptimizer, ClientUpdate, LocalAmount, check_positive, checked, local_update
-from fedjx.algorithms.compose import compose, round_context, scaled
-from fedjx.algorithms.failures import Failures
-from fedjx.core.operators import federated_sum
-from fedjx.core.placed import FederatedValue
-from fedjx.core.process import Aggregator, Algorithm
-from fedjx.core.values import Sequence
+from fedjx.core.language.operators import federated_sum
+from fedjx.core.language.placed import FederatedValue
+from fedjx.core.language.process import Aggregator, Algorithm
+from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model, Ratio
+from fedjx.training.batch_stats import no_batch_stats
+from fedjx.training.client import ClientOptimizer, ClientUpdate, LocalAmount, check_positive, checked, local_update
+from fedjx.training.compose import compose, round_context, scaled
+from fedjx.training.failures import Failures
 
 PyTree = Any
 

@@ -17,7 +17,13 @@ import optax
 from fedjx.aggregation.broadcast import Broadcaster
 from fedjx.aggregation.mean import by_examples
 from fedjx.aggregation.per_cluster import Assigned, per_cluster
-from fedjx.algorithms.client import (
+from fedjx.core.execution.computation import Computation, federated_computation
+from fedjx.core.language.operators import federated_broadcast, federated_sum
+from fedjx.core.language.placed import FederatedValue, federated_map
+from fedjx.core.language.process import Aggregator, Algorithm
+from fedjx.core.language.values import Sequence
+from fedjx.models.model import Model, finalize_metrics
+from fedjx.training.client import (
     ClientUpdate,
     LocalAmount,
     check_amount,
@@ -26,14 +32,8 @@ from fedjx.algorithms.client import (
     local_evaluate,
     local_train,
 )
-from fedjx.algorithms.compose import compose
-from fedjx.algorithms.gradients import local_gradient
-from fedjx.core.computation import Computation, federated_computation
-from fedjx.core.operators import federated_broadcast, federated_sum
-from fedjx.core.placed import FederatedValue, federated_map
-from fedjx.core.process import Aggregator, Algorithm
-from fedjx.core.values import Sequence
-from fedjx.models.model import Model, finalize_metrics
+from fedjx.training.compose import compose
+from fedjx.training.gradients import local_gradient
 
 PyTree = Any
 

@@ -11,18 +11,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjx.algorithms.client import examples
-from fedjx.algorithms.compose import round_keys
 from fedjx.algorithms.kmeans import squared_distances
 from fedjx.algorithms.sufficient_statistics import points
-from fedjx.core.computation import federated_computation
-from fedjx.core.operators import federated_broadcast, federated_keys, federated_reduce, federated_sum
-from fedjx.core.placed import federated_map
-from fedjx.core.process import Algorithm
-from fedjx.core.sequence import sequence_reduce
-from fedjx.core.values import MASK, Sequence
+from fedjx.core.execution.computation import federated_computation
+from fedjx.core.language.operators import federated_broadcast, federated_keys, federated_reduce, federated_sum
+from fedjx.core.language.placed import federated_map
+from fedjx.core.language.process import Algorithm
+from fedjx.core.language.sequence import sequence_reduce
+from fedjx.core.language.values import MASK, Sequence
 from fedjx.models.flax_models import feature_x
 from fedjx.models.model import Batch
+from fedjx.training.client import examples
+from fedjx.training.compose import round_keys
 
 
 class StartState(NamedTuple):

@@ -16,15 +16,15 @@ from jax import lax
 
 from fedjx.aggregation.broadcast import Broadcaster, broadcast
 from fedjx.aggregation.mean import by_examples, mean
-from fedjx.algorithms.batch_stats import no_batch_stats
-from fedjx.algorithms.client import ClientUpdate, LocalAmount, check_amount, local_train, no_schedule, reported
-from fedjx.algorithms.compose import round_keys
-from fedjx.algorithms.gradients import both_finite, gradient_update, metrics_of_both, shift
-from fedjx.core.computation import federated_computation
-from fedjx.core.operators import federated_broadcast, federated_keys, federated_sum
-from fedjx.core.placed import FederatedValue, federated_map
-from fedjx.core.process import Aggregator, Algorithm, keeps_type
+from fedjx.core.execution.computation import federated_computation
+from fedjx.core.language.operators import federated_broadcast, federated_keys, federated_sum
+from fedjx.core.language.placed import FederatedValue, federated_map
+from fedjx.core.language.process import Aggregator, Algorithm, keeps_type
 from fedjx.models.model import Model
+from fedjx.training.batch_stats import no_batch_stats
+from fedjx.training.client import ClientUpdate, LocalAmount, check_amount, local_train, no_schedule, reported
+from fedjx.training.compose import round_keys
+from fedjx.training.gradients import both_finite, gradient_update, metrics_of_both, shift
 
 PyTree = Any
 

@@ -17,15 +17,15 @@ import optax
 
 from fedjx.aggregation.broadcast import Broadcaster
 from fedjx.aggregation.mean import by_examples
-from fedjx.algorithms.client import ClientOptimizer, LocalAmount, check_not_negative, check_positive
-from fedjx.algorithms.failures import Failures
 from fedjx.algorithms.fed_avg import fed_avg
-from fedjx.algorithms.surrogate import with_gradient
-from fedjx.core.operators import federated_sum
-from fedjx.core.placed import FederatedValue
-from fedjx.core.process import Aggregator, Algorithm
-from fedjx.core.values import MASK
+from fedjx.core.language.operators import federated_sum
+from fedjx.core.language.placed import FederatedValue
+from fedjx.core.language.process import Aggregator, Algorithm
+from fedjx.core.language.values import MASK
 from fedjx.models.model import Batch, Model, mean_loss
+from fedjx.training.client import ClientOptimizer, LocalAmount, check_not_negative, check_positive
+from fedjx.training.failures import Failures
+from fedjx.training.surrogate import with_gradient
 
 PyTree = Any
 

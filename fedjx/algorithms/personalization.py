@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjx.algorithms.client import check_amount, local_evaluate, local_train
 from fedjx.algorithms.evaluation import summary
-from fedjx.algorithms.splits import Split, alternate_split
-from fedjx.core.computation import Computation, federated_computation
-from fedjx.core.operators import federated_broadcast, federated_keys, federated_mean, federated_sum
-from fedjx.core.placed import federated_map
-from fedjx.core.values import Sequence
+from fedjx.core.execution.computation import Computation, federated_computation
+from fedjx.core.language.operators import federated_broadcast, federated_keys, federated_mean, federated_sum
+from fedjx.core.language.placed import federated_map
+from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model
+from fedjx.training.client import check_amount, local_evaluate, local_train
+from fedjx.training.splits import Split, alternate_split
 
 PyTree = Any
 Strategy = Callable[[PyTree, Sequence, jax.Array], PyTree]

@@ -16,15 +16,15 @@ import optax
 
 from fedjx.aggregation.broadcast import Broadcaster
 from fedjx.aggregation.mean import by_examples
-from fedjx.algorithms.client import ClientUpdate, check_amount, local_train, reported
-from fedjx.algorithms.compose import compose
-from fedjx.algorithms.parts import frozen, merge, partition
 from fedjx.algorithms.personalization import Strategy
-from fedjx.algorithms.splits import Split, alternate_split
-from fedjx.core.operators import federated_sum
-from fedjx.core.placed import FederatedValue
-from fedjx.core.process import Aggregator, Algorithm
+from fedjx.core.language.operators import federated_sum
+from fedjx.core.language.placed import FederatedValue
+from fedjx.core.language.process import Aggregator, Algorithm
 from fedjx.models.model import Model
+from fedjx.training.client import ClientUpdate, check_amount, local_train, reported
+from fedjx.training.compose import compose
+from fedjx.training.parts import frozen, merge, partition
+from fedjx.training.splits import Split, alternate_split
 
 PyTree = Any
 

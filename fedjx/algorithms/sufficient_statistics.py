@@ -17,15 +17,15 @@ import optax
 from fedjx.aggregation.broadcast import Broadcaster
 from fedjx.aggregation.mean import uniform
 from fedjx.aggregation.total import total
-from fedjx.algorithms.client import ClientUpdate, checked, examples
-from fedjx.algorithms.compose import compose
-from fedjx.core.operators import federated_sum
-from fedjx.core.placed import FederatedValue
-from fedjx.core.process import Aggregator, Algorithm
-from fedjx.core.sequence import sequence_reduce
-from fedjx.core.values import MASK, Batches, Sequence
+from fedjx.core.language.operators import federated_sum
+from fedjx.core.language.placed import FederatedValue
+from fedjx.core.language.process import Aggregator, Algorithm
+from fedjx.core.language.sequence import sequence_reduce
+from fedjx.core.language.values import MASK, Batches, Sequence
 from fedjx.models.flax_models import feature_x
 from fedjx.models.model import Batch, sum_metrics
+from fedjx.training.client import ClientUpdate, checked, examples
+from fedjx.training.compose import compose
 
 PyTree = Any
 

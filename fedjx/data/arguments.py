@@ -13,7 +13,7 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
-from fedjx.core.types import ArrayType, children, parse_type
+from fedjx.core.language.types import ArrayType, children, parse_type
 
 
 def add_arguments(

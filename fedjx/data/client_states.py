@@ -15,8 +15,8 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fedjx.core.hosts import Share
-from fedjx.core.values import Clients
+from fedjx.core.execution.hosts import Share
+from fedjx.core.language.values import Clients
 from fedjx.data.federated_data import checked_ids
 from fedjx.data.state_journal import ENTRY, ROWS, Journal, close, create, locked, read_head
 from fedjx.data.state_rows import RowFile, blocks, check_schema, checksums, for_blocks, layout, spoken

@@ -10,9 +10,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fedjx.core.chunks import arranged
-from fedjx.core.hosts import Share, device_memory
-from fedjx.core.values import Batches, Clients, Sequence
+from fedjx.core.execution.chunks import arranged
+from fedjx.core.execution.hosts import Share, device_memory
+from fedjx.core.language.values import Batches, Clients, Sequence
 from fedjx.data.federated_data import ClientData, FederatedData, cached, checked_ids
 
 _ALIGNMENT = 64  # bytes; of rows too, so that each device's part begins so

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fedjx.core.types import ArrayType
-from fedjx.core.values import MASK
+from fedjx.core.language.types import ArrayType
+from fedjx.core.language.values import MASK
 
 if TYPE_CHECKING:
     cached = property  # To a type checker no protocol has a functools.cached_property.

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from tqdm import tqdm
 
-from fedjx.core.types import ArrayType
+from fedjx.core.language.types import ArrayType
 from fedjx.data.client_ids import ClientId
 from fedjx.data.federated_data import (
     ClientData,

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjx.core.types import ArrayType
+from fedjx.core.language.types import ArrayType
 from fedjx.data.columns import Column, header
 from fedjx.data.federated_data import notation
 from fedjx.data.state_journal import write_at

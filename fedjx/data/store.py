@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fedjx.core.types import ArrayType
+from fedjx.core.language.types import ArrayType
 from fedjx.data.client_ids import ClientId, ClientIds
 from fedjx.data.columns import Column, OnDisk
 from fedjx.data.federated_data import FederatedData, cached, checked_ids, notation

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from fedjx.core.values import MASK
+from fedjx.core.language.values import MASK
 from fedjx.models.model import Batch, LossWithStats, Model, PyTree, Variables
 
 # What an adapter gives: ``init(key) -> params`` and ``apply(params, x, key, mask) -> (outputs, batch_stats)``, in

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjx.core.values import MASK, Clients, Sequence
+from fedjx.core.language.values import MASK, Clients, Sequence
 from fedjx.data import source
 
 PyTree = Any

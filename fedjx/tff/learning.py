@@ -11,18 +11,18 @@ import optax
 
 from fedjx.aggregation.broadcast import Broadcaster
 from fedjx.aggregation.mean import by_examples
-from fedjx.algorithms.client import ClientUpdate, checked, examples
-from fedjx.algorithms.compose import ServerState, compose
 from fedjx.algorithms.evaluation import federated_evaluation
-from fedjx.core.computation import Computation, federated_computation
-from fedjx.core.operators import federated_eval, federated_sum
-from fedjx.core.placed import FederatedValue, federated_map
-from fedjx.core.process import Aggregator
-from fedjx.core.sequence import sequence_reduce
-from fedjx.core.types import SERVER
-from fedjx.core.values import MASK, Batches, Clients, Sequence
+from fedjx.core.execution.computation import Computation, federated_computation
+from fedjx.core.language.operators import federated_eval, federated_sum
+from fedjx.core.language.placed import FederatedValue, federated_map
+from fedjx.core.language.process import Aggregator
+from fedjx.core.language.sequence import sequence_reduce
+from fedjx.core.language.types import SERVER
+from fedjx.core.language.values import MASK, Batches, Clients, Sequence
 from fedjx.models.model import Model, Ratio, finalize_metrics, mean_loss, sum_metrics
 from fedjx.tff.data import as_clients
+from fedjx.training.client import ClientUpdate, checked, examples
+from fedjx.training.compose import ServerState, compose
 
 PyTree = Any
 ModelFn = Callable[[], Model]

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from fedjx.algorithms.personalization import Strategy, personalization_evaluation, unchanged
-from fedjx.core.values import Clients
+from fedjx.core.language.values import Clients
 from fedjx.tff.data import as_clients
 from fedjx.tff.learning import Metrics, ModelFn
 

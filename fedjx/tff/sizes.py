@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjx.algorithms.compose import ServerState
-from fedjx.core.chunks import first_chunk
-from fedjx.core.traffic import Traffic, traffic
-from fedjx.core.types import type_of
-from fedjx.core.values import Clients
+from fedjx.core.execution.chunks import first_chunk
+from fedjx.core.language.traffic import Traffic, traffic
+from fedjx.core.language.types import type_of
+from fedjx.core.language.values import Clients
 from fedjx.tff.learning import IterativeProcess
+from fedjx.training.compose import ServerState
 
 
 class SizeInfo(NamedTuple):

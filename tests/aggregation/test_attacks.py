@@ -26,10 +26,10 @@ from fedjx.aggregation.attacks import (
 )
 from fedjx.aggregation.centred_clipping import norm_bounding
 from fedjx.aggregation.mean import mean
-from fedjx.core.computation import federated_computation
-from fedjx.core.operators import federated_collect
-from fedjx.core.process import Aggregator
-from fedjx.core.values import Clients
+from fedjx.core.execution.computation import federated_computation
+from fedjx.core.language.operators import federated_collect
+from fedjx.core.language.process import Aggregator
+from fedjx.core.language.values import Clients
 from tests.aggregation.test_robust import HONEST_MEAN, X
 
 

@@ -14,18 +14,18 @@ from fedjx.aggregation.mean import mean
 from fedjx.aggregation.quantize import qsgd, quantize, uniform_quantizer
 from fedjx.aggregation.rotate import rotated
 from fedjx.aggregation.sparsify import random_k, top_k
-from fedjx.core.computation import federated_computation
-from fedjx.core.operators import (
+from fedjx.core.execution.computation import federated_computation
+from fedjx.core.language.operators import (
     federated_broadcast,
     federated_decode,
     federated_mean,
     federated_secure_sum,
     federated_sum,
 )
-from fedjx.core.placed import federated_map
-from fedjx.core.process import Aggregator
-from fedjx.core.types import CLIENTS, SERVER, FederatedType, type_of
-from fedjx.core.values import Clients
+from fedjx.core.language.placed import federated_map
+from fedjx.core.language.process import Aggregator
+from fedjx.core.language.types import CLIENTS, SERVER, FederatedType, type_of
+from fedjx.core.language.values import Clients
 
 TUTORIAL = {
     "conv1": {"kernel": (5, 5, 1, 32), "bias": (32,)},

@@ -15,8 +15,8 @@ import optax
 import pytest
 
 from fedjx.algorithms import fed_avg
-from fedjx.core.types import SERVER, FederatedType, type_of
-from fedjx.core.values import Clients
+from fedjx.core.language.types import SERVER, FederatedType, type_of
+from fedjx.core.language.values import Clients
 from fedjx.data import cohort
 from fedjx.models import linear
 from tests.aggregation.case import Case, law_cases

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedjx.aggregation import by_examples, mean, uniform
-from fedjx.core.values import Clients
+from fedjx.core.language.values import Clients
 
 
 @pytest.mark.parametrize("options", [{}, {"lanes": 1}])

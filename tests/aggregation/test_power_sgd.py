@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from fedjx.aggregation.power_sgd import power_sgd, power_sgd_with_memory
-from fedjx.core.types import CLIENTS, SERVER, FederatedType, type_of
-from fedjx.core.values import Clients
+from fedjx.core.language.types import CLIENTS, SERVER, FederatedType, type_of
+from fedjx.core.language.values import Clients
 
 NUM_CLIENTS = 4
 WEIGHT = np.array([1, 0, 2, 5], np.float32)

@@ -16,7 +16,7 @@ from fedjx.aggregation.geometric_median import geometric_median
 from fedjx.aggregation.krum import bulyan, krum, krum_scores, multi_krum, squared_distances
 from fedjx.aggregation.mean import mean
 from fedjx.aggregation.median import coordinate_median, num_trimmed, trimmed_mean
-from fedjx.core.values import Clients
+from fedjx.core.language.values import Clients
 
 # Eleven clients, the last two of which are malicious.
 X = np.sin(1 + 3 * np.arange(11)[:, None] + 7 * np.arange(4)).astype(np.float32)

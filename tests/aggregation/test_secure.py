@@ -9,10 +9,10 @@ import pytest
 
 from fedjx.aggregation.fixed_point import decode, encode, fixed_point, num_clipped
 from fedjx.aggregation.secure import secure_mean, secure_sum, secure_total
-from fedjx.core.computation import federated_computation
-from fedjx.core.operators import federated_secure_sum
-from fedjx.core.types import parse_type
-from fedjx.core.values import Clients
+from fedjx.core.execution.computation import federated_computation
+from fedjx.core.language.operators import federated_secure_sum
+from fedjx.core.language.types import parse_type
+from fedjx.core.language.values import Clients
 
 KEY = jax.random.key(0)
 RANDOM = np.random.default_rng(0)

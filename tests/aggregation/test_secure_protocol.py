@@ -13,9 +13,9 @@ from fedjx.aggregation import secure_protocol
 from fedjx.aggregation.fixed_point import encode, fixed_point
 from fedjx.aggregation.secure_protocol import PHASES, protocol_cost, run_secure_sum
 from fedjx.aggregation.shamir import PRIME, recover, share
-from fedjx.core.computation import federated_computation
-from fedjx.core.operators import federated_secure_sum
-from fedjx.core.values import Clients
+from fedjx.core.execution.computation import federated_computation
+from fedjx.core.language.operators import federated_secure_sum
+from fedjx.core.language.values import Clients
 
 RANDOM = np.random.default_rng(0)
 VALUES = RANDOM.integers(0, 2**23, size=(5, 3), dtype=np.uint32)

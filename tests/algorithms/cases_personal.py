@@ -14,8 +14,8 @@ from fedjx.algorithms.p_fed_me import p_fed_me
 from fedjx.algorithms.per_fed_avg import meta_model, per_fed_avg
 from fedjx.algorithms.reconstruction import reconstruction
 from fedjx.algorithms.reptile import reptile
-from fedjx.algorithms.splits import random_split
 from fedjx.models import Model
+from fedjx.training.splits import random_split
 from tests.algorithms.case import Case
 from tests.algorithms.problems import NUM_FEATURES
 

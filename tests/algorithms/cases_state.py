@@ -2,10 +2,10 @@
 
 import optax
 
-from fedjx.algorithms.client import local_update
-from fedjx.algorithms.compose import compose
-from fedjx.algorithms.failures import Failures, with_failures
 from fedjx.algorithms.fed_bn import fed_bn
+from fedjx.training.client import local_update
+from fedjx.training.compose import compose
+from fedjx.training.failures import Failures, with_failures
 from tests.algorithms.case import Case
 from tests.algorithms.problems import normed_model
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fedjx.core.values import Clients, Sequence
+from fedjx.core.language.values import Clients, Sequence
 from fedjx.data import FederatedData
 from fedjx.models import Model, from_flax
 

@@ -15,9 +15,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from fedjx.core.process import StatefulAlgorithm
-from fedjx.core.types import type_of
-from fedjx.core.values import Clients
+from fedjx.core.language.process import StatefulAlgorithm
+from fedjx.core.language.types import type_of
+from fedjx.core.language.values import Clients
 from fedjx.data import ClientStates, Cohort
 from tests.algorithms.case import Case
 from tests.algorithms.problems import BATCH_SIZE, assert_trees_close, assert_trees_equal, federated_data, materialised

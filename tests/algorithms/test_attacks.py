@@ -14,7 +14,7 @@ import pytest
 from fedjx.aggregation.mean import uniform
 from fedjx.algorithms import ClientUpdate, compose, local_update
 from fedjx.algorithms.attacks import constrain_and_scale, constrained, malicious_clients, projected_boosting
-from fedjx.core.values import Clients
+from fedjx.core.language.values import Clients
 from fedjx.data import Cohort, FederatedData, cohort
 from fedjx.models import Model
 from tests.algorithms.problems import assert_trees_close

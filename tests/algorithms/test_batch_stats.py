@@ -16,20 +16,20 @@ from sklearn.datasets import load_digits
 from fedjx.algorithms import fed_avg, local_train
 from fedjx.algorithms.agnostic_fed_avg import agnostic_fed_avg
 from fedjx.algorithms.apfl import apfl
-from fedjx.algorithms.batch_stats import in_batch_norm, is_batch_stat
 from fedjx.algorithms.fed_bn import fed_bn
 from fedjx.algorithms.fed_dyn import fed_dyn
 from fedjx.algorithms.fed_exp import fed_exp
 from fedjx.algorithms.fed_lin import fed_lin
 from fedjx.algorithms.fed_nova import fed_nova
 from fedjx.algorithms.mime import mime
-from fedjx.algorithms.parts import merge, partition
 from fedjx.algorithms.q_fed_avg import q_fed_avg
 from fedjx.algorithms.scaffold import scaffold
-from fedjx.core.values import Clients
+from fedjx.core.language.values import Clients
 from fedjx.data import FederatedData, cohort
 from fedjx.models import from_flax, mean_loss
 from fedjx.models.model import Variables
+from fedjx.training.batch_stats import in_batch_norm, is_batch_stat
+from fedjx.training.parts import merge, partition
 from tests.algorithms.problems import BATCH_SIZE, federated_data, materialised, normed_model, plain_model
 
 MOMENTUM, EPSILON, RATE = 0.8, 1e-5, 0.1  # Momentum is that of `normed_model`, epsilon Flax's.

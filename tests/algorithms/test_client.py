@@ -11,10 +11,10 @@ import optax
 import pytest
 
 from fedjx.algorithms import federated_evaluation, local_evaluate, local_train
-from fedjx.algorithms.client import _plan
-from fedjx.core.values import Batches, Sequence
+from fedjx.core.language.values import Batches, Sequence
 from fedjx.data import FederatedData, central, cohort
 from fedjx.models import Model, Ratio, finalize_metrics
+from fedjx.training.client import _plan
 from tests.algorithms.problems import dropout_model, federated_data, plain_model
 
 INDEX = np.array([[3, 4, 5], [6, 7, 8], [9, -1, -1], [-1, -1, -1]], np.int32)  # 7 examples in batches of 3

@@ -8,7 +8,7 @@ import numpy as np
 
 from fedjx.aggregation import compressed_broadcast, uniform_quantizer
 from fedjx.algorithms import ClientUpdate, compose
-from fedjx.core.values import Clients
+from fedjx.core.language.values import Clients
 
 CENTRES = np.random.default_rng(0).normal(size=(3, 20)).astype(np.float32)
 

@@ -13,12 +13,12 @@ import pytest
 
 import fedjx
 from fedjx.algorithms import ClientUpdate, compose, local_update
-from fedjx.algorithms.compose import round_keys
-from fedjx.algorithms.failures import Failures, fate, with_failures
 from fedjx.algorithms.fed_nova import fed_nova
-from fedjx.core.values import Sequence
+from fedjx.core.language.values import Sequence
 from fedjx.data import FederatedData, central, cohort
 from fedjx.models import Model
+from fedjx.training.compose import round_keys
+from fedjx.training.failures import Failures, fate, with_failures
 
 RATE, BATCH_SIZE, NUM_EPOCHS = 0.1, 2, 2
 SIZES = (1, 3, 4, 6, 5, 2, 7, 3)

@@ -13,9 +13,9 @@ import orbax.checkpoint as ocp
 import pytest
 
 from fedjx.algorithms import fed_avg
-from fedjx.core.process import Algorithm
-from fedjx.core.types import type_of
-from fedjx.core.values import Batches, Clients, Sequence
+from fedjx.core.language.process import Algorithm
+from fedjx.core.language.types import type_of
+from fedjx.core.language.values import Batches, Clients, Sequence
 from fedjx.data import Cohort, FederatedData, cohort
 from tests.algorithms.problems import (
     BATCH_SIZE,

@@ -21,16 +21,16 @@ from fedjx.algorithms.ditto import ditto
 from fedjx.algorithms.fed_per import fed_per
 from fedjx.algorithms.fed_rep import fed_rep
 from fedjx.algorithms.p_fed_me import p_fed_me
-from fedjx.algorithms.parts import merge
 from fedjx.algorithms.per_fed_avg import meta_model, per_fed_avg
 from fedjx.algorithms.reconstruction import reconstruction
 from fedjx.algorithms.reptile import reptile
-from fedjx.algorithms.splits import no_split
-from fedjx.algorithms.stateful import compose_stateful
-from fedjx.core.process import StatefulAlgorithm
-from fedjx.core.values import Clients
+from fedjx.core.language.process import StatefulAlgorithm
+from fedjx.core.language.values import Clients
 from fedjx.data import FederatedData, cohort
 from fedjx.models import Model, mean_loss
+from fedjx.training.parts import merge
+from fedjx.training.splits import no_split
+from fedjx.training.stateful import compose_stateful
 
 SIZES = (4, 3, 1, 5)
 BATCH_SIZE = 3

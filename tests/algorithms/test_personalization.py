@@ -12,10 +12,10 @@ import pytest
 from fedjx.aggregation import uniform
 from fedjx.algorithms.personalization import fine_tuning, personal_evaluation, personalization_evaluation
 from fedjx.algorithms.reconstruction import reconstructing, reconstruction
-from fedjx.algorithms.splits import feature_split, random_split
-from fedjx.core.values import Batches, Clients, Sequence
+from fedjx.core.language.values import Batches, Clients, Sequence
 from fedjx.data import Cohort, FederatedData, cohort
 from fedjx.models.factorization import matrix_factorization
+from fedjx.training.splits import feature_split, random_split
 from tests.algorithms.test_personal import BATCH_SIZE, START, batches, gradient, regression, sgd
 
 KEY = jax.random.key(4)

@@ -8,9 +8,9 @@ import pytest
 
 from fedjx import federated_computation
 from fedjx.algorithms.ema import ema
-from fedjx.algorithms.stateful_rounds import stateful_rounds
-from fedjx.core.process import StatefulAlgorithm
+from fedjx.core.language.process import StatefulAlgorithm
 from fedjx.data import Cohort, Store, uniform_sampler
+from fedjx.training.stateful_rounds import stateful_rounds
 from tests.data.stateful import ZERO, next_round, write
 from tests.data.states import INITIAL, NUM_CLIENTS, contents, opened
 

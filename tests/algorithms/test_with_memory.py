@@ -13,10 +13,10 @@ from fedjx.aggregation.compress import identity
 from fedjx.aggregation.error_feedback import error_feedback
 from fedjx.aggregation.sparsify import top_k
 from fedjx.algorithms import fed_avg, local_update
-from fedjx.algorithms.with_memory import compose_with_memory
-from fedjx.core.values import Clients
+from fedjx.core.language.values import Clients
 from fedjx.data import ClientStates, Cohort, cohort
 from fedjx.models import linear
+from fedjx.training.with_memory import compose_with_memory
 from tests.algorithms.problems import NUM_CLASSES, NUM_FEATURES, assert_trees_close, federated_data
 
 DATA = federated_data()

@@ -14,7 +14,7 @@ from benchmarks import round_time
 from benchmarks.measuring import client_mesh, run_apart
 from benchmarks.round_time import Round
 from benchmarks.workloads import constant_sizes, logistic
-from fedjx.core.chunks import Level
+from fedjx.core.execution.chunks import Level
 from fedjx.data import Cohort
 
 ABOUT = {"benchmark", "workload", "clients", "asked_lanes", "lanes", "device", "platform", "num_devices", "jax", "date"}

@@ -24,7 +24,7 @@ from fedjx import (
     federated_sum,
     sequence_reduce,
 )
-from fedjx.core.engine import PassStream
+from fedjx.core.execution.engine import PassStream
 from fedjx.data import Cohort, Store, cohort
 from fedjx.models import Model
 from tests.algorithms.problems import BATCH_SIZE, NUM_CLASSES, NUM_FEATURES, federated_data

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 import fedjx
-from fedjx.core import chunks, streaming
-from fedjx.core.chunks import Level, arranged, levelled
-from fedjx.core.computation import federated_computation
-from fedjx.core.hosts import Share
-from fedjx.core.operators import federated_sum
-from fedjx.core.placed import federated_map
-from fedjx.core.sequence import sequence_reduce
-from fedjx.core.values import Clients, Sequence
+from fedjx.core.execution import chunks, streaming
+from fedjx.core.execution.chunks import Level, arranged, levelled
+from fedjx.core.execution.computation import federated_computation
+from fedjx.core.execution.hosts import Share
+from fedjx.core.language.operators import federated_sum
+from fedjx.core.language.placed import federated_map
+from fedjx.core.language.sequence import sequence_reduce
+from fedjx.core.language.values import Clients, Sequence
 from fedjx.data import Cohort, FederatedData
 
 SIZES = np.random.default_rng(0).geometric(0.05, 37)

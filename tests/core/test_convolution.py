@@ -13,7 +13,7 @@ from flax import nnx
 from jax import lax
 
 from fedjx import Clients, federated_broadcast, federated_computation, federated_map, federated_sum
-from fedjx.core.rewrite import rewritten
+from fedjx.core.rewriting.rewrite import rewritten
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 

@@ -28,10 +28,10 @@ from fedjx import (
     federated_sum,
     sequence_reduce,
 )
-from fedjx.core.engine import Pass, PassStream, map_reduce
-from fedjx.core.reductions import MIN, SUM, mean_of
-from fedjx.core.types import type_of
-from fedjx.core.values import gathered
+from fedjx.core.execution.engine import Pass, PassStream, map_reduce
+from fedjx.core.language.reductions import MIN, SUM, mean_of
+from fedjx.core.language.types import type_of
+from fedjx.core.language.values import gathered
 
 NUM_CLIENTS, NUM_STEPS = 10, 4
 

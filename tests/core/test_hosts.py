@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from fedjx.core.hosts import Share
+from fedjx.core.execution.hosts import Share
 from fedjx.data import write_store
 from tests.algorithms.problems import federated_data
 from tests.core import hosts_worker

@@ -1,7 +1,7 @@
 """What fedjx assumes of JAX's insides, one test each, and what happens where an assumption does not hold.
 
-When a test of the first part fails under a new JAX, `fedjx/core/jaxprs.py` has something to learn. The second part
-says what users of that JAX have until then: the right numbers, and a warning.
+When a test of the first part fails under a new JAX, `fedjx/core/rewriting/jaxprs.py` has something to learn. The
+second part says what users of that JAX have until then: the right numbers, and a warning.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from jax.custom_batching import custom_vmap
 from jax.sharding import AxisType, Mesh
 
 from fedjx import fed_avg
-from fedjx.core import early_stop, hosts, jaxprs, rewrite, threefry
-from fedjx.core.rewrite import mapped, rewritten
+from fedjx.core.execution import hosts
+from fedjx.core.rewriting import early_stop, jaxprs, rewrite, threefry
+from fedjx.core.rewriting.rewrite import mapped, rewritten
 from fedjx.data import Cohort, FederatedData
 from fedjx.models import from_flax
 

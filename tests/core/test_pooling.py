@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fedjx.core import pooling
-from fedjx.core.rewrite import mapped, rewritten
+from fedjx.core.rewriting import pooling
+from fedjx.core.rewriting.rewrite import mapped, rewritten
 
 WINDOWS: dict[str, tuple[Any, Any, Any]] = {
     "apart": ((2, 2), (2, 2), "VALID"),

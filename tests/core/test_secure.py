@@ -13,8 +13,8 @@ import pytest
 from fedjx.aggregation.mean import mean
 from fedjx.aggregation.secure import secure_mean, secure_sum, secure_total
 from fedjx.algorithms import fed_avg
-from fedjx.core.computation import federated_computation
-from fedjx.core.operators import (
+from fedjx.core.execution.computation import federated_computation
+from fedjx.core.language.operators import (
     federated_aggregate,
     federated_broadcast,
     federated_collect,
@@ -28,10 +28,10 @@ from fedjx.core.operators import (
     federated_sum,
     federated_value,
 )
-from fedjx.core.placed import federated_map
-from fedjx.core.secure import check_secure
-from fedjx.core.types import CLIENTS, SERVER, FederatedType
-from fedjx.core.values import Clients
+from fedjx.core.language.placed import federated_map
+from fedjx.core.language.secure import check_secure
+from fedjx.core.language.types import CLIENTS, SERVER, FederatedType
+from fedjx.core.language.values import Clients
 from fedjx.data import cohort
 from tests.algorithms.problems import federated_data, plain_model
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjx.core import jaxprs, threefry
-from fedjx.core.rewrite import rewritten
+from fedjx.core.rewriting import jaxprs, threefry
+from fedjx.core.rewriting.rewrite import rewritten
 
 SHAPES = [(4096,), (4097,), (64, 65), (3, 5, 801), (9999, 1), (0,), ()]
 

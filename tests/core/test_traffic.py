@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 
 from fedjx.aggregation import protocol_traffic
-from fedjx.core.computation import federated_computation
-from fedjx.core.operators import (
+from fedjx.core.execution.computation import federated_computation
+from fedjx.core.language.operators import (
     federated_broadcast,
     federated_collect,
     federated_mean,
     federated_secure_sum,
     federated_sum,
 )
-from fedjx.core.placed import federated_map
-from fedjx.core.traffic import Traffic, traffic
-from fedjx.core.types import SERVER, FederatedType, parse_type
-from fedjx.core.values import Clients
+from fedjx.core.language.placed import federated_map
+from fedjx.core.language.traffic import Traffic, traffic
+from fedjx.core.language.types import SERVER, FederatedType, parse_type
+from fedjx.core.language.values import Clients
 
 SHAPES = [(5, 5, 1, 32), (32,), (5, 5, 32, 64), (64,), (3136, 512), (512,), (512, 10), (10,)]
 

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from fedjx import CLIENTS, SERVER, Batches, Clients, FederatedType, FunctionType, Sequence, parse_type
-from fedjx.core.types import Placement, Struct, children, member_type, notation, sequence_type, type_of
+from fedjx.core.language.types import Placement, Struct, children, member_type, notation, sequence_type, type_of
 
 PRINTED = [
     # arrays

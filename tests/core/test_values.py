@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedjx import Batches, Clients, Sequence
-from fedjx.core.values import gathered, per_client, stack
+from fedjx.core.language.values import gathered, per_client, stack
 
 
 def test_clients_of_counts_from_zero():

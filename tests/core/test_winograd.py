@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from fedjx.core import winograd
-from fedjx.core.rewrite import mapped, rewritten
+from fedjx.core.rewriting import winograd
+from fedjx.core.rewriting.rewrite import mapped, rewritten
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjx.core.hosts import Share
-from fedjx.core.values import Clients
+from fedjx.core.execution.hosts import Share
+from fedjx.core.language.values import Clients
 from fedjx.data import state_journal
 from fedjx.data.client_states import ClientStates
 from tests.data.states import INITIAL, InMemory, assert_same, contents, opened, operate

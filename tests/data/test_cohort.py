@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjx.core.hosts import Share
-from fedjx.core.values import Batches, Clients, Sequence
+from fedjx.core.execution.hosts import Share
+from fedjx.core.language.values import Batches, Clients, Sequence
 from fedjx.data import Cohort, FederatedData, central, cohort
 
 BUCKETS = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96]

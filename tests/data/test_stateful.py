@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from fedjx.core import chunks
+from fedjx.core.execution import chunks
 from fedjx.data import Cohort, Store, uniform_sampler
 from tests.data.stateful import ZERO, next_round, rounds, train, write
 from tests.data.states import InMemory, contents, opened
@@ -65,7 +65,7 @@ def test_a_killed_run_resumes_as_if_nothing_had_been(whole, tmp_path, killed_in,
     os.symlink(store, tmp_path / "store")
     code = f"""
 import os, pathlib, signal
-from fedjx.core import chunks
+from fedjx.core.execution import chunks
 from tests.data.stateful import train
 chunks._RESULT_BYTES, seen = 1, []
 def on_chunk(round):

@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from fedjx.core.types import ArrayType
+from fedjx.core.language.types import ArrayType
 from fedjx.data.client_ids import ClientId
 from fedjx.data.federated_data import notation
 from fedjx.data.importers import files

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjx.core.types import ArrayType
+from fedjx.core.language.types import ArrayType
 from fedjx.data.importers import wire
 from fedjx.data.importers.features import Features, check_names, located, stacked
 

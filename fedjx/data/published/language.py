@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from fedjx.core.types import ArrayType
+from fedjx.core.language.types import ArrayType
 from fedjx.data.importers import pfl_hdf5
 from fedjx.data.published.counts import tag_counts, word_counts
 from fedjx.data.published.stores import PUBLISHED_EXAMPLES, Container, opened, tff_containers

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from fedjx.core.types import ArrayType
+from fedjx.core.language.types import ArrayType
 from fedjx.data.importers import fedjax_sqlite, tff_hdf5, tff_sqlite
 from fedjx.data.published import files
 from fedjx.data.source import Source, write_store

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from fedjx.core.types import ArrayType
+from fedjx.core.language.types import ArrayType
 from fedjx.data.importers import cifar
 from fedjx.data.partitions import dirichlet_by_client_partition, iid_partition
 from fedjx.data.published.images import as_bytes, emnist_domain, stacked

@@ -1,0 +1,1 @@
+"""The executors: a program in one compiled function, or streamed over chunks of the cohort."""

@@ -1,0 +1,369 @@
+"""The lower layer: one pass over a cohort, in one program or streamed chunk by chunk.
+
+Nothing here knows of graphs, types or algorithms. A `Pass` is a function of one client and the
+reductions of what it returns. It is run by `map_reduce` inside a traced program, or by
+`PassStream` from a host loop. Both take the same step: map one chunk, add it to accumulators that
+stay on their device, and, after the last chunk, reduce across devices once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.core
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fedjx.core.execution.devices import Placer, padded
+from fedjx.core.execution.hosts import AXIS, agreed, auto_mesh
+from fedjx.core.language.values import Clients, per_client, shares_pool
+from fedjx.core.rewriting.rewrite import mapped
+
+PyTree = Any
+
+_SPLIT, _WHOLE = PartitionSpec(AXIS), PartitionSpec()
+
+
+class Reduction(NamedTuple):
+    """How members become one value.
+
+    Attributes:
+      zero: From the type of one member to the empty accumulator.
+      update: ``(accumulator, members [C, ...], mask [C]) -> accumulator``.
+      across: How the accumulators of two devices combine: a sum, a minimum, a maximum, or
+        any associative and commutative function of two accumulators.
+      report: From the accumulator to the result.
+    """
+
+    zero: Callable[[PyTree], PyTree]
+    update: Callable[[PyTree, PyTree, jax.Array], PyTree]
+    across: Literal["sum", "min", "max"] | Callable[[PyTree, PyTree], PyTree]
+    report: Callable[[PyTree], PyTree] = lambda accumulator: accumulator
+
+
+class Pass(NamedTuple):
+    """One sweep over the cohort.
+
+    Attributes:
+      fn: ``(server values, one client's member, id) -> (one value per reduction, outputs)``.
+      reductions: What becomes of the values; outputs stay with their client.
+      differentiable: Whether `sequence_reduce` runs over all of the padding, in a loop that has a
+        derivative in reverse, or stops where the longest of the clients at hand ends.
+      in_step: Whether all devices take every step, padding included, as they must where several
+        of them compute one client and talk to each other within a step.
+    """
+
+    fn: Callable[[PyTree, PyTree, jax.Array], tuple[tuple[PyTree, ...], PyTree]]
+    reductions: tuple[Reduction, ...]
+    differentiable: bool = True
+    in_step: bool = False
+
+
+# --- one chunk ----------------------------------------------------------------------------------
+
+
+def _map(run: Pass, server: PyTree, clients: Clients) -> tuple[tuple[PyTree, ...], PyTree]:
+    own, pools, join = per_client(clients.value)
+
+    def one(shared: PyTree, member: PyTree) -> tuple[tuple[PyTree, ...], PyTree]:
+        (server, pools), (own, client_id) = shared, member
+        return run.fn(server, join(own, pools), client_id)
+
+    stop_early = not (run.differentiable or run.in_step)
+    return mapped(one, (server, pools), (own, clients.id), stop_early=stop_early)
+
+
+def _zeros(run: Pass, server: PyTree, clients: Clients) -> tuple[PyTree, ...]:
+    values, _ = jax.eval_shape(lambda *args: _map(run, *args), server, clients)
+    return _empty(run, values)
+
+
+def _empty(run: Pass, values: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
+    members = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), values)
+    return tuple(r.zero(member) for r, member in zip(run.reductions, members, strict=True))
+
+
+def _step(run: Pass, accumulators: PyTree, server: PyTree, clients: Clients) -> tuple[PyTree, PyTree]:
+    values, outputs = _map(run, server, clients)
+    _check_same_shapes(accumulators, _empty(run, values))
+    updated = tuple(
+        r.update(accumulator, value, clients.mask)
+        for r, accumulator, value in zip(run.reductions, accumulators, values, strict=True)
+    )
+    return updated, outputs
+
+
+def _fold(
+    run: Pass, accumulators: PyTree, server: PyTree, clients: Clients, lanes: int | None
+) -> tuple[PyTree, PyTree]:
+    """Adds one device's clients to its accumulators, a group of ``lanes`` after the other."""
+    num_clients = clients.num_clients
+    if lanes is None or lanes >= num_clients:
+        return _step(run, accumulators, server, clients)
+    clients = padded(clients, lanes)
+    own, pools, join = per_client(clients.value)
+    groups = jax.tree.map(lambda x: x.reshape(-1, lanes, *x.shape[1:]), (own, clients.mask, clients.id))
+
+    def add(accumulators: PyTree, group: PyTree) -> tuple[PyTree, PyTree]:
+        def step(accumulators: PyTree, group: PyTree) -> tuple[PyTree, PyTree]:
+            own, mask, ids = group
+            return _step(run, accumulators, server, Clients(join(own, pools), mask, ids))
+
+        def skip(accumulators: PyTree, group: PyTree) -> tuple[PyTree, PyTree]:
+            _, outputs = jax.eval_shape(step, accumulators, group)
+            return accumulators, jax.tree.map(lambda x: lax.full(x.shape, 0, x.dtype), outputs)
+
+        has_client = run.in_step or jnp.any(group[1])  # of only padding there is nothing to do
+        return lax.cond(has_client, step, skip, accumulators, group)
+
+    accumulators, outputs = lax.scan(add, accumulators, groups)
+    return accumulators, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num_clients], outputs)
+
+
+def _check_same_shapes(before: PyTree, after: PyTree) -> None:
+    old, new = ([leaf.shape for leaf in jax.tree.leaves(tree)] for tree in (before, after))
+    if old != new:
+        raise ValueError(
+            "a reduced value needs one shape in every chunk, so it cannot depend on the padded length of a sequence; "
+            f"got {new} after {old}. Reduce over the sequence first (sequence_reduce)."
+        )
+
+
+# --- in one program -----------------------------------------------------------------------------
+
+
+def map_reduce(
+    run: Pass, server: PyTree, clients: Clients, *, lanes: int | None = None, mesh: Mesh | None = None
+) -> tuple[tuple[PyTree, ...], PyTree]:
+    """Runs a pass over a whole cohort inside one traceable program.
+
+    Args:
+      run: The pass.
+      server: Values that every client sees.
+      clients: The cohort; padded here as chunks and devices require.
+      lanes: How many clients each device maps at once; all of its clients if not given.
+      mesh: Devices with an axis ``clients``; without one the cohort stays where it is.
+
+    Returns:
+      The reduced values, and the outputs ``[C, ...]``.
+    """
+    if mesh is None:
+        accumulators, outputs = _fold(run, _zeros(run, server, clients), server, clients, lanes)
+        return _report(run, accumulators), outputs
+
+    mesh = auto_mesh(mesh)
+    run = run._replace(in_step=_spreads_clients(mesh))
+    num_clients = clients.num_clients
+    whole = clients
+    if num_clients % mesh.shape[AXIS]:
+        # A cohort that does not divide is not divided yet: say so, or XLA pads it with collectives.
+        whole = lax.with_sharding_constraint(padded(clients, mesh.shape[AXIS]), NamedSharding(mesh, _WHOLE))
+    own, pools, join = per_client(whole.value)
+
+    def device(server: PyTree, own: PyTree, mask: jax.Array, ids: jax.Array, pools: PyTree) -> Any:
+        shard = Clients(join(own, pools), mask, ids)
+        accumulators, outputs = _fold(run, _zeros(run, server, shard), server, shard, lanes)
+        return _report(run, _all_reduce(run, accumulators)), outputs
+
+    reduced, outputs = _by_device(
+        device,
+        mesh,
+        in_specs=(_WHOLE, _SPLIT, _SPLIT, _SPLIT, _pool_specs(clients.value)),
+        out_specs=(_WHOLE, _SPLIT),
+    )(server, own, whole.mask, whole.id, pools)
+    # Said, not only computed: where processes share the mesh, each can then read what is at the server.
+    reduced = lax.with_sharding_constraint(reduced, NamedSharding(mesh, _WHOLE))
+    return reduced, jax.tree.map(lambda x: x[:num_clients], outputs)
+
+
+def _report(run: Pass, accumulators: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
+    return tuple(r.report(accumulator) for r, accumulator in zip(run.reductions, accumulators, strict=True))
+
+
+def _pool_specs(value: PyTree) -> list[PartitionSpec]:
+    return [_WHOLE if shared else _SPLIT for shared in shares_pool(value)]
+
+
+# --- across devices -----------------------------------------------------------------------------
+
+
+def _spreads_clients(mesh: Mesh) -> bool:
+    return mesh.size > mesh.shape[AXIS]
+
+
+def _by_device(fn: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """Runs a function on every device's part of the clients; further axes of the mesh stay for the users' own code.
+
+    Without replication checks a gradient inside stays on its device (with them JAX sums it over
+    all devices behind our back), and the users' scans need no annotations.
+    """
+    return jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names={AXIS}, check_vma=False)
+
+
+def _all_reduce(run: Pass, accumulators: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
+    """Combines the devices' accumulators: all sums of the pass in one collective."""
+    sums = [a for r, a in zip(run.reductions, accumulators, strict=True) if r.across == "sum"]
+    totals = iter(_sum_in_one(sums))
+    return tuple(
+        next(totals) if r.across == "sum" else _combine(r.across, accumulator)
+        for r, accumulator in zip(run.reductions, accumulators, strict=True)
+    )
+
+
+def _combine(across: Any, accumulator: PyTree) -> PyTree:
+    if across == "min":
+        return lax.pmin(accumulator, AXIS)
+    if across == "max":
+        return lax.pmax(accumulator, AXIS)
+    gathered = lax.all_gather(accumulator, AXIS)
+    first, rest = (jax.tree.map(lambda x, s=s: x[s], gathered) for s in (0, slice(1, None)))
+    combined, _ = lax.scan(lambda total, one: (across(total, one), None), first, rest)
+    return combined
+
+
+def _sum_in_one(tree: PyTree) -> PyTree:
+    """Sums a pytree over the devices with a single all-reduce of one float32 vector.
+
+    XLA would use one collective per dtype. A 32-bit integer travels as three 12-bit pieces, whose
+    float32 sums are exact for up to 4,096 devices. Leaves of other widths go by themselves.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    pieces = [_to_float32(leaf) for leaf in leaves]
+    flat = jnp.concatenate([jnp.ravel(p) for p in pieces if p is not None] or [jnp.zeros(0, jnp.float32)])
+    total = lax.psum(flat, AXIS) if flat.size else flat
+    summed, start = [], 0
+    for leaf, piece in zip(leaves, pieces, strict=True):
+        if piece is None:
+            summed.append(lax.psum(leaf, AXIS))
+            continue
+        summed.append(_from_float32(total[start : start + piece.size].reshape(piece.shape), leaf.dtype))
+        start += piece.size
+    return treedef.unflatten(summed)
+
+
+_SHIFTS = (0, 12, 24)
+
+
+def _to_float32(leaf: jax.Array) -> jax.Array | None:
+    if leaf.dtype == jnp.float32:
+        return leaf
+    if leaf.dtype not in (jnp.int32, jnp.uint32):
+        return None
+    bits = lax.bitcast_convert_type(leaf, jnp.uint32)
+    return jnp.stack([(bits >> s & 0xFFF).astype(jnp.float32) for s in _SHIFTS])
+
+
+def _from_float32(piece: jax.Array, dtype: Any) -> jax.Array:
+    if dtype == jnp.float32:
+        return piece
+    bits = sum((piece[i].astype(jnp.uint32) << s for i, s in enumerate(_SHIFTS)), start=jnp.uint32(0))
+    return lax.bitcast_convert_type(bits, dtype)
+
+
+# --- streamed -----------------------------------------------------------------------------------
+
+# Dispatch runs ahead of the device; more chunks in flight only cost memory.
+_IN_FLIGHT = 2
+
+
+class PassStream:
+    """Runs one pass from a host loop over chunks, in memory that does not grow with the cohort.
+
+    The step has no collective and donates its accumulators, ``[D, ...]`` for D devices; `finish`
+    traces the one reduction across devices. Compiled programs are kept for the object's life.
+    """
+
+    def __init__(self, run: Pass, mesh: Mesh, placer: Placer | None = None):
+        self.mesh = mesh
+        self._run, self._placer = run._replace(in_step=_spreads_clients(mesh)), placer or Placer(mesh)
+        split = NamedSharding(mesh, _SPLIT)
+        self._start = jax.jit(self._zeros, out_shardings=split)
+        self._step = jax.jit(self._sharded_step, static_argnums=3, donate_argnums=0, out_shardings=split)
+
+    def __call__(
+        self,
+        server: PyTree,
+        chunks: Iterable[tuple[int | None, Clients]],
+        sink: Callable[[Clients], None],
+        *,
+        are_fresh: bool = False,
+    ) -> tuple[PyTree, ...]:
+        """Maps all chunks and returns the accumulators, to be given to `finish`.
+
+        Args:
+          server: Values that every client sees, on the mesh.
+          chunks: The cohort: of each chunk the `own_part`, and how many clients a device maps at
+            once, or None for all of its own.
+          sink: Called with each chunk's outputs, on the device, once they are computed.
+          are_fresh: Whether nobody writes to the chunks' arrays any more, so that they need no copy.
+        """
+        accumulators, waiting = None, deque()
+        for lanes, chunk in chunks:
+            chunk = self._placer.chunk(chunk, are_fresh=are_fresh)
+            if accumulators is None:
+                accumulators = self._start(server, chunk)
+            accumulators, outputs, done = self._step(accumulators, server, chunk, lanes)
+            waiting.append((done, Clients(outputs, chunk.mask, chunk.id)))
+            if len(waiting) > _IN_FLIGHT:
+                _hand_over(waiting, sink)
+        if accumulators is None:
+            raise ValueError("a cohort needs at least one client; got no chunk. Sample again, or skip the round.")
+        while waiting:
+            _hand_over(waiting, sink)
+        return accumulators
+
+    def seconds(self, server: PyTree, chunk: Clients, lanes: int | None) -> float:
+        """Measures how long a chunk takes, once its program is compiled; the shortest of a few runs.
+
+        All processes get the numbers of process 0, and so make equally many runs.
+        """
+        chunk, seconds = self._placer.chunk(chunk), []
+        while len(seconds) < 3 or (len(seconds) < 10 and sum(seconds[1:]) < 0.1):
+            accumulators = jax.block_until_ready(self._start(server, chunk))
+            started = time.perf_counter()
+            jax.block_until_ready(self._step(accumulators, server, chunk, lanes))
+            seconds.append(agreed(time.perf_counter() - started))
+        return min(seconds[1:])
+
+    def finish(self, accumulators: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
+        """Reduces the devices' accumulators to the pass's values; traceable."""
+
+        def device(accumulators: PyTree) -> PyTree:
+            return _report(self._run, _all_reduce(self._run, _unstacked(accumulators)))
+
+        return _by_device(device, self.mesh, in_specs=_SPLIT, out_specs=_WHOLE)(accumulators)
+
+    def _zeros(self, server: PyTree, clients: Clients) -> PyTree:
+        zeros = _zeros(self._run, server, clients)
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (self.mesh.shape[AXIS], *jnp.shape(x))), zeros)
+
+    def _sharded_step(self, accumulators: PyTree, server: PyTree, clients: Clients, lanes: int | None) -> Any:
+        own, pools, join = per_client(clients.value)
+
+        def device(accumulators: Any, server: Any, own: Any, mask: Any, ids: Any, pools: Any) -> Any:
+            shard = Clients(join(own, pools), mask, ids)
+            updated, outputs = _fold(self._run, _unstacked(accumulators), server, shard, lanes)
+            # Donated accumulators cannot be waited on; this small array can.
+            return jax.tree.map(lambda x: x[None], updated), outputs, jnp.any(mask)[None]
+
+        return _by_device(
+            device,
+            self.mesh,
+            in_specs=(_SPLIT, _WHOLE, _SPLIT, _SPLIT, _SPLIT, _pool_specs(clients.value)),
+            out_specs=_SPLIT,
+        )(accumulators, server, own, clients.mask, clients.id, pools)
+
+
+def _unstacked(accumulators: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: x[0], accumulators)
+
+
+def _hand_over(waiting: deque, sink: Callable[[Clients], None]) -> None:
+    done, outputs = waiting.popleft()
+    jax.block_until_ready(done)
+    sink(outputs)

@@ -1,0 +1,138 @@
+"""Computations as files: `export` to bytes, `load` in a process without the Python that made them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedjx.core.execution.arguments import as_declared
+from fedjx.core.execution.computation import Computation
+from fedjx.core.language.types import (
+    CLIENTS,
+    FederatedType,
+    FunctionType,
+    Struct,
+    element_type,
+    parse_type,
+    sequence_type,
+    type_of,
+)
+from fedjx.core.language.values import Clients, Sequence, gathered
+
+PyTree = Any
+
+_FORMAT = "fedjx computation 1"
+
+
+def export(computation: Computation, *args: Any) -> bytes:
+    """Serialises a computation, for any number of clients and any length of their sequences.
+
+    Args:
+      computation: The federated computation.
+      *args: Arguments like those it will be called with, or their types.
+
+    Returns:
+      A self-contained artefact: the StableHLO program of `jax.export`, and the type signature
+      that says how arguments and results are structured.
+
+    >>> @fedjx.federated_computation("{float32[2]}@CLIENTS")
+    ... def total(x):
+    ...     return fedjx.federated_sum(x)
+    >>> load(export(total, total.type_signature.parameter))([[1.0, 2.0], [3.0, 4.0]])
+    Array([4., 6.], dtype=float32)
+    """
+    types = [type_of(arg) for arg in args]
+    signature = computation.type_signature
+    signature = signature if isinstance(signature, FunctionType) else signature(*types)
+    sizes = jax.export.symbolic_shape("clients, steps")
+    leaves, treedef = jax.tree.flatten([_symbolic(t, *sizes) for t in types])
+
+    def flat(*leaves: jax.Array) -> list[jax.Array]:
+        return jax.tree.leaves(computation.in_graph()(*treedef.unflatten(leaves)))
+
+    program = jax.export.export(jax.jit(flat))(*leaves)
+    header = {
+        "format": _FORMAT,
+        "jax": jax.__version__,
+        "type": str(signature),
+        "arguments": [str(t) for t in types],
+    }
+    return json.dumps(header).encode() + b"\n" + bytes(program.serialize())
+
+
+def load(artefact: bytes) -> LoadedComputation:
+    """Restores what `export` wrote.
+
+    Raises:
+      ValueError: If the bytes are no such artefact, or one that this version of JAX cannot read: JAX keeps programs
+        readable for six months.
+    """
+    head, _, body = artefact.partition(b"\n")
+    try:
+        header = json.loads(head)
+    except ValueError:
+        header = None
+    if not (isinstance(header, dict) and header.get("format") == _FORMAT):
+        raise ValueError(f"an artefact begins with a header of format {_FORMAT!r}; got {head[:40]!r}. Use export.")
+    try:
+        program = jax.export.deserialize(bytearray(body))
+    except Exception as error:  # JAX does not say which
+        raise ValueError(
+            f"an artefact needs a program that JAX can read; this one, written by JAX {header.get('jax', 'unknown')}, "
+            f"cannot be read by JAX {jax.__version__}: {error}. Export it again."
+        ) from error
+    return LoadedComputation(parse_type(header["type"]), header["arguments"], program)
+
+
+class LoadedComputation:
+    """A computation from a file. Call it with values of the types in its signature.
+
+    Structures in its results are `Struct` and tuples, whatever they were made of.
+
+    Attributes:
+      type_signature: The `FunctionType`.
+    """
+
+    def __init__(self, type_signature: FunctionType, arguments: list[str], program: jax.export.Exported):
+        self.type_signature = type_signature
+        self._arguments = [parse_type(t) for t in arguments]
+        self._program = program
+
+    def __call__(self, *args: Any) -> Any:
+        """Runs the computation on arguments of the types in its signature."""
+        if len(args) != len(self._arguments):
+            raise TypeError(f"this computation takes {len(self._arguments)} arguments; got {len(args)}.")
+        pairs = enumerate(zip(args, self._arguments, strict=True))
+        values = [as_declared("the loaded computation", str(i), arg, type_) for i, (arg, type_) in pairs]
+        results = self._program.call(*map(jnp.asarray, jax.tree.leaves(gathered(values))))
+        return jax.tree.unflatten(jax.tree.structure(_template(self.type_signature.result)), results)
+
+
+def _symbolic(type_: FederatedType, clients: Any, steps: Any) -> PyTree:
+    """Returns the device form of a value of a type, with symbols for the sizes that are no part of it."""
+    lead = (clients,) if type_.placement == CLIENTS else ()
+
+    def spec(leaf: Any, *sizes: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((*sizes, *leaf.shape[len(sizes) - len(lead) :]), leaf.dtype)
+
+    def part(node: Any) -> Any:
+        if not isinstance(node, Sequence):
+            return spec(node, *lead)
+        elements = jax.tree.map(lambda leaf: spec(leaf, *lead, steps), sequence_type(element_type(node)).elements)
+        return Sequence(elements, spec(node.length, *lead))
+
+    value = jax.tree.map(part, type_.member, is_leaf=lambda x: isinstance(x, Sequence))
+    return Clients(value, jax.ShapeDtypeStruct(lead, bool), jax.ShapeDtypeStruct(lead, jnp.int32)) if lead else value
+
+
+def _template(type_: Any) -> PyTree:
+    """Returns a pytree of the structure that a result of a type has."""
+    if isinstance(type_, FederatedType):
+        return Clients(type_.member, 0, 0) if type_.placement == CLIENTS else type_.member
+    if isinstance(type_, (tuple, Struct)):
+        parts, treedef = jax.tree.flatten(type_, is_leaf=lambda x: x is not type_)
+        return treedef.unflatten([_template(part) for part in parts])
+    return type_

@@ -1,0 +1,220 @@
+"""The streamed executor: a host loop over chunks of the cohort."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fedjx.core.execution.ahead import fed
+from fedjx.core.execution.chunks import Chunks, Level, Planned, first_chunk, is_stream
+from fedjx.core.execution.devices import Placer
+from fedjx.core.execution.engine import PassStream
+from fedjx.core.execution.hosts import AXIS, agreed, auto_mesh, device_memory, own_rows, share_of
+from fedjx.core.language.program import Environment, Program
+from fedjx.core.language.types import type_of
+from fedjx.core.language.values import Clients
+
+if TYPE_CHECKING:
+    from fedjx.core.execution.computation import Computation
+
+PyTree = Any
+Sink = Callable[[Clients], None]
+
+
+class Stream:
+    """A computation as a host loop. Holds compiled programs by the types of the arguments.
+
+    Attributes:
+      lanes: How many clients each device ran at once in the last call; None if all of a chunk's.
+    """
+
+    def __init__(self, computation: Computation, mesh: Mesh | None, lanes: int | None, sink: Sink | None):
+        self.lanes = self._asked_lanes = lanes
+        self._levels: list[Level] = []
+        self._result_bytes: int | None = 0
+        self._computation, self._sink = computation, sink
+        self._mesh = auto_mesh(mesh or Mesh(np.array(jax.devices()), (AXIS,)))
+        # A cohort decides by it what goes to the device, which must be the same in all processes.
+        self._share = share_of(self._mesh)._replace(memory=agreed(device_memory()))
+        self._placer = Placer(self._mesh)
+        self._by_arrays: dict[Any, _Compiled] = {}
+        self._by_type: dict[Any, _Compiled] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs every pass over the cohort's chunks."""
+        values = self._computation.bind(args, kwargs)
+        shown = [first_chunk(value) for value in values]
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in [jnp.zeros(()), *jax.tree.leaves(shown)]):
+            raise TypeError("a streamed computation is a host loop; got called while tracing. Use in_graph under jit.")
+        shown = self._computation.converted(shown)
+        compiled = self._compile(shown)
+        server = self._placer.server(compiled.program.server_arguments(shown))
+        at_clients = [v if is_stream(v) else s for v, s in zip(values, shown, strict=True) if isinstance(s, Clients)]
+        self._result_bytes = compiled.program.result_bytes()
+        chunks = Chunks(at_clients, self._share, result_bytes=self._result_bytes)
+        lanes = self._asked_lanes or chunks.asked_lanes
+        if lanes == "auto":
+            compiled.levels = self._levels = compiled.levels or compiled.measured_levels(server, chunks)
+        else:
+            self._levels = [Level(int(lanes), 1.0)] if lanes else []
+        self.lanes = self._levels[0].lanes if self._levels else None
+        return compiled.run(server, chunks, self._levels, self._sink)
+
+    def ahead(self, cohorts: Iterable[Planned], *, num_chunks: int = 4, max_bytes: int = 1 << 30) -> Iterator[Planned]:
+        """Yields cohorts whose chunks a background thread makes while the device computes.
+
+        The first cohort comes as it is: with it the lanes are chosen.
+
+        Args:
+          cohorts: For this computation's only argument at CLIENTS that is a cohort, round by round;
+            read in the thread, one by one.
+          num_chunks: How many chunks may wait at any time; more hide longer hitches, and take memory.
+          max_bytes: No chunk is begun while those that wait have so many bytes on the devices, pools that
+            are resident apart.
+
+        >>> import optax
+        >>> train, _ = fedjx.data.digits(num_clients=20)
+        >>> model = fedjx.models.linear(10, input_shape=(8, 8, 1), scale=1 / 16)
+        >>> algorithm = fedjx.fed_avg(model, client_optimizer=optax.sgd(0.1))
+        >>> step, state = algorithm.next.streamed(), algorithm.init(jax.random.key(0))
+        >>> for cohort in step.ahead(fedjx.data.Cohort(train, [k, k + 1], batch_size=20) for k in range(3)):
+        ...     state, metrics = step(state, cohort)
+        >>> int(state.round)
+        3
+        """
+        cohorts = iter(cohorts)
+        for first in itertools.islice(cohorts, 1):
+            yield first
+            if not self._levels:
+                raise RuntimeError(
+                    "the first cohort decides how the others are cut, so this computation must have run it; "
+                    "got the second asked for before. Call the object whose `ahead` this is."
+                )
+
+        def chunks(cohort: Planned) -> Chunks:
+            return Chunks([cohort], self._share, result_bytes=self._result_bytes)
+
+        yield from fed(
+            cohorts,
+            order=lambda cohort: [(ids, mask) for _, ids, mask in chunks(cohort).order(self._levels)],
+            make=lambda cohort, ids, mask: self._placer.chunk(cohort.members(ids, mask, self._share), are_fresh=True),
+            num_chunks=num_chunks,
+            max_bytes=max_bytes,
+            share=self._share,
+        )
+
+    def _compile(self, values: list[Any]) -> _Compiled:
+        leaves, treedef = jax.tree.flatten(values)
+        arrays = (treedef, *((np.shape(x), getattr(x, "dtype", type(x))) for x in leaves))
+        if arrays not in self._by_arrays:
+            types = tuple(map(type_of, values))
+            # A type leaves out padded lengths, and so does a program: chunks of all lengths share it.
+            if (types, treedef) not in self._by_type:
+                self._by_type[types, treedef] = _Compiled(self._computation.trace(types), self._mesh, self._placer)
+            self._by_arrays[arrays] = self._by_type[types, treedef]
+        return self._by_arrays[arrays]
+
+
+class _Compiled:
+    """A program and the compiled steps of its passes."""
+
+    def __init__(self, program: Program, mesh: Mesh, placer: Placer):
+        self.program = program
+        whole = NamedSharding(mesh, PartitionSpec())
+        passes = [program.client_pass(k)._replace(differentiable=False) for k in range(program.num_passes)]
+        self._passes = [PassStream(run, mesh, placer) for run in passes]
+        self._first = jax.jit(functools.partial(program.server_stage, 0), out_shardings=whole)
+        stages = [functools.partial(self._finish, level) for level in range(program.num_passes)]
+        self._finishes = [jax.jit(stage, out_shardings=whole) for stage in stages]
+        self.levels: list[Level] = []  # the fastest lanes and fewer, once measured
+
+    def _finish(self, level: int, environment: Environment, accumulators: Any, members: Any, mask: Any) -> Environment:
+        reduced = self._passes[level].finish(accumulators)
+        return self.program.after_pass(level, environment, reduced, members, mask)
+
+    def measured_levels(self, server: Environment, chunks: Chunks) -> list[Level]:
+        """Measures on copies of one client how many of them are best run at once; the fastest comes first."""
+        environment = self._first(server)
+
+        def seconds_per_client(lanes: int) -> float:
+            # What is quick is measured on a full chunk, or the cost of the dispatch would count for more than it does.
+            for is_full in (False, True):
+                sample = chunks.sample(lanes, is_full=is_full)
+                seconds = self._passes[0].seconds(environment, sample, lanes)
+                if seconds > 0.05:
+                    break
+            # Processes that went on with numbers of their own, as of unequal shares, would each run another program.
+            return agreed(seconds / int(np.sum(sample.mask)))
+
+        return _fastest(seconds_per_client, chunks.lane_counts())[::-1]
+
+    def run(self, server: Environment, chunks: Chunks, levels: list[Level], sink: Sink | None) -> Any:
+        environment, finished, cut = self._first(server), {}, chunks.cut(levels)
+        for level, (run, finish) in enumerate(zip(self._passes, self._finishes, strict=True)):
+            receiver = _Receiver(sink)
+            accumulators = run(environment, cut, receiver, are_fresh=chunks.are_fresh)
+            environment = finish(environment, accumulators, *receiver.members())
+            finished.update(zip(self.program.outputs(level), receiver.outputs(), strict=False))
+        return self.program.assemble({**dict.fromkeys(self.program.client_results()), **environment, **finished})
+
+
+def _fastest(seconds_per_client: Callable[[int], float], lane_counts: list[int]) -> list[Level]:
+    """Tries more and more lanes for as long as clients run noticeably faster."""
+    levels: list[Level] = []
+    for lanes in lane_counts:
+        level = Level(lanes, seconds_per_client(lanes))
+        if levels and level.seconds > 0.95 * levels[-1].seconds:
+            break
+        levels.append(level)
+    return levels
+
+
+class _Receiver:
+    """Keeps what chunks leave behind: members to collect on the device, results in host memory."""
+
+    def __init__(self, sink: Sink | None):
+        self._sink = sink
+        self._members: list[tuple[PyTree, Any]] = []
+        self._outputs: list[Clients] = []
+
+    def __call__(self, chunk: Clients) -> None:
+        members, results = chunk.value
+        if members:
+            self._members.append((members, chunk.mask))
+        own = own_rows(Clients(results, chunk.mask, chunk.id))
+        if results and self._sink is not None:
+            self._sink(Clients(tuple(own.value), own.mask, own.id))
+        elif results:
+            self._outputs.append(jax.tree.map(_to_host, own))
+
+    def members(self) -> tuple[Any, Any]:
+        return jax.tree.map(_concatenated, *self._members) if self._members else ([], ())
+
+    def outputs(self) -> list[Clients]:
+        if not self._outputs:
+            return []
+        whole = jax.tree.map(_concatenated, *self._outputs)
+        real = jax.tree.map(lambda x: x[whole.mask], whole)
+        return [Clients(value, real.mask, real.id) for value in real.value]
+
+
+def _to_host(x: jax.Array) -> Any:
+    return x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else np.asarray(x)  # NumPy has no random keys
+
+
+def _concatenated(*parts: Any) -> Any:
+    shapes = sorted({x.shape[1:] for x in parts})
+    if len(shapes) > 1:
+        raise ValueError(
+            "what chunks leave at CLIENTS needs one shape, so it cannot depend on the padded length of a sequence; "
+            f"got {shapes}. Reduce over the sequence first, give the chunks one num_steps, or pass a sink."
+        )
+    return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else jnp.concatenate(parts)

@@ -1,0 +1,1 @@
+"""The language: types, placed values, federated operators, and the program that they make."""

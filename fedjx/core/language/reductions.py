@@ -1,0 +1,120 @@
+"""The reductions behind the federated operators: sum, mean, min, max and the general aggregate.
+
+Accumulators are never narrower than float32 or int32, so that no result depends on how the
+cohort was cut into chunks. Padding may hold anything, NaN included.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from fedjx.core.execution.engine import Reduction
+
+PyTree = Any
+
+
+def wide_dtype(dtype: Any) -> Any:
+    """Returns the dtype in which values of a dtype are accumulated."""
+    if jnp.issubdtype(dtype, jnp.inexact):
+        return jnp.promote_types(dtype, jnp.float32)
+    signed = jnp.issubdtype(dtype, jnp.signedinteger) or dtype == jnp.bool_
+    return jnp.promote_types(dtype, jnp.int32 if signed else jnp.uint32)
+
+
+def _select(mask: jax.Array, members: jax.Array, other: Any) -> jax.Array:
+    return jnp.where(mask.reshape(-1, *[1] * (members.ndim - 1)), members, jnp.asarray(other, members.dtype))
+
+
+def _masked_sum(members: jax.Array, mask: jax.Array) -> jax.Array:
+    """Sums the real members of a chunk ``[C, ...]`` in the wide dtype."""
+    members = _select(mask, members.astype(wide_dtype(members.dtype)), 0)
+    if not jnp.issubdtype(members.dtype, jnp.inexact):
+        return members.sum(axis=0, dtype=members.dtype)
+    # As a product with the mask: XLA's sum over the leading axis is tens of times slower on a CPU.
+    return jnp.tensordot(mask.astype(members.dtype), members, axes=1, precision=lax.Precision.HIGHEST)
+
+
+def _zero_sum(member: PyTree) -> PyTree:
+    return jax.tree.map(lambda m: jnp.zeros(m.shape, wide_dtype(m.dtype)), member)
+
+
+def _add_chunk(total: PyTree, members: PyTree, mask: jax.Array) -> PyTree:
+    return jax.tree.map(lambda t, m: t + _masked_sum(m, mask), total, members)
+
+
+SUM = Reduction(_zero_sum, _add_chunk, "sum")
+
+# Equal to SUM but for its name: the communication bill tells them apart.
+SECURE_SUM = SUM._replace(report=lambda total: total)
+
+
+@functools.cache
+def mean_of(dtypes: tuple[Any, ...]) -> Reduction:
+    """Returns the reduction to the plain mean, in the members' own dtypes; 0 over no client."""
+
+    def zero(member: PyTree) -> Any:
+        return _zero_sum(member), jnp.zeros((), jnp.float32)
+
+    def update(accumulator: Any, members: PyTree, mask: jax.Array) -> Any:
+        total, num_clients = accumulator
+        return _add_chunk(total, members, mask), num_clients + mask.sum(dtype=jnp.float32)
+
+    return Reduction(zero, update, "sum", lambda accumulator: divide(accumulator[0], accumulator[1], dtypes))
+
+
+def divide(total: PyTree, weight: jax.Array, dtypes: tuple[Any, ...]) -> PyTree:
+    """Divides a sum by its scalar weight, 0 where the weight is 0, and casts the leaves to the dtypes."""
+    # One division for all elements of all leaves.
+    scale = jnp.where(weight == 0, 0.0, 1 / jnp.where(weight == 0, 1.0, weight))
+    leaves, treedef = jax.tree.flatten(total)
+    return treedef.unflatten([(leaf * scale).astype(d) for leaf, d in zip(leaves, dtypes, strict=True)])
+
+
+def _extremum(across: Any, combine: Any, reduce: Any, identity: Callable[[Any], Any]) -> Reduction:
+    def zero(member: PyTree) -> PyTree:
+        return jax.tree.map(lambda m: jnp.full(m.shape, identity(m.dtype), m.dtype), member)
+
+    def update(accumulator: PyTree, members: PyTree, mask: jax.Array) -> PyTree:
+        def one(a: jax.Array, m: jax.Array) -> jax.Array:
+            return combine(a, reduce(_select(mask, m, identity(m.dtype)), axis=0))
+
+        return jax.tree.map(one, accumulator, members)
+
+    return Reduction(zero, update, across)
+
+
+def _largest(dtype: Any) -> Any:
+    if dtype == jnp.bool_:
+        return True
+    return jnp.inf if jnp.issubdtype(dtype, jnp.floating) else np.iinfo(dtype).max
+
+
+def _smallest(dtype: Any) -> Any:
+    if dtype == jnp.bool_:
+        return False
+    return -jnp.inf if jnp.issubdtype(dtype, jnp.floating) else np.iinfo(dtype).min
+
+
+MIN = _extremum("min", jnp.minimum, jnp.min, _largest)
+MAX = _extremum("max", jnp.maximum, jnp.max, _smallest)
+
+
+def aggregate_of(zero: PyTree, accumulate: Callable, merge: Callable, report: Callable) -> Reduction:
+    """Returns the reduction that folds members one at a time, and devices by ``merge``."""
+
+    def update(accumulator: PyTree, members: PyTree, mask: jax.Array) -> PyTree:
+        def one(accumulator: PyTree, member_and_mask: Any) -> Any:
+            member, real = member_and_mask
+            updated = accumulate(accumulator, member)
+            return jax.tree.map(lambda new, old: jnp.where(real, new, old), updated, accumulator), None
+
+        return lax.scan(one, accumulator, (members, mask))[0]
+
+    return Reduction(lambda _: jax.tree.map(jnp.asarray, zero), update, merge, report)

@@ -1,0 +1,301 @@
+"""Device forms: how a cohort of clients, and one client's data set, lie in arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+
+from fedjx.core.execution.hosts import own_rows
+
+PyTree = Any
+
+MASK = "mask"
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """Batches of examples, stored as indices into a pool that all clients share.
+
+    This is what travels to the device: the examples once, in their native dtype,
+    and one int32 per position. A batch is gathered inside the step that trains on it.
+
+    Attributes:
+      pool: Features by name, each ``[N, ...]``.
+      index: int32 ``[..., B]``; row of the pool, or -1 for padding.
+      shared: Whether every device needs all of the pool. If not, it is in as many equal parts as
+        there are devices, and a client's index counts from the beginning of its device's part.
+    """
+
+    pool: Mapping[str, Any]
+    index: Any
+    shared: bool = dataclasses.field(default=True, metadata={"static": True})
+
+    def gather(self) -> dict[str, Any]:
+        """Returns the features ``[..., B, ...]`` and ``mask``, bool ``[..., B]``.
+
+        Padding shows a real example (the pool's first), so that a loss or gradient
+        computed on it is finite before the mask removes it.
+        """
+        rows = jnp.maximum(self.index, 0)
+        batch = {name: jnp.take(column, rows, axis=0, mode="clip") for name, column in self.pool.items()}
+        return {**batch, MASK: self.index >= 0}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sequence:
+    """A client's data set: elements consumed in order, of type ``T*``.
+
+    Attributes:
+      elements: Pytree of leaves ``[S, ...]``, or a `Batches` with index ``[S, B]``. The
+        capacity S is padding and no part of the type.
+      length: int32 ``[]``; only the first ``length`` elements exist.
+    """
+
+    elements: PyTree
+    length: Any
+
+    @property
+    def mask(self) -> jax.Array:
+        """Tells which positions hold an element: bool ``[S]``."""
+        return jnp.arange(_capacity(self), dtype=jnp.int32) < self.length
+
+    @classmethod
+    def of(cls, elements: PyTree) -> Sequence:
+        """Makes a full sequence of arrays with a common leading axis.
+
+        >>> Sequence.of(np.arange(3)).length
+        Array(3, dtype=int32)
+        """
+        sizes = {np.shape(leaf)[0] if np.ndim(leaf) else None for leaf in jax.tree.leaves(elements)}
+        if len(sizes) != 1 or None in sizes:
+            raise ValueError(
+                f"the leaves of a sequence need one common leading axis; got sizes {sorted(map(str, sizes))}. "
+                "Stack the elements along axis 0."
+            )
+        return cls(elements, jnp.int32(sizes.pop()))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Clients:
+    """A cohort, or a chunk of one: one member per client along the leading axis.
+
+    Attributes:
+      value: Pytree of leaves ``[C, ...]``; the pools of `Batches` in it are shared by all
+        clients and have no clients axis.
+      mask: bool ``[C]``; False marks padding, which every reduction ignores.
+      id: int32 ``[C]``; the clients' identities, from which their random keys are made.
+    """
+
+    value: PyTree
+    mask: Any
+    id: Any
+
+    @classmethod
+    def of(cls, value: PyTree, *, ids: Any = None, mask: Any = None) -> Clients:
+        """Makes a cohort of arrays whose leading axis is the clients.
+
+        Args:
+          value: Pytree of leaves ``[C, ...]``, or a list with one member per client.
+          ids: int32 ``[C]``; ``0 .. C-1`` if not given. Random keys are made from them: name the
+            clients when a cohort comes in several chunks.
+          mask: bool ``[C]``; all True if not given.
+
+        Raises:
+          ValueError: If the leaves disagree on the number of clients, or there is none.
+
+        >>> Clients.of(np.zeros((3, 2))).num_clients
+        3
+        >>> Clients.of([{"age": 31}, {"age": 45}]).value
+        {'age': array([31, 45])}
+        """
+        value = stack(value) if isinstance(value, list) else value
+        own, _, _ = per_client(value)
+        for leaf in jax.tree.leaves(own):
+            check_32_bits(leaf)
+        sizes = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else None for leaf in jax.tree.leaves(own)}
+        sizes |= {len(x) for x in (ids, mask) if x is not None}
+        if len(sizes) != 1 or None in sizes:
+            raise ValueError(
+                "every leaf of a CLIENTS value needs the number of clients as its leading axis; got sizes "
+                f"{sorted(map(str, sizes))}. Stack one member per client along axis 0."
+            )
+        (num_clients,) = sizes
+        if isinstance(num_clients, int) and num_clients == 0:
+            raise ValueError("a cohort needs at least one client; got 0. Sample again, or skip the round.")
+        return cls(
+            value,
+            jnp.ones(num_clients, bool) if mask is None else jnp.asarray(mask, bool),
+            jnp.arange(num_clients, dtype=jnp.int32) if ids is None else jnp.asarray(ids, jnp.int32),
+        )
+
+    @property
+    def num_clients(self) -> int:
+        """Number of members, padding included."""
+        return self.mask.shape[0]
+
+    def members(self) -> dict[int, PyTree]:
+        """Copies to the host what belongs to each real client, by id; for looking at results.
+
+        Of a cohort that several processes share, each gets the clients of its own devices.
+        """
+        value, mask, ids = jax.device_get(own_rows((self.value, self.mask, self.id)))
+        return {int(ids[c]): jax.tree.map(lambda x, c=c: x[c], value) for c in np.flatnonzero(mask)}
+
+
+def check_32_bits(leaf: Any) -> None:
+    """Refuses integers that JAX would wrap around in silence when it stores them in 32 bits."""
+    if not isinstance(leaf, np.ndarray) or leaf.dtype not in (np.int64, np.uint64) or not leaf.size:
+        return
+    kept = leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype))
+    if not np.array_equal(kept, leaf):
+        raise ValueError(
+            f"integers must fit in 32 bits; got values from {leaf.min()} to {leaf.max()}. "
+            "Subtract an offset, use floats, or enable jax_enable_x64."
+        )
+
+
+def strongly_typed(value: PyTree) -> PyTree:
+    """Makes arrays of definite dtype out of numbers and weakly typed arrays."""
+
+    def strong(leaf: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and not getattr(leaf, "weak_type", False):
+            return leaf
+        array = jnp.asarray(leaf)
+        return jnp.asarray(array, array.dtype)
+
+    return jax.tree.map(strong, value)
+
+
+def check_same_clients(arguments: list[Clients]) -> None:
+    """Refuses cohorts that are not of the same clients, as far as is known while tracing."""
+    sizes = [c.num_clients for c in arguments]
+    if any(size != sizes[0] for size in sizes[1:]):
+        raise ValueError(f"all arguments at CLIENTS need the same clients; got {sizes} of them. Sample them together.")
+    if len(arguments) < 2:
+        return
+    known = [np.asarray(c.id) for c in arguments if not isinstance(c.id, jax.core.Tracer)]
+    for other in known[1:]:
+        if not np.array_equal(known[0], other):
+            raise ValueError(
+                "all arguments at CLIENTS need the same clients in the same order; "
+                f"got {known[0].tolist()} and {other.tolist()}. Sample them together."
+            )
+
+
+def side_by_side(arguments: list[Clients]) -> Clients:
+    """Makes one cohort of several: a client's member is the tuple of its members."""
+    check_same_clients(arguments)
+    first, *rest = arguments
+    mask = first.mask
+    for other in rest:
+        mask = mask & other.mask
+    return Clients(tuple(c.value for c in arguments), mask, first.id)
+
+
+def per_client(value: PyTree) -> tuple[PyTree, PyTree, Callable[[PyTree, PyTree], PyTree]]:
+    """Separates what is each client's own from the pools that all share.
+
+    Args:
+      value: A pytree with `Batches` in it, or none.
+
+    Returns:
+      The same tree with the index in place of each `Batches`; the pools; and the function of
+      both that puts them together again. `vmap`, `scan` and `shard_map` split the first only.
+    """
+    leaves, treedef = jax.tree.flatten(value, is_leaf=_is_batches)
+    own = treedef.unflatten([leaf.index if _is_batches(leaf) else leaf for leaf in leaves])
+    pools = [leaf.pool if _is_batches(leaf) else None for leaf in leaves]
+
+    def join(own: PyTree, pools: PyTree) -> PyTree:
+        pairs = zip(jax.tree.leaves(own), pools, strict=True)
+        return treedef.unflatten(
+            [
+                x if pool is None else dataclasses.replace(leaf, pool=pool, index=x)
+                for leaf, (x, pool) in zip(leaves, pairs, strict=True)
+            ]
+        )
+
+    return own, pools, join
+
+
+def shares_pool(value: PyTree) -> list[bool]:
+    """Tells of each of the pools that `per_client` separates whether every device needs all of it."""
+    return [not _is_batches(leaf) or leaf.shared for leaf in jax.tree.leaves(value, is_leaf=_is_batches)]
+
+
+def gathered(value: PyTree) -> PyTree:
+    """Replaces every `Batches` in a pytree by the batch it stands for."""
+    return jax.tree.map(lambda x: x.gather() if _is_batches(x) else x, value, is_leaf=_is_batches)
+
+
+def stack(members: Iterable[PyTree]) -> PyTree:
+    """Stacks the members of several clients, leaves ``[...]``, into leaves ``[C, ...]``.
+
+    Sequences of different length are padded to the longest with copies of a real element.
+    """
+    members = list(members)
+    if not members:
+        raise ValueError("a cohort needs at least one client; got 0. Sample again, or skip the round.")
+    first, *rest = members
+    return jax.tree.map(_stack_leaf, first, *rest, is_leaf=lambda x: isinstance(x, Sequence))
+
+
+def stack_cohorts(cohorts: Iterable[Clients]) -> Clients:
+    """Stacks the cohorts of R rounds, leaves ``[C, ...]``, into leaves ``[R, C, ...]``; a common pool stays one.
+
+    Raises:
+      ValueError: If two cohorts differ in a shape, or in their pool.
+    """
+    parts = [per_client((c.value, c.mask, c.id)) for c in cohorts]
+    if not parts:
+        raise ValueError("at least one round is run; got no cohort. Sample some.")
+    shapes = {str(jax.tree.map(np.shape, own)) for own, _, _ in parts}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"the cohorts of rounds that run as one program need equal shapes; got {sorted(shapes)[:2]}. "
+            "Give fedjx.data.cohort one num_steps and one num_clients."
+        )
+    pools = [[id(leaf) for leaf in jax.tree.leaves(pools)] for _, pools, _ in parts]
+    if any(other != pools[0] for other in pools):
+        raise ValueError("the cohorts of rounds that run as one program need one pool; got several. Use one data set.")
+    _, pool, join = parts[0]
+    return Clients(*join(jax.tree.map(lambda *xs: np.stack(xs), *[own for own, _, _ in parts]), pool))
+
+
+def _stack_leaf(*leaves: Any) -> Any:
+    if isinstance(leaves[0], Sequence):
+        capacity = max(_capacity(s) for s in leaves)
+        donor = next((s for s in leaves if _capacity(s)), None)
+        padded = [_padded(s, capacity, donor) for s in leaves]
+        return Sequence(*jax.tree.map(lambda *xs: np.stack(xs), *[(s.elements, np.int32(s.length)) for s in padded]))
+    return jnp.stack(leaves) if isinstance(leaves[0], jax.Array) else np.stack(leaves)
+
+
+def _capacity(sequence: Sequence) -> int:
+    own, _, _ = per_client(sequence.elements)
+    return min(leaf.shape[0] for leaf in jax.tree.leaves(own))
+
+
+def _padded(sequence: Sequence, capacity: int, donor: Sequence | None) -> Sequence:
+    source = sequence if _capacity(sequence) else donor
+    if source is None:
+        return sequence
+
+    def pad(leaf: Any, source: Any) -> np.ndarray:
+        leaf, filler = np.asarray(leaf), np.asarray(source)[:1]
+        return np.concatenate([leaf, np.repeat(filler, capacity - len(leaf), axis=0)])
+
+    return Sequence(jax.tree.map(pad, sequence.elements, source.elements), sequence.length)
+
+
+def _is_batches(x: Any) -> bool:
+    return isinstance(x, Batches)

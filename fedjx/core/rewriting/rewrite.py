@@ -1,0 +1,190 @@
+"""Rewrites the function of one client so that it runs well when it is mapped over clients.
+
+`rewritten` traces a function and replaces the operations that XLA runs badly under `vmap`, before
+it is mapped: convolutions whose kernel is each client's own, pooling, and the drawing of random
+bits. Where nobody differentiates any more, loops over sequences end with the longest. Gradients are ordinary
+operations by then and are replaced alike, and any model takes this path as it is. What remains
+are ordinary operations, so every transformation of JAX still applies.
+
+Programs inside of `jit`, `remat`, `scan`, `while` and `cond` are rewritten too. Functions with a
+derivative of their own (`custom_jvp`, `custom_vjp`) that nobody has differentiated yet are left
+as they are, since the rule belongs to the operation that it comes with. So is, with a warning,
+whatever this version of JAX writes in a form that `jaxprs` does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import lax
+
+from fedjx.core.rewriting import early_stop, jaxprs, pooling, threefry
+from fedjx.core.rewriting.convolution import convolution
+from fedjx.core.rewriting.jaxprs import Equation, Program
+
+PyTree = Any
+
+
+def rewritten(fn: Callable[..., PyTree], shared: PyTree, own: PyTree, *, stop_early: bool = False) -> PyTree:
+    """Evaluates ``fn(shared, own)`` with what runs badly under `vmap` replaced.
+
+    Args:
+      fn: The function of one client, traceable.
+      shared: What all clients have in common; what is made of this alone stays as it is.
+      own: What is each client's own.
+      stop_early: Whether `sequence_reduce` ends with the longest sequence, and has no derivative in reverse.
+    """
+    flat, treedef = jax.tree.flatten((shared, own))
+    num_shared = len(jax.tree.leaves(shared))
+    is_own = [False] * num_shared + [True] * (len(flat) - num_shared)
+    program, shape = jaxprs.trace(lambda *xs: fn(*treedef.unflatten(xs)), *flat)
+    try:
+        if _is_concerned(program, stop_early):
+            results, _ = _evaluate(program, flat, is_own, stop_early)
+        else:
+            results = program(*flat)
+    except Exception as error:  # a JAX that makes programs in another way must not stop anyone
+        jaxprs.leave("a program", f"it cannot be rewritten: {error!r}")
+        return fn(shared, own)
+    return jax.tree.unflatten(jax.tree.structure(shape), results)
+
+
+def mapped(fn: Callable[..., PyTree], shared: PyTree, own: PyTree, *, stop_early: bool = False) -> PyTree:
+    """Maps ``fn(shared, own)``, rewritten, over the clients: the leading axis of what is their own.
+
+    A single client is not mapped: XLA folds fewer transposes into products with an axis of one.
+
+    >>> mapped(lambda x, y: x + y, 1.0, jnp.array([10.0, 20.0])).tolist()
+    [11.0, 21.0]
+    """
+    if jax.tree.leaves(own)[0].shape[0] == 1:
+        result = rewritten(fn, shared, jax.tree.map(lambda x: x[0], own), stop_early=stop_early)
+        return jax.tree.map(lambda x: x[None], result)
+    return jax.vmap(lambda member: rewritten(fn, shared, member, stop_early=stop_early))(own)
+
+
+def _is_concerned(program: Program, stop_early: bool) -> bool:
+    return any(_is_replaced(eqn, stop_early) or _is_concerned_inside(eqn, stop_early) for eqn in program.equations)
+
+
+def _is_concerned_inside(eqn: Equation, stop_early: bool) -> bool:
+    return any(_is_concerned(inner, stop_early) for inner in jaxprs.inner(eqn))
+
+
+def _is_replaced(eqn: Equation, stop_early: bool) -> bool:
+    is_slow = jaxprs.name_of(eqn) == "conv_general_dilated" or pooling.is_unrolled(eqn) or threefry.is_unrolled(eqn)
+    return is_slow or (stop_early and early_stop.is_fold(eqn))
+
+
+def _evaluate(program: Program, args: list[Any], is_own: list[bool], stop_early: bool) -> tuple[list[Any], list[bool]]:
+    """Evaluates a program, and tells which results depend on what is each client's own."""
+    values: dict[Any, tuple[Any, bool]] = {v: (x, False) for v, x in program.constants.items()}
+    values |= dict(zip(program.inputs, zip(args, is_own, strict=True), strict=True))
+
+    def read(v: Any) -> tuple[Any, bool]:
+        return (v.val, False) if jaxprs.is_literal(v) else values[v]
+
+    sources = {v: eqn for eqn in program.equations for v in eqn.outvars}
+    for eqn in program.equations:
+        inputs, flags = [read(v)[0] for v in eqn.invars], [read(v)[1] for v in eqn.invars]
+        if jaxprs.name_of(eqn) == "conv_general_dilated":
+            flipped = _flipped(eqn, sources.get(eqn.invars[1])) if flags[1] else None
+            outputs = _convolution(eqn, inputs, None if flipped is None else read(flipped)[0]) if flags[1] else None
+        else:
+            outputs = _replaced(eqn, inputs, any(flags), stop_early)
+        outputs = jaxprs.alone(program, eqn, inputs) if outputs is None else _checked(eqn, outputs)
+        values |= dict(zip(eqn.outvars, [(x, any(flags)) for x in outputs], strict=True))
+    results = [read(v) for v in program.outputs]
+    return [x for x, _ in results], [flag for _, flag in results]
+
+
+def _checked(eqn: Equation, outputs: list[Any]) -> list[Any]:
+    """Refuses results that are not of the shapes and dtypes that the equation has."""
+    for v, x in zip(eqn.outvars, outputs, strict=True):
+        if x.shape != v.aval.shape or x.dtype != v.aval.dtype:
+            raise TypeError(f"{jaxprs.name_of(eqn)} became {x.dtype}{x.shape} instead of {v.aval}")
+    return outputs
+
+
+def _convolution(eqn: Equation, inputs: list[Any], flipped: Any) -> list[Any] | None:
+    params = jaxprs.parameters(eqn)
+    lhs, rhs = inputs
+    return None if params is None else [convolution(lhs, rhs, flipped, **params)]
+
+
+def _flipped(eqn: Equation, source: Equation | None) -> Any:
+    """Returns the variable that the kernel of a convolution is the reversal of, along all of its spatial axes."""
+    if source is None or jaxprs.name_of(source) != "rev":
+        return None
+    convolved, reversed_ = jaxprs.parameters(eqn), jaxprs.parameters(source)
+    if convolved is None or reversed_ is None:
+        return None
+    axes = sorted(convolved["dimension_numbers"].rhs_spec[2:])
+    return source.invars[0] if sorted(reversed_["dimensions"]) == axes else None
+
+
+def _replaced(eqn: Equation, inputs: list[Any], is_own: bool, stop_early: bool) -> list[Any] | None:
+    """Evaluates an equation in another way than JAX; None if it is left to JAX."""
+
+    def part(program: Program) -> Callable[..., list[Any]]:
+        """Returns an inner program, rewritten, as a function."""
+        # What goes in as anyone's own makes all of it their own; a mistaken True costs speed only.
+        return lambda *args: _evaluate(program, list(args), [is_own] * len(args), stop_early)[0]
+
+    name = jaxprs.name_of(eqn)
+    if stop_early and early_stop.is_fold(eqn):
+        return early_stop.while_loop(eqn, inputs, part)
+    if _is_concerned_inside(eqn, stop_early):
+        params = jaxprs.parameters(eqn)
+        return None if params is None else _INSIDE[name](params, inputs, part)
+    if is_own and pooling.is_unrolled(eqn):
+        return [pooling.pool(eqn, *inputs)]
+    if threefry.is_unrolled(eqn):
+        return [threefry.random_bits(*inputs, **eqn.params)]
+    return None
+
+
+# Makes a function of an inner program.
+Part = Callable[[Program], Callable[..., list[Any]]]
+
+
+def _call(params: dict[str, Any], inputs: list[Any], part: Part) -> list[Any]:
+    return part(params["jaxpr"])(*inputs)
+
+
+def _remat(params: dict[str, Any], inputs: list[Any], part: Part) -> list[Any]:
+    options = {name: params[name] for name in ("policy", "prevent_cse")}
+    return list(jax.checkpoint(part(params["jaxpr"]), **options)(*inputs))
+
+
+def _scan(params: dict[str, Any], inputs: list[Any], part: Part) -> list[Any]:
+    num_consts, num_carry = params["num_consts"], params["num_carry"]
+    step = part(params["jaxpr"])
+    consts, carry, xs = inputs[:num_consts], inputs[num_consts:][:num_carry], inputs[num_consts + num_carry :]
+
+    def body(carry: tuple[Any, ...], xs: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        results = step(*consts, *carry, *xs)
+        return tuple(results[:num_carry]), tuple(results[num_carry:])
+
+    kept = {name: params[name] for name in ("length", "reverse", "unroll")}
+    carry, ys = lax.scan(body, tuple(carry), tuple(xs), **kept)
+    return [*carry, *ys]
+
+
+def _while(params: dict[str, Any], inputs: list[Any], part: Part) -> list[Any]:
+    num_tests, num_bodies = params["cond_nconsts"], params["body_nconsts"]
+    goes_on, body = part(params["cond_jaxpr"]), part(params["body_jaxpr"])
+    tests, bodies = inputs[:num_tests], inputs[num_tests:][:num_bodies]
+    start = tuple(inputs[num_tests + num_bodies :])
+    end = lax.while_loop(lambda c: goes_on(*tests, *c)[0], lambda c: tuple(body(*bodies, *c)), start)
+    return list(end)
+
+
+def _cond(params: dict[str, Any], inputs: list[Any], part: Part) -> list[Any]:
+    return list(lax.switch(inputs[0], [part(branch) for branch in params["branches"]], *inputs[1:]))
+
+
+# The operations that hold programs of their own.
+_INSIDE = {"jit": _call, "remat2": _remat, "scan": _scan, "while": _while, "cond": _cond}

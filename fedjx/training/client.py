@@ -1,0 +1,329 @@
+"""What one client does: train and evaluate on its own data. Pure functions, of use on their own.
+
+Padded examples are masked here and nowhere else: a model gives one loss per example, and the
+means and sums over them are taken with the batch's mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypedDict
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from fedjx.aggregation.mean import by_examples
+from fedjx.core.language.sequence import sequence_reduce
+from fedjx.core.language.values import MASK, Batches, Sequence
+from fedjx.models.model import LossWithStats, Model, Ratio, mean_loss, sum_metrics, with_batch_stats
+
+PyTree = Any
+
+# An optimizer, or a function that makes it of what the server tells the clients: a schedule over rounds.
+ClientOptimizer = optax.GradientTransformation | Callable[[Any], optax.GradientTransformation]
+
+
+class LocalAmount(TypedDict, total=False):
+    """How much a client trains, and in which order: arguments of `local_train` that algorithms pass on."""
+
+    num_epochs: int | None
+    num_steps: int | None
+    shuffle: bool
+    drop_remainder: bool
+
+
+class LocalResult(NamedTuple):
+    """What local training returns.
+
+    Attributes:
+      params: The trained parameters.
+      metrics: Summed over all steps, as `finalize_metrics` takes them.
+      num_examples: int32 ``[]``; how many examples the client has, but for dropped remainders, or got to.
+      optimizer: The optimizer's last state.
+    """
+
+    params: PyTree
+    metrics: dict[str, Ratio]
+    num_examples: jax.Array
+    optimizer: PyTree
+
+
+class ClientUpdate(NamedTuple):
+    """What a client reports.
+
+    Attributes:
+      delta: Initial minus trained parameters, the server's pseudo-gradient.
+      weight: float32 ``[]``.
+      metrics: Sums by name.
+    """
+
+    delta: PyTree
+    weight: jax.Array
+    metrics: dict[str, Any]
+
+
+def local_train(
+    model: Model,
+    params: PyTree,
+    data: Sequence,
+    key: jax.Array,
+    *,
+    optimizer: optax.GradientTransformation,
+    num_epochs: int | None = None,
+    num_steps: int | None = None,
+    shuffle: bool = True,
+    drop_remainder: bool = False,
+    completed: jax.Array | None = None,
+) -> LocalResult:
+    """Trains a model on one client's data by mini-batch gradient steps.
+
+    The batch statistics of `Variables` go from step to step as the model returns them, whatever the optimizer does.
+
+    Args:
+      model: Its per-example loss is averaged over the real examples of a batch.
+      params: The initial parameters.
+      data: A sequence of batches: dicts of features ``[B, ...]``, with ``mask`` bool ``[B]``
+        where some are padding.
+      key: Makes the order of the examples, epoch by epoch, and the model's dropout.
+      optimizer: Starts from its initial state.
+      num_epochs: Passes over the data; one if neither this nor ``num_steps`` is given.
+      num_steps: Number of batches instead; wraps around into further epochs.
+      shuffle: Whether to draw a new order for every epoch.
+      drop_remainder: Whether to leave out an epoch's last batch when it is not full. ``num_examples`` is then that of
+        an epoch without it: who has less than a batch takes no step, and weighs nothing.
+      completed: float32 ``[]`` in [0, 1]; with which part of its steps, rounded up, the client gets done. Then
+        ``num_examples`` are those that it got to. All steps if not given.
+
+    Guarantees: Every example is used once per epoch (but for dropped remainders). The result
+    depends neither on how far the data is padded nor on what the padding holds.
+
+    Raises:
+      ValueError: If both or a non-positive number of epochs or steps is asked for.
+      TypeError: If the optimizer is a function of the round.
+
+    >>> model = fedjx.models.linear(2, input_shape=(3,))
+    >>> data = fedjx.data.central({"x": np.ones((4, 3), np.float32), "y": np.zeros(4, np.int32)}, batch_size=2)
+    >>> key = jax.random.key(0)
+    >>> result = local_train(model, model.init(key), data, key, optimizer=optax.sgd(0.1))
+    >>> int(result.num_examples)
+    4
+    """
+    optimizer = no_schedule(optimizer)
+    key_order, key_loss = jax.random.split(key)
+    batches = examples(data)
+    plan = _plan(batches.index, key_order, num_epochs, num_steps, shuffle, drop_remainder)
+    num_examples = jnp.sum(batches.index >= 0, dtype=jnp.int32)
+    if drop_remainder:
+        num_examples -= num_examples % batches.index.shape[1]
+    if completed is not None:
+        done = Sequence(plan.elements, jnp.ceil(completed * plan.length).astype(jnp.int32))
+        got_to = jnp.minimum(num_examples, jnp.sum((done.elements >= 0) & done.mask[:, None], dtype=jnp.int32))
+        num_examples, plan = jnp.where(done.length < plan.length, got_to, num_examples), done
+
+    def loss(params: PyTree, batch: Any, key: jax.Array) -> Any:
+        values = model.loss(params, batch, key)
+        losses, stats = values if isinstance(values, LossWithStats) else (values, None)
+        return mean_loss(losses, batch[MASK]), (sum_metrics({"loss": losses}, batch[MASK]), stats)
+
+    def step(carry: Any, batch: Any) -> Any:
+        params, state, sums, t = carry
+        grads, (metrics, stats) = jax.grad(loss, has_aux=True)(params, batch, jax.random.fold_in(key_loss, t))
+        updates, state = optimizer.update(grads, state, params)
+        params = with_batch_stats(optax.apply_updates(params, updates), stats)
+        return params, state, jax.tree.map(jnp.add, sums, metrics), t + 1
+
+    zero = {"loss": Ratio(jnp.float32(0), jnp.int32(0))}
+    start = (params, optimizer.init(params), zero, jnp.int32(0))
+    rows = Sequence(Batches(batches.pool, plan.elements), plan.length)
+    params, state, metrics, _ = sequence_reduce(step, start, rows)
+    return LocalResult(params, metrics, num_examples, state)
+
+
+def local_update(
+    model: Model,
+    *,
+    optimizer: ClientOptimizer,
+    weight: Callable[[jax.Array], jax.Array] = by_examples,
+    num_epochs: int | None = None,
+    num_steps: int | None = None,
+    shuffle: bool = True,
+    drop_remainder: bool = False,
+) -> Callable[..., ClientUpdate]:
+    """Returns the client update of federated averaging: `local_train`, reported as it is `checked`.
+
+    It takes ``completed``, as `local_train` does.
+
+    Args:
+      model: As for `local_train`.
+      optimizer: As for `local_train`; or a function that makes it of the fourth argument, the context of `compose`.
+      weight: From the number of examples to the client's weight.
+      num_epochs: As for `local_train`.
+      num_steps: As for `local_train`.
+      shuffle: As for `local_train`.
+      drop_remainder: As for `local_train`.
+    """
+    check_amount(num_epochs, num_steps)
+
+    def client_update(
+        params: PyTree, data: Sequence, key: jax.Array, context: PyTree = None, *, completed: jax.Array | None = None
+    ) -> ClientUpdate:
+        trained = local_train(
+            model,
+            params,
+            data,
+            key,
+            optimizer=optimizer_of(optimizer, context),
+            num_epochs=num_epochs,
+            num_steps=num_steps,
+            shuffle=shuffle,
+            drop_remainder=drop_remainder,
+            completed=completed,
+        )
+        return reported(params, trained, weight)
+
+    return client_update
+
+
+def optimizer_of(client_optimizer: ClientOptimizer, context: PyTree) -> optax.GradientTransformation:
+    """Returns a client's optimizer, as the context makes it if it is a function."""
+    return client_optimizer(context) if callable(client_optimizer) else client_optimizer
+
+
+def no_schedule(client_optimizer: ClientOptimizer) -> optax.GradientTransformation:
+    """Returns a client's optimizer, and refuses a function that makes it of the round."""
+    if callable(client_optimizer):
+        raise TypeError(
+            "this method takes no schedule over rounds; got a function. Pass an optax.GradientTransformation."
+        )
+    return client_optimizer
+
+
+def reported(params: PyTree, trained: LocalResult, weight: Callable[[jax.Array], jax.Array]) -> ClientUpdate:
+    """Returns what a client sends after training from ``params``, `checked`."""
+    delta = jax.tree.map(jnp.subtract, params, trained.params)
+    metrics = {**trained.metrics, "num_examples": trained.num_examples}
+    return checked(ClientUpdate(delta, weight(trained.num_examples), metrics))
+
+
+def local_evaluate(model: Model, params: PyTree, data: Sequence) -> dict[str, Ratio]:
+    """Sums a model's metrics over one client's data, in evaluation mode.
+
+    Guarantees: The sums of several clients add up to those of the union of their examples.
+    """
+    batches = examples(data)
+
+    def sums(batch: Any) -> dict[str, Ratio]:
+        return sum_metrics(model.metrics(params, batch), batch[MASK])
+
+    one = jax.eval_shape(lambda: sums(Batches(batches.pool, batches.index[0]).gather()))
+    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), one)
+    real = Sequence(batches, data.length)
+    return sequence_reduce(lambda total, batch: jax.tree.map(jnp.add, total, sums(batch)), zero, real)
+
+
+def examples(data: Sequence) -> Batches:
+    """Returns a client's data set as batches of indices, ``[S, B]``, -1 for every padded example."""
+    num_steps = _num_steps(data)
+    real = jnp.arange(num_steps, dtype=jnp.int32)[:, None] < data.length
+    if isinstance(data.elements, Batches):
+        return Batches(data.elements.pool, jnp.where(real, data.elements.index, -1))
+    features = {name: x for name, x in data.elements.items() if name != MASK}
+    shape = jnp.shape(next(iter(features.values())))[:2]
+    mask = data.elements.get(MASK, jnp.ones(shape, bool)) & real
+    rows = jnp.arange(shape[0] * shape[1], dtype=jnp.int32).reshape(shape)
+    pool = {name: x.reshape(-1, *x.shape[2:]) for name, x in features.items()}
+    return Batches(pool, jnp.where(mask, rows, -1))
+
+
+def _num_steps(data: Sequence) -> int:
+    elements = data.elements if isinstance(data, Sequence) else data
+    leaves = jax.tree.leaves(elements.index if isinstance(elements, Batches) else elements)
+    batched = isinstance(elements, (Batches, Mapping)) and all(jnp.ndim(x) > 1 for x in leaves)
+    if not (isinstance(data, Sequence) and batched):
+        raise TypeError(
+            "a client's data set is a sequence of batches, dicts of features [B, ...]; "
+            f"got elements {jax.tree.map(jnp.shape, elements)}. Make it with fedjx.data.cohort."
+        )
+    return leaves[0].shape[0]
+
+
+def _plan(
+    index: jax.Array,
+    key: jax.Array,
+    num_epochs: int | None,
+    num_steps: int | None,
+    shuffle: bool,
+    drop_remainder: bool,
+) -> Sequence:
+    """Plans which examples each step trains on: a sequence of index rows ``[B]``."""
+    check_amount(num_epochs, num_steps)
+    capacity, batch_size = index.shape
+    num_examples = jnp.sum(index >= 0, dtype=jnp.int32)
+    per_epoch = num_examples // batch_size if drop_remainder else -(-num_examples // batch_size)
+    if num_steps is None:
+        epochs = num_epochs or 1
+        most, total = capacity * epochs, per_epoch * epochs
+    else:
+        epochs = -(-num_steps // jnp.maximum(per_epoch, 1))
+        most, total = num_steps, jnp.where(per_epoch > 0, num_steps, 0)
+
+    def add_epoch(epoch: jax.Array, rows: jax.Array) -> jax.Array:
+        order = _order(index, jax.random.fold_in(key, epoch)) if shuffle else _order(index, None)
+        # The padding at an epoch's end is overwritten by the next one.
+        return lax.dynamic_update_slice(rows, order, (epoch * per_epoch, 0))
+
+    rows = lax.fori_loop(0, epochs, add_epoch, jnp.full((most + capacity, batch_size), -1, jnp.int32))
+    return Sequence(rows[:most], total)
+
+
+def check_amount(num_epochs: int | None = None, num_steps: int | None = None, **order: object) -> None:
+    """Refuses an amount of local training that is not a number of epochs or a number of steps."""
+    del order
+    given = [n for n in (num_epochs, num_steps) if n is not None]
+    if len(given) > 1 or any(n < 1 for n in given):
+        raise ValueError(
+            f"local training takes a positive number of epochs or of steps; got {num_epochs=}, {num_steps=}. Give one."
+        )
+
+
+def check_positive(**numbers: Any) -> None:
+    """Refuses hyper-parameters that are not positive; those of a grid, which JAX traces, are not looked at."""
+    for name, x in numbers.items():
+        if not (isinstance(x, jax.Array) or x > 0):
+            raise ValueError(f"{name} is positive; got {name}={x}. Raise it.")
+
+
+def check_not_negative(**numbers: Any) -> None:
+    """Refuses hyper-parameters that are below zero; those of a grid, which JAX traces, are not looked at."""
+    for name, x in numbers.items():
+        if not (isinstance(x, jax.Array) or x >= 0):
+            raise ValueError(f"{name} is at least 0; got {name}={x}. Raise it.")
+
+
+def _order(index: jax.Array, key: jax.Array | None) -> jax.Array:
+    """Returns the indices ``[S, B]`` in the order that a key draws, or as they are; padding last."""
+    flat = index.reshape(-1)
+    # Position i of the stream does not depend on how many follow, so neither on the padding.
+    noise = jnp.zeros(flat.shape, jnp.uint32) if key is None else jax.random.bits(key, flat.shape) >> 1
+    last = jnp.uint32(2**32 - 1)
+    return flat[jnp.argsort(jnp.where(flat < 0, last, noise), stable=True)].reshape(index.shape)
+
+
+def checked(update: ClientUpdate) -> ClientUpdate:
+    """Removes an update with a number that is not finite, in its delta, weight or metrics.
+
+    It is zeroed, weighs nothing and is counted.
+
+    Adds the counts ``num_clients`` (that contribute) and ``num_non_finite_clients``. May be applied again to what was
+    made of its result.
+    """
+    inexact = [x for x in jax.tree.leaves(tuple(update)) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in inexact]))
+    delta, weight, metrics = jax.tree.map(lambda x: jnp.where(finite, x, jnp.zeros_like(x)), tuple(update))
+    counts = {
+        "num_clients": (weight > 0).astype(jnp.int32),
+        "num_non_finite_clients": (~finite).astype(jnp.int32) + metrics.get("num_non_finite_clients", 0),
+    }
+    return ClientUpdate(delta, weight, {**metrics, **counts})

@@ -1,0 +1,53 @@
+"""Losses by domain, and a server optimizer that moves the domains' weights towards the higher ones."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjx.models.model import Model, Ratio
+from fedjx.training.client import local_evaluate
+
+PyTree = Any
+
+
+def domain_losses(model: Model, params: PyTree, data: Any, feature: str, num_domains: int) -> Ratio:
+    """Sums one client's losses, and counts its examples, by domain: a `Ratio` of ``[D]`` and int32 ``[D]``."""
+
+    def metrics(params: PyTree, batch: Any) -> dict[str, Ratio]:
+        loss = model.metrics(params, batch)["loss"]
+        own = [batch[feature] == i for i in range(num_domains)]
+        return {str(i): Ratio(jnp.where(own[i], loss, 0), own[i]) for i in range(num_domains)}
+
+    sums = local_evaluate(model._replace(metrics=metrics), params, data)
+    return jax.tree.map(lambda *xs: jnp.stack(xs), *[sums[str(i)] for i in range(num_domains)])
+
+
+class WorstDomains(NamedTuple):
+    """The server optimizer's state, the weights l ``[D]``, and the last rounds' examples, float32 ``[window, D]``."""
+
+    inner: PyTree
+    domain_weights: jax.Array
+    num_examples: jax.Array
+
+
+def worst_domains(
+    server_optimizer: optax.GradientTransformation, domain_weights: Any, learning_rate: float, window: int
+) -> optax.GradientTransformationExtraArgs:
+    """Wraps a server optimizer to move domain weights towards the higher losses by exponentiated gradients."""
+    inner = optax.with_extra_args_support(server_optimizer)
+
+    def init(params: PyTree) -> WorstDomains:
+        ones = jnp.ones((window, len(domain_weights)), jnp.float32)
+        return WorstDomains(inner.init(params), jnp.asarray(domain_weights), ones)
+
+    def update(updates: PyTree, state: Any, params: PyTree = None, metrics: Any = None, **extra: Any) -> Any:
+        updates, inner_state = inner.update(updates, state.inner, params, metrics=metrics, **extra)
+        weights = jax.nn.softmax(jnp.log(state.domain_weights) + learning_rate * metrics["domain_loss"])
+        seen = metrics["domain_examples"].astype(jnp.float32)
+        return updates, WorstDomains(inner_state, weights, jnp.concatenate([state.num_examples[1:], seen[None]]))
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -1,0 +1,114 @@
+"""What methods with control variates take of a client's gradients, and add to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjx.aggregation.mean import by_examples
+from fedjx.core.language.sequence import sequence_reduce
+from fedjx.core.language.values import MASK, Sequence
+from fedjx.models.model import Model, Ratio, sum_metrics
+from fedjx.training.client import ClientUpdate, checked, examples
+from fedjx.training.compose import round_metrics
+
+PyTree = Any
+
+
+class LocalGradient(NamedTuple):
+    """The gradient of a client's loss over all of its examples.
+
+    Attributes:
+      gradient: Of the mean loss; zero if there is no example.
+      metrics: The loss, summed over the examples.
+      num_examples: int32 ``[]``; how many examples the client has.
+    """
+
+    gradient: PyTree
+    metrics: dict[str, Ratio]
+    num_examples: jax.Array
+
+
+def local_gradient(model: Model, params: PyTree, data: Sequence, key: jax.Array) -> LocalGradient:
+    """Takes the gradient of a model's mean loss over all examples of one client, batch by batch.
+
+    Args:
+      model: As for `local_train`.
+      params: Where the gradient is taken.
+      data: As for `local_train`.
+      key: Makes the model's dropout, batch by batch as in the steps of `local_train` without shuffling.
+
+    Guarantees: The result depends neither on the order of the examples nor on their batches, if the loss is not
+    random, nor on how far the data is padded.
+    """
+    _, key_loss = jax.random.split(key)
+    batches = examples(data)
+    num_examples = jnp.sum(batches.index >= 0, dtype=jnp.int32)
+
+    def total(params: PyTree, batch: Any, key: jax.Array) -> Any:
+        sums = sum_metrics({"loss": model.loss(params, batch, key)}, batch[MASK])
+        return sums["loss"].numerator / jnp.maximum(num_examples, 1), sums
+
+    def add(carry: Any, batch: Any) -> Any:
+        sums, t = carry
+        found = jax.grad(total, has_aux=True)(params, batch, jax.random.fold_in(key_loss, t))
+        return jax.tree.map(jnp.add, sums, found), t + 1
+
+    zero = jax.tree.map(jnp.zeros_like, params), {"loss": Ratio(jnp.float32(0), jnp.int32(0))}
+    (gradient, metrics), _ = sequence_reduce(add, (zero, jnp.int32(0)), Sequence(batches, data.length))
+    return LocalGradient(gradient, metrics, num_examples)
+
+
+def gradient_update(
+    model: Model, *, weight: Callable[[jax.Array], jax.Array] = by_examples
+) -> Callable[[PyTree, Sequence, jax.Array], ClientUpdate]:
+    """Returns the client update that is the `local_gradient`, reported as it is `checked`."""
+
+    def client_update(params: PyTree, data: Sequence, key: jax.Array) -> ClientUpdate:
+        found = local_gradient(model, params, data, key)
+        metrics = {**found.metrics, "num_examples": found.num_examples}
+        return checked(ClientUpdate(found.gradient, weight(found.num_examples), metrics))
+
+    return client_update
+
+
+def both_finite(first: ClientUpdate, second: ClientUpdate) -> ClientUpdate:
+    """Returns a client's second update; left out, and counted once, if the first one was left out as not finite."""
+    left_out = first.metrics["num_non_finite_clients"] > 0
+    return checked(second._replace(weight=jnp.where(left_out, jnp.nan, second.weight)))
+
+
+def metrics_of_both(sums: dict[str, Any], measured: PyTree, of_gradient: PyTree) -> dict[str, Any]:
+    """Adds what an aggregator measured of the gradients to a round's metrics."""
+    return {**round_metrics(sums, measured), "gradient_aggregation": of_gradient}
+
+
+def shift(correction: PyTree) -> optax.GradientTransformation:
+    """Adds a correction to every gradient, as control variates do; to be chained before a client's optimizer."""
+    return optax.stateless(lambda gradient, params: jax.tree.map(jnp.add, gradient, correction))
+
+
+class GradientMean(NamedTuple):
+    """How many gradients there were, and their mean."""
+
+    number: jax.Array
+    mean: PyTree
+
+
+def averaged() -> optax.GradientTransformation:
+    """Passes gradients on as they are and keeps their mean in its state."""
+
+    def init(params: PyTree) -> GradientMean:
+        return GradientMean(jnp.int32(0), optax.tree.zeros_like(params))
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        del params
+        number = state.number + 1
+        mean = jax.tree.map(lambda m, g: m + ((g - m) / number).astype(m.dtype), state.mean, updates)
+        return updates, GradientMean(number, mean)
+
+    return optax.GradientTransformation(init, update)
