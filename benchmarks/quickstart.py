@@ -23,10 +23,11 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from fedjx import traffic
-from fedjx.algorithms import fed_avg, local_evaluate, local_train
+from fedjx.algorithms import fed_avg
 from fedjx.data import Cohort, central, cohort, digits, label_counts, uniform_sampler
 from fedjx.data.sampling import Sampler, check_description
 from fedjx.models import cnn, finalize_metrics, mlp
+from fedjx.training import local_evaluate, local_train
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

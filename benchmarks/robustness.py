@@ -47,7 +47,6 @@ from fedjx.aggregation.geometric_median import geometric_median
 from fedjx.aggregation.krum import bulyan, krum, multi_krum
 from fedjx.aggregation.mean import mean
 from fedjx.aggregation.median import coordinate_median, trimmed_mean
-from fedjx.algorithms import local_evaluate, local_update
 from fedjx.algorithms.attacks import constrained, projected_descent
 from fedjx.core.execution.computation import federated_computation
 from fedjx.core.language.operators import federated_broadcast, federated_keys, federated_value
@@ -58,6 +57,7 @@ from fedjx.core.language.values import Clients
 from fedjx.data import FederatedData, central, cohort, digits, preprocess
 from fedjx.data.poison import flip_labels, only_clients, pixel_trigger
 from fedjx.models import Model, finalize_metrics, mlp
+from fedjx.training import local_evaluate, local_training, local_update
 
 TARGET = 7  # of the backdoor
 PATCH = {"rows": slice(0, 2), "columns": slice(0, 2), "value": 16}
@@ -145,11 +145,10 @@ def rules(num_clients: int, num_malicious: Mapping[str, int], bound: float) -> d
 def threats(model: Model, num_clients: int) -> dict[str, Threat]:
     """Returns the attacks, by name."""
     trigger = pixel_trigger(TARGET, fraction=0.7, **PATCH)
-    training = functools.partial(local_update, model, num_epochs=10)
     sgd, n = optax.sgd(0.2), float(num_clients)
 
     def backdoor(attack: Attack, optimizer: optax.GradientTransformation) -> Threat:
-        return Threat(attack, trigger, training(optimizer=optimizer), alone=True)
+        return Threat(attack, trigger, averaging(model, optimizer, num_epochs=10), alone=True)
 
     return {
         "none": Threat(),
@@ -179,8 +178,13 @@ def setting(flags: argparse.Namespace) -> Setting:
     def evaluate(params: Any) -> dict[str, jax.Array]:
         return {k: finalize_metrics(local_evaluate(model, params, v))["accuracy"] for k, v in tests.items()}
 
-    client_update = local_update(model, optimizer=optax.sgd(1.0), num_steps=1)
+    client_update = averaging(model, optax.sgd(1.0), num_steps=1)
     return Setting(flags, data, model, client_update, jax.jit(jax.vmap(evaluate)))
+
+
+def averaging(model: Model, optimizer: optax.GradientTransformation, **amount: Any) -> Callable:
+    """Returns the client update of federated averaging, bound to how clients train."""
+    return functools.partial(local_update(model), local=local_training(optimizer, **amount))
 
 
 @functools.cache

@@ -4,7 +4,7 @@ Write pure functions of one client, put them together with federated operators o
 at `SERVER` and `CLIENTS`, and run the computation over any number of simulated clients.
 """
 
-from fedjx import aggregation, algorithms, data, models
+from fedjx import aggregation, algorithms, data, models, training
 from fedjx.algorithms import fed_avg, federated_evaluation
 from fedjx.core.execution.computation import Computation, federated_computation
 from fedjx.core.execution.export import LoadedComputation, export, load
@@ -82,4 +82,5 @@ __all__ = [
     "sequence_reduce",
     "sequence_sum",
     "traffic",
+    "training",
 ]

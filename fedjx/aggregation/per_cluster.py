@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedjx.aggregation.error_feedback import StatefulAggregator
 from fedjx.aggregation.mean import mean
 from fedjx.core.execution.computation import federated_computation
 from fedjx.core.language.placed import federated_map
@@ -23,11 +24,18 @@ class Assigned(NamedTuple):
     delta: PyTree
 
 
-def per_cluster(inner: Aggregator | None, num_clusters: int, *, of_cohort: bool = False) -> Aggregator:
+def per_cluster(
+    inner: Aggregator | StatefulAggregator | None, num_clusters: int, *, of_cohort: bool = False
+) -> Aggregator:
     """Aggregates what is `Assigned` cluster by cluster; in the others a client has no weight, or else (`of_cohort`) 0.
 
     Each client sends one change per cluster, so that nobody sees which is its own.
     """
+    if isinstance(inner, StatefulAggregator):
+        raise TypeError(
+            "who is in a cluster changes from round to round, so clients keep no memory for it; got an aggregator that "
+            "has one. Use one without."
+        )
     inner = mean() if inner is None else inner
 
     def row(j: int) -> Callable[[PyTree], PyTree]:

@@ -12,7 +12,7 @@ Mohri et al., "Agnostic Federated Learning" (arXiv 1902.00146): minimise over w 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Unpack
 
 import jax
@@ -20,27 +20,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjx.aggregation.broadcast import Broadcaster
-from fedjx.core.language.operators import federated_sum
-from fedjx.core.language.placed import FederatedValue
-from fedjx.core.language.process import Aggregator, Algorithm
+from fedjx.core.language.process import Algorithm
 from fedjx.core.language.values import MASK
 from fedjx.models.model import Model
 from fedjx.training.batch_stats import no_batch_stats
 from fedjx.training.client import (
-    ClientOptimizer,
     ClientUpdate,
-    LocalAmount,
+    Local,
     check_not_negative,
     check_positive,
     examples,
-    local_train,
-    optimizer_of,
     reported,
 )
-from fedjx.training.compose import ServerState, compose
 from fedjx.training.domains import domain_losses, worst_domains
-from fedjx.training.failures import Failures
+from fedjx.training.round import Method, ServerState, TrainingArguments, compose
 
 PyTree = Any
 
@@ -52,31 +45,20 @@ def agnostic_fed_avg(
     domain_learning_rate: float,
     domain_feature: str = "domain",
     window: int = 1,
-    client_optimizer: ClientOptimizer,
-    server_optimizer: optax.GradientTransformation | None = None,
-    aggregator: Aggregator | None = None,
-    broadcaster: Broadcaster | None = None,
-    metrics_sum: Callable[[PyTree], FederatedValue] = federated_sum,
-    failures: Failures | None = None,
-    **amount: Unpack[LocalAmount],
+    **arguments: Unpack[TrainingArguments],
 ) -> Algorithm:
-    """Builds agnostic federated averaging.
+    """Builds agnostic federated averaging, of the arguments of `fed_avg` and its own.
 
     Args:
-      model: As for `fed_avg`; its metric ``loss`` is one number per example.
+      model: What is trained; its metric ``loss`` is one number per example.
       domain_weights: The first weights l of the D domains, non-negative, of sum 1.
       domain_learning_rate: rate, of the exponentiated gradient; 0 leaves the weights as they are.
       domain_feature: The examples' feature that numbers their domain, an integer from 0 to D - 1. A domain without
         examples in a round counts as one without loss. A client with an example of another number is left out, and
         counted as not finite.
       window: Over how many rounds N_i is averaged; 1 in all of them before the first.
-      client_optimizer: As for `fed_avg`.
-      server_optimizer: As for `fed_avg`.
-      aggregator: As for `fed_avg`; the weights are beta_k.
-      broadcaster: As for `fed_avg`.
-      metrics_sum: As for `fed_avg`; the server learns the domains' losses so.
-      failures: As for `fed_avg`, but for partial ones.
-      **amount: ``num_epochs``, ``num_steps``, ``shuffle``, ``drop_remainder``, as for `fed_avg`.
+      **arguments: As for `fed_avg`, without a client weight: the weights are beta_k. The server learns the domains'
+        losses from the metrics.
 
     Returns:
       An `Algorithm`, with the metrics of `fed_avg`, ``loss`` that of the model that was sent, ``domain_loss`` and
@@ -85,6 +67,7 @@ def agnostic_fed_avg(
     Raises:
       ValueError: If the domain weights are no distribution, their learning rate is negative or the window empty;
         when initialised, if the model has batch statistics.
+      TypeError: If a client weight is given.
     """
     model = no_batch_stats(model, "agnostic_fed_avg")
     check_positive(window=window)
@@ -92,33 +75,28 @@ def agnostic_fed_avg(
     initial = np.asarray(domain_weights, np.float32)
     if initial.ndim != 1 or not (np.all(initial >= 0) and abs(initial.sum() - 1) < 1e-5):
         raise ValueError(f"domain weights are non-negative and sum to 1; got {domain_weights=}. Divide by their sum.")
+    if "client_weight" in arguments:
+        raise TypeError("agnostic averaging weights clients by their domains; got client_weight. Leave it out.")
 
-    def client_update(params: PyTree, data: Any, key: jax.Array, context: Any) -> ClientUpdate:
-        round, alpha = context
+    def client_update(params: PyTree, data: Any, key: jax.Array, *, local: Local, context: jax.Array) -> ClientUpdate:
         losses = domain_losses(model, params, data, domain_feature, len(initial))
         of_a_domain = jnp.sum(losses.denominator) == jnp.sum(examples(data).index >= 0)
-        beta = jnp.where(of_a_domain, jnp.sum(alpha * losses.denominator), jnp.nan)
+        beta = jnp.where(of_a_domain, jnp.sum(context * losses.denominator), jnp.nan)
 
         def weighted_loss(params: PyTree, batch: Any, key: jax.Array) -> jax.Array:
-            share = alpha[batch[domain_feature]] * jnp.sum(batch[MASK]) / jnp.where(beta == 0, 1, beta)
+            share = context[batch[domain_feature]] * jnp.sum(batch[MASK]) / jnp.where(beta == 0, 1, beta)
             return share * model.loss(params, batch, key)  # `local_train` divides by the size of the batch
 
-        optimizer = optimizer_of(client_optimizer, round)
-        trained = local_train(model._replace(loss=weighted_loss), params, data, key, optimizer=optimizer, **amount)
+        weighted = model._replace(loss=weighted_loss)
+        trained = local.train(weighted, params, data, key, optimizer=local.optimizer)
         sums = {"loss": jax.tree.map(jnp.sum, losses), "domain_loss": losses, "domain_examples": losses.denominator}
         return reported(params, trained._replace(metrics=sums), lambda n: jnp.where(n > 0, beta, 0))
 
-    def context(state: ServerState) -> Any:
+    def context(state: ServerState) -> jax.Array:
         num_examples = jnp.mean(state.optimizer.num_examples, axis=0)
-        return state.round, state.optimizer.domain_weights / jnp.where(num_examples == 0, 1, num_examples)
+        return state.optimizer.domain_weights / jnp.where(num_examples == 0, 1, num_examples)
 
-    return compose(
-        client_update,
-        worst_domains(server_optimizer or optax.sgd(1.0), initial, domain_learning_rate, window),
-        aggregator,
-        init=model.init,
-        broadcaster=broadcaster,
-        metrics_sum=metrics_sum,
-        context=context,
-        failures=failures,
-    )
+    def server(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+        return worst_domains(optimizer, initial, domain_learning_rate, window)
+
+    return compose(Method(model.init, client_update, server, context=context), **arguments)

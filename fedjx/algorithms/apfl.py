@@ -11,7 +11,7 @@ which are the derivatives of ``f(w) + f(alpha v + (1 - alpha) w')``, w' being w 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Any, NamedTuple, Unpack
 
 import jax
@@ -19,15 +19,11 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from fedjx.aggregation.broadcast import Broadcaster
-from fedjx.aggregation.mean import by_examples
-from fedjx.core.language.operators import federated_sum
-from fedjx.core.language.placed import FederatedValue
-from fedjx.core.language.process import Aggregator, StatefulAlgorithm
+from fedjx.core.language.process import StatefulAlgorithm
 from fedjx.models.model import Batch, Model
 from fedjx.training.batch_stats import no_batch_stats
-from fedjx.training.client import ClientUpdate, LocalAmount, check_amount, local_train, no_schedule, reported
-from fedjx.training.stateful import compose_stateful
+from fedjx.training.client import ClientUpdate, Local
+from fedjx.training.round import Method, TrainingArguments, compose
 
 PyTree = Any
 
@@ -57,29 +53,17 @@ def mixed(params: PyTree, own: Personal) -> PyTree:
 def apfl(
     model: Model,
     *,
-    client_optimizer: optax.GradientTransformation,
     mixing: float = 0.5,
     mixing_optimizer: optax.GradientTransformation | None = None,
-    server_optimizer: optax.GradientTransformation | None = None,
-    aggregator: Aggregator | None = None,
-    broadcaster: Broadcaster | None = None,
-    client_weight: Callable[[jax.Array], jax.Array] = by_examples,
-    metrics_sum: Callable[[PyTree], FederatedValue] = federated_sum,
-    **amount: Unpack[LocalAmount],
+    **arguments: Unpack[TrainingArguments],
 ) -> StatefulAlgorithm:
-    """Builds APFL.
+    """Builds APFL, of the arguments of `fed_avg` and its own.
 
     Args:
-      model: As for `fed_avg`, and so are all arguments that are not described here.
-      client_optimizer: Of the shared and, apart, of the clients' own models.
+      model: What is trained.
       mixing: alpha at first, the share of a client's own model; 0 is federated averaging, 1 local training.
       mixing_optimizer: Of alpha, which stays within 0 and 1; alpha is fixed if not given.
-      server_optimizer: As for `fed_avg`.
-      aggregator: As for `fed_avg`.
-      broadcaster: As for `fed_avg`.
-      client_weight: As for `fed_avg`.
-      metrics_sum: As for `fed_avg`.
-      **amount: ``num_epochs``, ``num_steps``, ``shuffle``, ``drop_remainder``, as for `fed_avg`.
+      **arguments: As for `fed_avg`. The client optimizer is that of the shared and, apart, of the clients' own models.
 
     Returns:
       A `StatefulAlgorithm`; a client's state is `Personal`, and `mixed` its model. Its metrics are those of the shared
@@ -90,32 +74,21 @@ def apfl(
     """
     if not 0 <= mixing <= 1:
         raise ValueError(f"a share is between 0 and 1; got {mixing=}. Pass 0.5 for equal parts.")
-    check_amount(**amount)
-    model, client_optimizer = no_batch_stats(model, "apfl"), no_schedule(client_optimizer)
-    mixing_optimizer = optax.set_to_zero() if mixing_optimizer is None else optax.chain(mixing_optimizer, _within_0_1())
-    optimizers: dict[Hashable, Any] = {"shared": client_optimizer, "own": client_optimizer, "mixing": mixing_optimizer}
-    optimizer = optax.partition(optimizers, _Pair("shared", Personal(*("own", "mixing"))))
+    model = no_batch_stats(model, "apfl")
+    of_mixing = optax.set_to_zero() if mixing_optimizer is None else optax.chain(mixing_optimizer, _within_0_1())
 
-    def client_update(params: PyTree, data: Any, own: Personal, key: jax.Array) -> tuple[ClientUpdate, Personal]:
-        pair = local_train(
-            mixture(model),
-            _Pair(params, own),
-            data,
-            key,
-            optimizer=optimizer,
-            **amount,
-        )
-        return reported(params, pair._replace(params=pair.params.shared), client_weight), pair.params.own
+    def client_update(
+        params: PyTree, data: Any, key: jax.Array, *, local: Local, own: Personal
+    ) -> tuple[ClientUpdate, Personal]:
+        optimizers: dict[Hashable, Any] = {"shared": local.optimizer, "own": local.optimizer, "mixing": of_mixing}
+        optimizer = optax.partition(optimizers, _Pair("shared", Personal("own", "mixing")))
+        pair = local.train(mixture(model), _Pair(params, own), data, key, optimizer=optimizer)
+        return local.report(params, pair._replace(params=pair.params.shared)), pair.params.own
 
-    return compose_stateful(
-        client_update,
-        server_optimizer,
-        aggregator,
-        init=model.init,
-        init_client=lambda state: Personal(state.params, jnp.float32(mixing)),
-        broadcaster=broadcaster,
-        metrics_sum=metrics_sum,
-    )
+    def init_client(state: Any) -> Personal:
+        return Personal(state.params, jnp.float32(mixing))
+
+    return compose(Method(model.init, client_update, init_client=init_client), **arguments)
 
 
 def mixture(model: Model) -> Model:

@@ -12,71 +12,57 @@ different code would run both.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from fedjx.core.execution.computation import Computation, federated_computation
-from fedjx.core.language.operators import federated_client_ids
-from fedjx.core.language.placed import FederatedValue, federated_map
-from fedjx.training.client import ClientUpdate
-from fedjx.training.compose import each_client
+from fedjx.training.client import ClientUpdate, Local
+from fedjx.training.round import told_to
 
 PyTree = Any
 
 
-class Training(Protocol):
-    """A client update of an optimizer, ``functools.partial(local_update, model, num_epochs=2)`` for example."""
-
-    def __call__(self, *, optimizer: optax.GradientTransformation) -> Callable[..., ClientUpdate]:
-        """Returns the client update ``(params, data, key) -> ClientUpdate``."""
-        ...
-
-
 def malicious_clients(
     is_malicious: Callable[[jax.Array], Any], attack_update: Callable[..., Any], client_update: Callable[..., Any]
-) -> Computation:
+) -> Callable[..., Any]:
     """Gives malicious clients another client update; every client runs both.
 
     Args:
       is_malicious: From a client's id, int32 ``[]``, to whether it is.
-      attack_update: What the malicious do, as for `compose`: of one client or of all of them.
+      attack_update: What the malicious do, a client update of a `Method`.
       client_update: What the others do; its result has the same type.
 
-    >>> from fedjx.algorithms import ClientUpdate, compose
+    >>> from fedjx.training import ClientUpdate, Method, compose
     >>> send = lambda number: lambda params, data, key: ClientUpdate(jnp.float32(number), jnp.float32(1), {})
     >>> update = malicious_clients(lambda client: client == 3, send(-9), send(1))
-    >>> algorithm = compose(update, optax.sgd(1.0), init=lambda key: jnp.float32(0))
+    >>> algorithm = compose(Method(lambda key: jnp.float32(0), update))
     >>> state, _ = algorithm.next(algorithm.init(jax.random.key(0)), fedjx.Clients.of(np.zeros(4), ids=np.arange(4)))
     >>> float(state.params)  # minus the mean of 1, 1, 1 and -9
     1.5
     """
 
-    @federated_computation
-    def update(params: Any, data: Any, key: Any) -> Any:
-        forged, honest = (each_client(one, params, data, key) for one in (attack_update, client_update))
-        return federated_map(_chosen, _malicious(is_malicious), forged, honest)
+    def update(params: PyTree, data: Any, key: jax.Array, **told: Any) -> Any:
+        forged, honest = (one(params, data, key, **told_to(one, told)) for one in (attack_update, client_update))
+        return _chosen(jnp.asarray(is_malicious(told["id"]), bool), forged, honest)
 
     return update
 
 
 def constrain_and_scale(
-    training: Training,
+    training: Callable[..., ClientUpdate],
     is_malicious: Callable[[jax.Array], Any],
     *,
-    optimizer: optax.GradientTransformation,
     alpha: float,
     norm: float,
     anomaly: Callable[[PyTree, PyTree], jax.Array] | None = None,
-) -> Computation:
+) -> Callable[..., ClientUpdate]:
     """Lets malicious clients train on ``alpha * L_class + (1 - alpha) * L_anomaly`` and send at a norm.
 
     Args:
-      training: The client update as a function of the optimizer.
+      training: What all clients do, a client update that trains with ``local.optimizer``, such as `local_update`.
       is_malicious: From a client's id, int32 ``[]``, to whether it is.
-      optimizer: Of every client.
       alpha: In [0, 1]; 1 trains as the honest do.
       norm: Of what malicious clients send, S: what a defence just lets pass, or what replaces the model.
       anomaly: L_anomaly, ``(params, global params) -> float32 []``; the squared distance if not given. It must be
@@ -87,42 +73,39 @@ def constrain_and_scale(
             f"alpha must be in [0, 1] and norm positive; got {alpha=}, {norm=}. 1 leaves the loss as it is."
         )
 
-    def client_update(params: PyTree, data: Any, key: jax.Array, malicious: jax.Array) -> ClientUpdate:
-        share = jnp.where(malicious, alpha, 1.0)
-        update = training(optimizer=constrained(optimizer, share, anomaly))(params, data, key)
+    def client_update(params: PyTree, data: Any, key: jax.Array, *, local: Local, id: jax.Array) -> ClientUpdate:
+        malicious = jnp.asarray(is_malicious(id), bool)
+        optimizer = constrained(local.optimizer, jnp.where(malicious, alpha, 1.0), anomaly)
+        update = training(params, data, key, local=local._replace(optimizer=optimizer))
         size = jnp.maximum(optax.tree.norm(update.delta), jnp.finfo(jnp.float32).tiny)
         return _scaled(update, jnp.where(malicious, norm / size, 1.0))
 
-    return _knowing(is_malicious, client_update)
+    return client_update
 
 
 def projected_boosting(
-    training: Training,
-    is_malicious: Callable[[jax.Array], Any],
-    *,
-    optimizer: optax.GradientTransformation,
-    radius: float,
-    boost: float,
-) -> Computation:
+    training: Callable[..., ClientUpdate], is_malicious: Callable[[jax.Array], Any], *, radius: float, boost: float
+) -> Callable[..., ClientUpdate]:
     """Lets malicious clients train within a ball around the global model, and send ``boost`` times what comes of it.
 
     What they send is of a norm of at most ``boost * radius``.
 
     Args:
-      training: The client update as a function of the optimizer.
+      training: What all clients do, as for `constrain_and_scale`.
       is_malicious: From a client's id, int32 ``[]``, to whether it is.
-      optimizer: Of every client.
       radius: Of the ball.
       boost: The factor.
     """
     if not radius > 0:
         raise ValueError(f"radius must be positive; got {radius=}. Take the bound of the defence over the boost.")
 
-    def client_update(params: PyTree, data: Any, key: jax.Array, malicious: jax.Array) -> ClientUpdate:
-        within = projected_descent(optimizer, jnp.where(malicious, radius, jnp.inf))
-        return _scaled(training(optimizer=within)(params, data, key), jnp.where(malicious, boost, 1.0))
+    def client_update(params: PyTree, data: Any, key: jax.Array, *, local: Local, id: jax.Array) -> ClientUpdate:
+        malicious = jnp.asarray(is_malicious(id), bool)
+        optimizer = projected_descent(local.optimizer, jnp.where(malicious, radius, jnp.inf))
+        update = training(params, data, key, local=local._replace(optimizer=optimizer))
+        return _scaled(update, jnp.where(malicious, boost, 1.0))
 
-    return _knowing(is_malicious, client_update)
+    return client_update
 
 
 # --- optimizers that remember where they began ----------------------------------------------------
@@ -161,23 +144,6 @@ def projected_descent(
 
 def _squared_distance(params: PyTree, centre: PyTree) -> jax.Array:
     return optax.tree.norm(jax.tree.map(jnp.subtract, params, centre), squared=True)
-
-
-# --- who is malicious -----------------------------------------------------------------------------
-
-
-def _malicious(is_malicious: Callable[[jax.Array], Any]) -> FederatedValue:
-    return federated_map(lambda client: jnp.asarray(is_malicious(client), bool), federated_client_ids())
-
-
-def _knowing(is_malicious: Callable[[jax.Array], Any], client_update: Callable[..., ClientUpdate]) -> Computation:
-    """Tells every client whether it is malicious."""
-
-    @federated_computation
-    def update(params: Any, data: Any, key: Any) -> Any:
-        return federated_map(client_update, params, data, key, _malicious(is_malicious))
-
-    return update
 
 
 def _chosen(malicious: jax.Array, forged: PyTree, honest: PyTree) -> PyTree:

@@ -9,35 +9,26 @@ of the server's optimizer: `fed_opt.py` has those of the paper.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Required
+from typing import Any, overload
 
 import jax
 import optax
 
 from fedjx.aggregation.broadcast import Broadcaster
+from fedjx.aggregation.error_feedback import StatefulAggregator
 from fedjx.aggregation.mean import by_examples
 from fedjx.core.language.operators import federated_sum
 from fedjx.core.language.placed import FederatedValue
-from fedjx.core.language.process import Aggregator, Algorithm
+from fedjx.core.language.process import Aggregator, Algorithm, StatefulAlgorithm
 from fedjx.models.model import Model
-from fedjx.training.client import ClientOptimizer, LocalAmount, local_update
-from fedjx.training.compose import compose, round_context
+from fedjx.training.client import ClientOptimizer
 from fedjx.training.failures import Failures
+from fedjx.training.round import averaging, compose
 
 PyTree = Any
 
 
-class FedAvgArguments(LocalAmount, total=False):
-    """The arguments of `fed_avg` that its variants pass on."""
-
-    client_optimizer: Required[ClientOptimizer]
-    aggregator: Aggregator | None
-    broadcaster: Broadcaster | None
-    client_weight: Callable[[jax.Array], jax.Array]
-    metrics_sum: Callable[[PyTree], FederatedValue]
-    failures: Failures | None
-
-
+@overload
 def fed_avg(
     model: Model,
     *,
@@ -52,8 +43,41 @@ def fed_avg(
     num_steps: int | None = None,
     shuffle: bool = True,
     drop_remainder: bool = False,
-) -> Algorithm:
+) -> Algorithm: ...
+@overload
+def fed_avg(
+    model: Model,
+    *,
+    client_optimizer: ClientOptimizer,
+    server_optimizer: optax.GradientTransformation | None = None,
+    aggregator: StatefulAggregator,
+    broadcaster: Broadcaster | None = None,
+    client_weight: Callable[[jax.Array], jax.Array] = by_examples,
+    metrics_sum: Callable[[PyTree], FederatedValue] = federated_sum,
+    failures: Failures | None = None,
+    num_epochs: int | None = None,
+    num_steps: int | None = None,
+    shuffle: bool = True,
+    drop_remainder: bool = False,
+) -> StatefulAlgorithm: ...
+def fed_avg(
+    model: Model,
+    *,
+    client_optimizer: ClientOptimizer,
+    server_optimizer: optax.GradientTransformation | None = None,
+    aggregator: Aggregator | StatefulAggregator | None = None,
+    broadcaster: Broadcaster | None = None,
+    client_weight: Callable[[jax.Array], jax.Array] = by_examples,
+    metrics_sum: Callable[[PyTree], FederatedValue] = federated_sum,
+    failures: Failures | None = None,
+    num_epochs: int | None = None,
+    num_steps: int | None = None,
+    shuffle: bool = True,
+    drop_remainder: bool = False,
+) -> Any:
     """Builds federated averaging.
+
+    All methods of local training take these arguments; what theirs say besides is in their own descriptions.
 
     Args:
       model: What is trained.
@@ -61,14 +85,16 @@ def fed_avg(
         number, int32 ``[]``, is a schedule over rounds: ``lambda round: optax.sgd(schedule(round))``.
       server_optimizer: Applied to the aggregated ``delta`` (initial minus trained parameters) as
         if it were a gradient; ``optax.sgd(1.0)``, which replaces the model by the clients' mean,
-        if not given. Schedules in it count rounds.
-      aggregator: The weighted `mean` if not given.
+        if not given. Schedules in it count rounds. One that takes extra arguments gets the round's ``metrics``, and
+        its loss as ``value``.
+      aggregator: The weighted `mean` if not given. One with a memory at the clients, such as `error_feedback`,
+        makes a `StatefulAlgorithm`.
       broadcaster: How the server sends the parameters; as they are if not given.
       client_weight: From a client's number of examples to its weight: `by_examples`, `uniform`
         or your own.
       metrics_sum: Adds the clients' metrics up; `fedjx.aggregation.secure.secure_total` lets the server see no more
         than the totals.
-      failures: How often clients fail, and how, as for `compose`.
+      failures: How often clients fail, and how.
       num_epochs: Local epochs, one if not given; or
       num_steps: the number of local steps.
       shuffle: Whether clients reorder their examples every epoch.
@@ -86,22 +112,17 @@ def fed_avg(
     >>> int(metrics["num_clients"]), int(state.round)
     (3, 1)
     """
-    client_update = local_update(
-        model,
-        optimizer=client_optimizer,
-        weight=client_weight,
+    return compose(
+        averaging(model),
+        client_optimizer=client_optimizer,
+        server_optimizer=server_optimizer,
+        aggregator=aggregator,
+        broadcaster=broadcaster,
+        client_weight=client_weight,
+        metrics_sum=metrics_sum,
+        failures=failures,
         num_epochs=num_epochs,
         num_steps=num_steps,
         shuffle=shuffle,
         drop_remainder=drop_remainder,
-    )
-    return compose(
-        client_update,
-        server_optimizer,
-        aggregator,
-        init=model.init,
-        broadcaster=broadcaster,
-        metrics_sum=metrics_sum,
-        context=round_context(client_optimizer),
-        failures=failures,
     )

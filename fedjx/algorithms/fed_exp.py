@@ -7,54 +7,32 @@ Jhunjhunwala et al., "FedExP: Speeding Up Federated Averaging via Extrapolation"
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from fedjx.aggregation.broadcast import Broadcaster
-from fedjx.aggregation.mean import by_examples
-from fedjx.core.language.operators import federated_sum
-from fedjx.core.language.placed import FederatedValue
-from fedjx.core.language.process import Aggregator, Algorithm
+from fedjx.core.language.process import Algorithm
 from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model, Ratio
 from fedjx.training.batch_stats import no_batch_stats
-from fedjx.training.client import ClientOptimizer, ClientUpdate, LocalAmount, check_positive, checked, local_update
-from fedjx.training.compose import compose, round_context, scaled
-from fedjx.training.failures import Failures
+from fedjx.training.client import ClientUpdate, Local, check_positive, checked, local_update
+from fedjx.training.round import Method, TrainingArguments, compose, scaled
 
 PyTree = Any
 
 
-def fed_exp(
-    model: Model,
-    *,
-    epsilon: float = 1e-3,
-    client_optimizer: ClientOptimizer,
-    aggregator: Aggregator | None = None,
-    broadcaster: Broadcaster | None = None,
-    client_weight: Callable[[jax.Array], jax.Array] = by_examples,
-    metrics_sum: Callable[[PyTree], FederatedValue] = federated_sum,
-    failures: Failures | None = None,
-    **amount: Unpack[LocalAmount],
-) -> Algorithm:
-    """Builds FedExP.
+def fed_exp(model: Model, *, epsilon: float = 1e-3, **arguments: Unpack[TrainingArguments]) -> Algorithm:
+    """Builds FedExP, of the arguments of `fed_avg` and its own.
 
     The iterates oscillate; the paper evaluates the mean of the last two.
 
     Args:
-      model: As for `fed_avg`.
+      model: What is trained.
       epsilon: Keeps the step small when the mean change is; of the size of a squared norm.
-      client_optimizer: As for `fed_avg`.
-      aggregator: As for `fed_avg`.
-      broadcaster: As for `fed_avg`.
-      client_weight: As for `fed_avg`; the squared norms are averaged by the same weights, equal ones in the paper.
-      metrics_sum: As for `fed_avg`; the server learns the mean squared norm from the metrics.
-      failures: As for `fed_avg`.
-      **amount: ``num_epochs``, ``num_steps``, ``shuffle``, ``drop_remainder``, as for `fed_avg`.
+      **arguments: As for `fed_avg`. The squared norms are averaged by the client weights too, equal ones in the paper;
+        the server learns the mean squared norm from the metrics.
 
     Returns:
       An `Algorithm`, with the metrics of `fed_avg` and ``squared_norm``, the mean of ``||delta_i||^2``. The last
@@ -65,12 +43,10 @@ def fed_exp(
     """
     check_positive(epsilon=epsilon)
     model = no_batch_stats(model, "fed_exp")
-    train = local_update(model, optimizer=client_optimizer, weight=client_weight, **amount)
+    train = local_update(model)
 
-    def client_update(
-        params: PyTree, data: Sequence, key: jax.Array, context: PyTree = None, *, completed: jax.Array | None = None
-    ) -> ClientUpdate:
-        delta, weight, metrics = train(params, data, key, context, completed=completed)
+    def client_update(params: PyTree, data: Sequence, key: jax.Array, *, local: Local) -> ClientUpdate:
+        delta, weight, metrics = train(params, data, key, local=local)
         squared_norm = optax.tree.norm(delta, squared=True)
         metrics = {**metrics, "squared_norm": Ratio(weight * squared_norm, weight)}
         return checked(ClientUpdate(delta, weight, metrics))
@@ -78,13 +54,7 @@ def fed_exp(
     def step(delta: PyTree, metrics: dict[str, Any]) -> jax.Array:
         return jnp.maximum(1, metrics["squared_norm"] / (2 * (optax.tree.norm(delta, squared=True) + epsilon)))
 
-    return compose(
-        client_update,
-        optax.chain(scaled(step), optax.sgd(1.0)),
-        aggregator,
-        init=model.init,
-        broadcaster=broadcaster,
-        metrics_sum=metrics_sum,
-        context=round_context(client_optimizer),
-        failures=failures,
-    )
+    def server(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+        return optax.chain(scaled(step), optimizer)
+
+    return compose(Method(model.init, client_update, server), **arguments)

@@ -13,7 +13,6 @@ of the rate and any number of steps are accounted for without a formula for each
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Unpack
 
 import jax
@@ -21,45 +20,24 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from fedjx.aggregation.broadcast import Broadcaster
-from fedjx.aggregation.mean import by_examples
-from fedjx.core.language.operators import federated_sum
-from fedjx.core.language.placed import FederatedValue
-from fedjx.core.language.process import Aggregator, Algorithm
+from fedjx.core.language.process import Algorithm
 from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model, Ratio
 from fedjx.training.batch_stats import no_batch_stats
-from fedjx.training.client import ClientOptimizer, ClientUpdate, LocalAmount, checked, local_update
-from fedjx.training.compose import compose, round_context, scaled
-from fedjx.training.failures import Failures
+from fedjx.training.client import ClientUpdate, Local, checked, local_update
+from fedjx.training.round import Method, TrainingArguments, compose, scaled
 
 PyTree = Any
 
 
-def fed_nova(
-    model: Model,
-    *,
-    client_optimizer: ClientOptimizer,
-    server_optimizer: optax.GradientTransformation | None = None,
-    aggregator: Aggregator | None = None,
-    broadcaster: Broadcaster | None = None,
-    client_weight: Callable[[jax.Array], jax.Array] = by_examples,
-    metrics_sum: Callable[[PyTree], FederatedValue] = federated_sum,
-    failures: Failures | None = None,
-    **amount: Unpack[LocalAmount],
-) -> Algorithm:
-    """Builds FedNova.
+def fed_nova(model: Model, **arguments: Unpack[TrainingArguments]) -> Algorithm:
+    """Builds FedNova, of the arguments of `fed_avg`.
 
     Args:
-      model: As for `fed_avg`.
-      client_optimizer: Linear in the gradients, as SGD with or without momentum is and Adam is not.
-      server_optimizer: Applied to ``tau_eff`` times the aggregated normalised delta.
-      aggregator: Of the normalised deltas.
-      broadcaster: As for `fed_avg`.
-      client_weight: As for `fed_avg`; p_i in proportion.
-      metrics_sum: As for `fed_avg`; the server learns ``tau_eff`` from the metrics.
-      failures: As for `fed_avg`.
-      **amount: ``num_epochs``, ``num_steps``, ``shuffle``, ``drop_remainder``, as for `fed_avg`.
+      model: What is trained.
+      **arguments: As for `fed_avg`. The client optimizer is linear in the gradients, as SGD with or without momentum is
+        and Adam is not; the client weight is p_i in proportion. The server optimizer is applied to ``tau_eff``, which
+        it learns from the metrics, times the aggregated normalised delta.
 
     Guarantees: `fed_avg` if all clients take equally many steps.
 
@@ -70,29 +48,18 @@ def fed_nova(
       ValueError: When it is initialised, if the model has batch statistics.
     """
     model = no_batch_stats(model, "fed_nova")
-    train = local_update(_probed(model), optimizer=client_optimizer, weight=client_weight, **amount)
+    train = local_update(_probed(model))
 
-    def client_update(
-        params: PyTree, data: Sequence, key: jax.Array, context: PyTree = None, *, completed: jax.Array | None = None
-    ) -> ClientUpdate:
-        (delta, steps), weight, metrics = train((params, jnp.float32(0)), data, key, context, completed=completed)
+    def client_update(params: PyTree, data: Sequence, key: jax.Array, *, local: Local) -> ClientUpdate:
+        (delta, steps), weight, metrics = train((params, jnp.float32(0)), data, key, local=local)
         normalised = jax.tree.map(lambda d: d / jnp.where(steps == 0, 1, steps), delta)
         metrics = {**metrics, "effective_steps": Ratio(weight * steps, weight)}
         return checked(ClientUpdate(normalised, weight, metrics))
 
-    return compose(
-        client_update,
-        optax.chain(
-            scaled(lambda delta, metrics: metrics["effective_steps"]),
-            server_optimizer or optax.sgd(1.0),
-        ),
-        aggregator,
-        init=model.init,
-        broadcaster=broadcaster,
-        metrics_sum=metrics_sum,
-        context=round_context(client_optimizer),
-        failures=failures,
-    )
+    def server(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+        return optax.chain(scaled(lambda delta, metrics: metrics["effective_steps"]), optimizer)
+
+    return compose(Method(model.init, client_update, server), **arguments)
 
 
 def _probed(model: Model) -> Model:

@@ -23,9 +23,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjx.algorithms.fed_avg import FedAvgArguments, fed_avg
 from fedjx.core.language.process import Algorithm
 from fedjx.models.model import Model
+from fedjx.training.round import ClientArguments, averaging, compose
 
 PyTree = Any
 LearningRate = float | jax.Array | optax.Schedule
@@ -87,10 +87,14 @@ def fed_adagrad(
     learning_rate: LearningRate = 0.1,
     b1: float = 0.0,
     tau: float = 1e-3,
-    **arguments: Unpack[FedAvgArguments],
+    **arguments: Unpack[ClientArguments],
 ) -> Algorithm:
     """Builds `fed_avg` with `server_adagrad`, and the other arguments of `fed_avg`."""
-    return fed_avg(model, server_optimizer=server_adagrad(learning_rate, b1=b1, tau=tau), **arguments)
+    return compose(
+        averaging(model),
+        server_optimizer=server_adagrad(learning_rate, b1=b1, tau=tau),
+        **arguments,
+    )
 
 
 def fed_adam(
@@ -100,10 +104,14 @@ def fed_adam(
     b1: float = 0.9,
     b2: float = 0.99,
     tau: float = 1e-3,
-    **arguments: Unpack[FedAvgArguments],
+    **arguments: Unpack[ClientArguments],
 ) -> Algorithm:
     """Builds `fed_avg` with `server_adam`, and the other arguments of `fed_avg`."""
-    return fed_avg(model, server_optimizer=server_adam(learning_rate, b1=b1, b2=b2, tau=tau), **arguments)
+    return compose(
+        averaging(model),
+        server_optimizer=server_adam(learning_rate, b1=b1, b2=b2, tau=tau),
+        **arguments,
+    )
 
 
 def fed_yogi(
@@ -113,10 +121,14 @@ def fed_yogi(
     b1: float = 0.9,
     b2: float = 0.99,
     tau: float = 1e-3,
-    **arguments: Unpack[FedAvgArguments],
+    **arguments: Unpack[ClientArguments],
 ) -> Algorithm:
     """Builds `fed_avg` with `server_yogi`, and the other arguments of `fed_avg`."""
-    return fed_avg(model, server_optimizer=server_yogi(learning_rate, b1=b1, b2=b2, tau=tau), **arguments)
+    return compose(
+        averaging(model),
+        server_optimizer=server_yogi(learning_rate, b1=b1, b2=b2, tau=tau),
+        **arguments,
+    )
 
 
 def fed_avgm(
@@ -124,7 +136,11 @@ def fed_avgm(
     *,
     learning_rate: LearningRate = 1.0,
     momentum: float = 0.9,
-    **arguments: Unpack[FedAvgArguments],
+    **arguments: Unpack[ClientArguments],
 ) -> Algorithm:
     """Builds `fed_avg` with heavy-ball momentum at the server, and the other arguments of `fed_avg`."""
-    return fed_avg(model, server_optimizer=optax.sgd(learning_rate, momentum=momentum), **arguments)
+    return compose(
+        averaging(model),
+        server_optimizer=optax.sgd(learning_rate, momentum=momentum),
+        **arguments,
+    )

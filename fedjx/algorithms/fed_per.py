@@ -10,71 +10,38 @@ from collections.abc import Callable
 from typing import Any, Unpack
 
 import jax
-import optax
 
-from fedjx.aggregation.broadcast import Broadcaster
-from fedjx.aggregation.mean import by_examples
-from fedjx.core.language.operators import federated_sum
-from fedjx.core.language.placed import FederatedValue
-from fedjx.core.language.process import Aggregator, StatefulAlgorithm
+from fedjx.core.language.process import StatefulAlgorithm
 from fedjx.models.model import Model
-from fedjx.training.client import ClientUpdate, LocalAmount, check_amount, local_train, reported
-from fedjx.training.parts import merge, partition
-from fedjx.training.stateful import FIRST, compose_stateful
+from fedjx.training.client import ClientUpdate, Local
+from fedjx.training.parts import first_parts, merge, partition
+from fedjx.training.round import Method, TrainingArguments, compose
 
 PyTree = Any
 
 
 def fed_per(
-    model: Model,
-    *,
-    is_local: Callable[[str], bool],
-    client_optimizer: optax.GradientTransformation,
-    server_optimizer: optax.GradientTransformation | None = None,
-    aggregator: Aggregator | None = None,
-    broadcaster: Broadcaster | None = None,
-    client_weight: Callable[[jax.Array], jax.Array] = by_examples,
-    metrics_sum: Callable[[PyTree], FederatedValue] = federated_sum,
-    **amount: Unpack[LocalAmount],
+    model: Model, *, is_local: Callable[[str], bool], **arguments: Unpack[TrainingArguments]
 ) -> StatefulAlgorithm:
-    """Builds FedPer.
+    """Builds FedPer, of the arguments of `fed_avg` and its own.
 
     Args:
-      model: As for `fed_avg`, and so are all arguments that are not described here.
+      model: What is trained.
       is_local: Which parameters are local, by their names, as for `partition`.
-      client_optimizer: Of shared and local parameters together.
-      server_optimizer: As for `fed_avg`.
-      aggregator: As for `fed_avg`.
-      broadcaster: As for `fed_avg`.
-      client_weight: As for `fed_avg`.
-      metrics_sum: As for `fed_avg`.
-      **amount: ``num_epochs``, ``num_steps``, ``shuffle``, ``drop_remainder``, as for `fed_avg`.
+      **arguments: As for `fed_avg`. The client optimizer is that of shared and local parameters together.
 
     Returns:
       A `StatefulAlgorithm`; the server's parameters are the shared part, a client's state the local one, and `merge`
       puts them together. All clients begin with one local part, drawn from the key of the run. Its metrics are those of
       `fed_avg` and ``num_non_finite_states``.
     """
-    check_amount(**amount)
 
-    def client_update(params: PyTree, data: Any, local: PyTree, key: jax.Array) -> tuple[ClientUpdate, PyTree]:
-        trained = local_train(
-            model,
-            merge(params, local),
-            data,
-            key,
-            optimizer=client_optimizer,
-            **amount,
-        )
+    def client_update(
+        params: PyTree, data: Any, key: jax.Array, *, local: Local, own: PyTree
+    ) -> tuple[ClientUpdate, PyTree]:
+        trained = local.train(model, merge(params, own), data, key, optimizer=local.optimizer)
         parts = partition(trained.params, is_local)
-        return reported(params, trained._replace(params=parts.shared), client_weight), parts.local
+        return local.report(params, trained._replace(params=parts.shared)), parts.local
 
-    return compose_stateful(
-        client_update,
-        server_optimizer,
-        aggregator,
-        init=lambda key: partition(model.init(key), is_local).shared,
-        init_client=jax.jit(lambda state: partition(model.init(jax.random.fold_in(state.key, FIRST)), is_local).local),
-        broadcaster=broadcaster,
-        metrics_sum=metrics_sum,
-    )
+    init, init_client = first_parts(model, is_local)
+    return compose(Method(init, client_update, init_client=init_client), **arguments)

@@ -6,22 +6,16 @@ Li et al., "Federated Optimization in Heterogeneous Networks" (arXiv 1812.06127,
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from fedjx.aggregation.broadcast import Broadcaster
-from fedjx.aggregation.mean import by_examples
-from fedjx.core.language.operators import federated_sum
-from fedjx.core.language.placed import FederatedValue
-from fedjx.core.language.process import Aggregator, Algorithm
+from fedjx.core.language.process import Algorithm
 from fedjx.models.model import Model
-from fedjx.training.client import ClientOptimizer, LocalAmount, local_update, optimizer_of
-from fedjx.training.compose import ServerState, compose, round_context
-from fedjx.training.failures import Failures
+from fedjx.training.client import ClientUpdate, Local
+from fedjx.training.round import Method, TrainingArguments, compose
 
 PyTree = Any
 
@@ -41,59 +35,38 @@ def proximal(strength: Any, center: PyTree = None) -> optax.GradientTransformati
 
 
 def fed_prox(
-    model: Model,
-    *,
-    proximal_strength: float,
-    adaptive: bool = False,
-    client_optimizer: ClientOptimizer,
-    server_optimizer: optax.GradientTransformation | None = None,
-    aggregator: Aggregator | None = None,
-    broadcaster: Broadcaster | None = None,
-    client_weight: Callable[[jax.Array], jax.Array] = by_examples,
-    metrics_sum: Callable[[PyTree], FederatedValue] = federated_sum,
-    failures: Failures | None = None,
-    **amount: Unpack[LocalAmount],
+    model: Model, *, proximal_strength: float, adaptive: bool = False, **arguments: Unpack[TrainingArguments]
 ) -> Algorithm:
-    """Builds FedProx.
+    """Builds FedProx, of the arguments of `fed_avg` and its own.
 
     Args:
-      model: As for `fed_avg`.
+      model: What is trained.
       proximal_strength: mu, at least 0; at 0 this is `fed_avg`.
       adaptive: Whether mu rises by 0.1 after every round with a higher loss than the one before, and falls by 0.1, to
         no less than 0, when the loss has fallen in five rounds running. It is then ``state.optimizer.strength``.
-      client_optimizer: Gets the gradient with the proximal term in it.
-      server_optimizer: As for `fed_avg`.
-      aggregator: As for `fed_avg`.
-      broadcaster: As for `fed_avg`.
-      client_weight: As for `fed_avg`; the paper's is `uniform` over clients drawn in proportion to their examples.
-      metrics_sum: As for `fed_avg`. The loss is that of the model, without the proximal term.
-      failures: As for `fed_avg`.
-      **amount: ``num_epochs``, ``num_steps``, ``shuffle``, ``drop_remainder``, as for `fed_avg`.
+      **arguments: As for `fed_avg`. The client optimizer gets the gradient with the proximal term in it; the loss among
+        the metrics is without it. The paper's client weight is `uniform` over clients drawn in proportion to their
+        examples.
 
     Raises:
       ValueError: If the strength is negative.
     """
     if not proximal_strength >= 0:
         raise ValueError(f"a proximal strength is at least 0; got {proximal_strength=}. Pass 0 for fed_avg.")
-    server_optimizer = server_optimizer or optax.sgd(1.0)
 
-    def optimizer(context: Any) -> optax.GradientTransformation:
-        round, strength = context if adaptive else (context, proximal_strength)
-        return optax.chain(proximal(strength), optimizer_of(client_optimizer, round))
+    def client_update(
+        params: PyTree, data: Any, key: jax.Array, *, local: Local, context: Any = proximal_strength
+    ) -> ClientUpdate:
+        optimizer = optax.chain(proximal(context), local.optimizer)
+        return local.report(params, local.train(model, params, data, key, optimizer=optimizer))
 
-    def round_and_strength(state: ServerState) -> Any:
-        return state.round, state.optimizer.strength
-
-    return compose(
-        local_update(model, optimizer=optimizer, weight=client_weight, **amount),
-        following_loss(server_optimizer, proximal_strength) if adaptive else server_optimizer,
-        aggregator,
-        init=model.init,
-        broadcaster=broadcaster,
-        metrics_sum=metrics_sum,
-        context=round_and_strength if adaptive else round_context(client_optimizer),
-        failures=failures,
-    )
+    method = Method(model.init, client_update)
+    if adaptive:
+        method = method._replace(
+            server=lambda optimizer: following_loss(optimizer, proximal_strength),
+            context=lambda state: state.optimizer.strength,
+        )
+    return compose(method, **arguments)
 
 
 class FollowingLoss(NamedTuple):

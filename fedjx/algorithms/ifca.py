@@ -14,45 +14,32 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjx.aggregation.broadcast import Broadcaster
-from fedjx.aggregation.mean import by_examples
 from fedjx.aggregation.per_cluster import Assigned, per_cluster
 from fedjx.core.execution.computation import Computation, federated_computation
-from fedjx.core.language.operators import federated_broadcast, federated_sum
-from fedjx.core.language.placed import FederatedValue, federated_map
-from fedjx.core.language.process import Aggregator, Algorithm
+from fedjx.core.language.operators import federated_broadcast
+from fedjx.core.language.placed import federated_map
+from fedjx.core.language.process import Algorithm
 from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model, finalize_metrics
-from fedjx.training.client import (
-    ClientUpdate,
-    LocalAmount,
-    check_amount,
-    checked,
-    examples,
-    local_evaluate,
-    local_train,
-)
-from fedjx.training.compose import compose
+from fedjx.training.client import ClientOptimizer, ClientUpdate, Local, checked, examples, local_evaluate
 from fedjx.training.gradients import local_gradient
+from fedjx.training.round import LocalArguments, Method, compose
 
 PyTree = Any
+Weight = Callable[[jax.Array], jax.Array]
 
 
 def ifca(
     model: Model,
     num_clusters: int,
     *,
-    client_optimizer: optax.GradientTransformation | None = None,
-    server_optimizer: optax.GradientTransformation | None = None,
-    aggregator: Aggregator | None = None,
-    broadcaster: Broadcaster | None = None,
-    client_weight: Callable[[jax.Array], jax.Array] = by_examples,
-    metrics_sum: Callable[[PyTree], FederatedValue] = federated_sum,
+    client_optimizer: ClientOptimizer | None = None,
     average: Literal["models", "gradients"] = "models",
     init: Callable[[jax.Array], PyTree] | None = None,
-    **amount: Unpack[LocalAmount],
+    server_optimizer: optax.GradientTransformation | None = None,
+    **arguments: Unpack[LocalArguments],
 ) -> Algorithm:
-    """Builds the iterative federated clustering algorithm.
+    """Builds the iterative federated clustering algorithm, of the arguments of `fed_avg` and its own.
 
     A client picks the model of the least loss on its examples, and trains it. The paper weights clients alike.
 
@@ -60,15 +47,12 @@ def ifca(
       model: What is trained, once for each cluster.
       num_clusters: Number of models, K.
       client_optimizer: Of every client; only to average models.
-      server_optimizer: As for `fed_avg`, of the stacked models; its rate is the step size γ if gradients are averaged.
-      aggregator: Of each cluster, with a state of its own; the weighted `mean` if not given.
-      broadcaster: As for `fed_avg`, of the stacked models.
-      client_weight: As for `fed_avg`.
-      metrics_sum: As for `fed_avg`.
       average: "models": each becomes the mean of those trained by its cluster. "gradients": the clients send the
         gradient over all their examples, and the mean is over the cohort, in which those of other clusters count as 0.
       init: ``(key) -> params``, the first models, leaves ``[K, ...]``; K draws of ``model.init`` if not given.
-      **amount: ``num_epochs``, ``num_steps``, ``shuffle``, ``drop_remainder``, as for `fed_avg`.
+      server_optimizer: As for `fed_avg`, of the stacked models; its rate is the step size γ if gradients are averaged.
+      **arguments: As for `fed_avg`. The broadcaster is that of the stacked models, the aggregator that of each cluster,
+        with a state of its own.
 
     Returns:
       An `Algorithm`, leaves of ``state.params`` ``[K, ...]``. Beside the metrics of `fed_avg` it has ``cluster_sizes``,
@@ -76,6 +60,7 @@ def ifca(
 
     Raises:
       ValueError: If there is no cluster, what is averaged is neither, or the client optimizer does not go with it.
+      TypeError: If the aggregator keeps a memory at the clients.
     """
     if average not in ("models", "gradients"):
         raise ValueError(f'what is averaged is "models" or "gradients"; got {average=}. Pass one of these.')
@@ -84,34 +69,32 @@ def ifca(
             "there is a cluster, and a client optimizer is given to average models only; got "
             f"{num_clusters=}, {average=}, {client_optimizer=}. Give one, or none."
         )
-    check_amount(amount.get("num_epochs"), amount.get("num_steps"))
 
     def first(key: jax.Array) -> PyTree:
         return jax.tree.map(lambda *xs: jnp.stack(xs), *map(model.init, jax.random.split(key, num_clusters)))
 
-    def trained(params: PyTree, data: Sequence, key: jax.Array) -> Any:
-        if client_optimizer is None:
-            found = local_gradient(model, params, data, key)
-            return found.gradient, found.metrics
-        result = local_train(model, params, data, key, optimizer=client_optimizer, **amount)
-        return jax.tree.map(jnp.subtract, params, result.params), result.metrics
+    def model_update(models: PyTree, data: Sequence, key: jax.Array, *, local: Local) -> ClientUpdate:
+        def train(params: PyTree) -> Any:
+            trained = local.train(model, params, data, key, optimizer=local.optimizer)
+            return jax.tree.map(jnp.subtract, params, trained.params), trained.metrics
 
-    def client_update(models: PyTree, data: Sequence, key: jax.Array) -> ClientUpdate:
+        return update(models, data, train, local.weight)
+
+    def gradient_update(models: PyTree, data: Sequence, key: jax.Array, *, weight: Weight) -> ClientUpdate:
+        return update(models, data, lambda params: local_gradient(model, params, data, key)[:2], weight)
+
+    def update(models: PyTree, data: Sequence, train: Callable[[PyTree], Any], weight: Weight) -> ClientUpdate:
         cluster = least_loss(model, models, data)
-        delta, metrics = trained(jax.tree.map(lambda x: x[cluster], models), data, key)
+        delta, metrics = train(jax.tree.map(lambda x: x[cluster], models))
         num_examples = jnp.sum(examples(data).index >= 0, dtype=jnp.int32)
         sizes = jax.nn.one_hot(cluster, num_clusters, dtype=jnp.int32) * (num_examples > 0)
         metrics = {**metrics, "num_examples": num_examples, "cluster_sizes": sizes}
-        return checked(ClientUpdate(Assigned(cluster, delta), client_weight(num_examples), metrics))
+        return checked(ClientUpdate(Assigned(cluster, delta), weight(num_examples), metrics))
 
-    return compose(
-        client_update,
-        server_optimizer,
-        per_cluster(aggregator, num_clusters, of_cohort=average == "gradients"),
-        init=first if init is None else init,
-        broadcaster=broadcaster,
-        metrics_sum=metrics_sum,
-    )
+    arguments["aggregator"] = per_cluster(arguments.get("aggregator"), num_clusters, of_cohort=average == "gradients")
+    client_update = model_update if average == "models" else gradient_update
+    method = Method(first if init is None else init, client_update)
+    return compose(method, client_optimizer=client_optimizer, server_optimizer=server_optimizer, **arguments)
 
 
 def least_loss(model: Model, models: PyTree, data: Sequence) -> jax.Array:

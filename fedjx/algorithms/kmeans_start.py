@@ -22,7 +22,7 @@ from fedjx.core.language.values import MASK, Sequence
 from fedjx.models.flax_models import feature_x
 from fedjx.models.model import Batch
 from fedjx.training.client import examples
-from fedjx.training.compose import round_keys
+from fedjx.training.round import round_keys
 
 
 class StartState(NamedTuple):

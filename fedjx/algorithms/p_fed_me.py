@@ -14,10 +14,10 @@ import jax
 import optax
 from jax import lax
 
-from fedjx.algorithms.fed_avg import FedAvgArguments, fed_avg
 from fedjx.core.language.process import Algorithm
 from fedjx.core.language.values import MASK
 from fedjx.models.model import Batch, Model, mean_loss
+from fedjx.training.round import TrainingArguments, averaging, compose
 
 PyTree = Any
 
@@ -28,19 +28,17 @@ def p_fed_me(
     proximal_strength: float,
     inner_optimizer: optax.GradientTransformation,
     num_inner_steps: int = 5,
-    server_optimizer: optax.GradientTransformation | None = None,
-    **arguments: Unpack[FedAvgArguments],
+    **arguments: Unpack[TrainingArguments],
 ) -> Algorithm:
-    """Builds pFedMe.
+    """Builds pFedMe, of the arguments of `fed_avg` and its own.
 
     Args:
-      model: As for `fed_avg`.
+      model: What is trained.
       proximal_strength: lambda.
       inner_optimizer: Of theta, from w on each batch.
       num_inner_steps: K, how many steps of it approximate the minimum.
-      server_optimizer: As for `fed_avg`.
-      **arguments: As for `fed_avg`. ``client_optimizer`` is of a client's copy of w, one step a batch, in the paper
-        ``optax.sgd(eta)``; its ``client_weight`` is `uniform`.
+      **arguments: As for `fed_avg`. The client optimizer is that of a client's copy of w, one step a batch, in the
+        paper ``optax.sgd(eta)``, whose client weight is `uniform`.
 
     Returns:
       An `Algorithm`, without client states, as a personal model is a function of w: the strategy `fine_tuning` with
@@ -56,7 +54,7 @@ def p_fed_me(
             "Use fed_avg without."
         )
     envelope = moreau_envelope(model, strength=proximal_strength, optimizer=inner_optimizer, num_steps=num_inner_steps)
-    return fed_avg(envelope, server_optimizer=server_optimizer, **arguments)
+    return compose(averaging(envelope), **arguments)
 
 
 def moreau_envelope(model: Model, *, strength: float, optimizer: optax.GradientTransformation, num_steps: int) -> Model:

@@ -8,23 +8,16 @@ product with it from the difference of two gradients.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal, Unpack
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from fedjx.aggregation.broadcast import Broadcaster
-from fedjx.aggregation.mean import by_examples
-from fedjx.algorithms.fed_avg import fed_avg
-from fedjx.core.language.operators import federated_sum
-from fedjx.core.language.placed import FederatedValue
-from fedjx.core.language.process import Aggregator, Algorithm
+from fedjx.core.language.process import Algorithm
 from fedjx.core.language.values import MASK
 from fedjx.models.model import Batch, Model, mean_loss
-from fedjx.training.client import ClientOptimizer, LocalAmount, check_not_negative, check_positive
-from fedjx.training.failures import Failures
+from fedjx.training.client import check_not_negative, check_positive
+from fedjx.training.round import TrainingArguments, averaging, compose
 from fedjx.training.surrogate import with_gradient
 
 PyTree = Any
@@ -35,34 +28,21 @@ Variant = Literal["exact", "first_order", "hessian_free"]
 def per_fed_avg(
     model: Model,
     *,
-    client_optimizer: ClientOptimizer,
     inner_learning_rate: float,
     variant: Variant = "first_order",
     difference: float = 1e-2,
-    server_optimizer: optax.GradientTransformation | None = None,
-    aggregator: Aggregator | None = None,
-    broadcaster: Broadcaster | None = None,
-    client_weight: Callable[[jax.Array], jax.Array] = by_examples,
-    metrics_sum: Callable[[PyTree], FederatedValue] = federated_sum,
-    failures: Failures | None = None,
-    **amount: Unpack[LocalAmount],
+    **arguments: Unpack[TrainingArguments],
 ) -> Algorithm:
-    """Builds Per-FedAvg.
+    """Builds Per-FedAvg, of the arguments of `fed_avg` and its own.
 
     Args:
-      model: As for `fed_avg`, and so are all arguments that are not described here.
-      client_optimizer: Of the meta-gradient; ``optax.sgd(beta)`` in the paper.
+      model: What is trained.
       inner_learning_rate: alpha, of the one step that makes a personal model; 0 is federated averaging.
       variant: "first_order", "hessian_free", or "exact", which multiplies by the Hessian itself.
       difference: delta, how far either way the Hessian-free variant goes along the gradient.
-      server_optimizer: As for `fed_avg`.
-      aggregator: As for `fed_avg`.
-      broadcaster: As for `fed_avg`.
-      client_weight: As for `fed_avg`; `uniform` in the paper.
-      metrics_sum: As for `fed_avg`.
-      failures: As for `fed_avg`.
-      **amount: ``num_epochs``, ``num_steps``, ``shuffle``, ``drop_remainder``, as for `fed_avg`. A batch is dealt out
-        in turn to D', D and, if there is a Hessian, D'': one with a single example trains as in `fed_avg`.
+      **arguments: As for `fed_avg`. The client optimizer is that of the meta-gradient, ``optax.sgd(beta)`` in the
+        paper, whose client weight is `uniform`. A batch is dealt out in turn to D', D and, if there is a Hessian, D'':
+        one with a single example trains as in `fed_avg`.
 
     Returns:
       An `Algorithm`; a personal model is made by `fine_tuning` with ``optax.sgd(alpha)`` and one step. Its metrics are
@@ -75,17 +55,8 @@ def per_fed_avg(
         raise ValueError(f"a variant is one of {known}; got {variant=}. Choose one.")
     check_not_negative(inner_learning_rate=inner_learning_rate)
     check_positive(difference=difference)
-    return fed_avg(
-        meta_model(model, learning_rate=inner_learning_rate, variant=variant, difference=difference),
-        client_optimizer=client_optimizer,
-        server_optimizer=server_optimizer,
-        aggregator=aggregator,
-        broadcaster=broadcaster,
-        client_weight=client_weight,
-        metrics_sum=metrics_sum,
-        failures=failures,
-        **amount,
-    )
+    meta = meta_model(model, learning_rate=inner_learning_rate, variant=variant, difference=difference)
+    return compose(averaging(meta), **arguments)
 
 
 def meta_model(model: Model, *, learning_rate: float, variant: Variant, difference: float) -> Model:

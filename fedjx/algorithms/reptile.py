@@ -10,27 +10,23 @@ from __future__ import annotations
 
 from typing import Unpack
 
-import optax
-
 from fedjx.aggregation.mean import uniform
-from fedjx.algorithms.fed_avg import FedAvgArguments, fed_avg
 from fedjx.core.language.process import Algorithm
 from fedjx.models.model import Model
+from fedjx.training.round import TrainingArguments, averaging, compose
 
 
-def reptile(
-    model: Model, *, server_optimizer: optax.GradientTransformation | None = None, **arguments: Unpack[FedAvgArguments]
-) -> Algorithm:
-    """Builds Reptile.
+def reptile(model: Model, **arguments: Unpack[TrainingArguments]) -> Algorithm:
+    """Builds Reptile, of the arguments of `fed_avg`.
 
     Args:
-      model: As for `fed_avg`.
-      server_optimizer: The outer one: ``optax.sgd(epsilon)`` moves the model by epsilon towards the clients' mean.
-      **arguments: As for `fed_avg`. ``client_optimizer`` is the inner one, ``num_steps`` is K; clients weigh alike if
-        no ``client_weight`` is given.
+      model: What is trained.
+      **arguments: As for `fed_avg`. The client optimizer is the inner one, ``num_steps`` is K, and the server optimizer
+        the outer one: ``optax.sgd(epsilon)`` moves the model by epsilon towards the clients' mean. Clients weigh alike
+        if no ``client_weight`` is given.
 
     Returns:
       An `Algorithm`, with the metrics of `fed_avg`. A personal model is made by `fine_tuning`.
     """
     arguments.setdefault("client_weight", uniform)
-    return fed_avg(model, server_optimizer=server_optimizer, **arguments)
+    return compose(averaging(model), **arguments)

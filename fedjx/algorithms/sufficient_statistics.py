@@ -8,24 +8,21 @@ the totals over all clients are those of the union of their examples, so the fed
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from fedjx.aggregation.broadcast import Broadcaster
 from fedjx.aggregation.mean import uniform
 from fedjx.aggregation.total import total
-from fedjx.core.language.operators import federated_sum
-from fedjx.core.language.placed import FederatedValue
-from fedjx.core.language.process import Aggregator, Algorithm
+from fedjx.core.language.process import Algorithm
 from fedjx.core.language.sequence import sequence_reduce
 from fedjx.core.language.values import MASK, Batches, Sequence
 from fedjx.models.flax_models import feature_x
 from fedjx.models.model import Batch, sum_metrics
 from fedjx.training.client import ClientUpdate, checked, examples
-from fedjx.training.compose import compose
+from fedjx.training.round import Method, RoundArguments, compose
 
 PyTree = Any
 
@@ -35,10 +32,8 @@ def sufficient_statistics(
     estimate: Callable[[PyTree, PyTree], PyTree],
     *,
     init: Callable[[jax.Array], PyTree],
-    aggregator: Aggregator | None = None,
-    broadcaster: Broadcaster | None = None,
     inputs: Callable[[Batch], Any] = feature_x,
-    metrics_sum: Callable[[PyTree], FederatedValue] = federated_sum,
+    **arguments: Unpack[RoundArguments],
 ) -> Algorithm:
     """Makes an algorithm of the statistics of a batch and what the server estimates from their totals.
 
@@ -47,11 +42,10 @@ def sufficient_statistics(
         count what is masked 0 times (its x is 0); metrics are per example ``[B]``, by name.
       estimate: ``(params, totals) -> params``.
       init: ``(key) -> params``, the first ones.
-      aggregator: Of the totals, in which a client with examples has weight 1; their `total` if not given. An
-        estimate that does not depend on the scale of the totals may as well have the `mean`.
-      broadcaster: How the parameters are sent; as they are if not given.
       inputs: Selects an example's point ``[B, ...]`` from a batch; it is cast to float32 and flattened.
-      metrics_sum: Adds the clients' metrics up.
+      **arguments: As for `fed_avg`: how the round is run. The aggregator is that of the totals, in which a client with
+        examples has weight 1; their `total` if not given. An estimate that does not depend on the scale of the totals
+        may as well have the `mean`.
 
     Returns:
       An `Algorithm`. Its metrics are the means over the examples, of the parameters before the round, ``num_examples``,
@@ -77,17 +71,12 @@ def sufficient_statistics(
         num_examples = jnp.sum(batches.index >= 0, dtype=jnp.int32)
         return checked(ClientUpdate(totals, uniform(num_examples), {**metrics, "num_examples": num_examples}))
 
-    def server_update(totals: PyTree, state: PyTree, params: PyTree) -> Any:
-        return jax.tree.map(jnp.subtract, estimate(params, totals), params), state
+    def server(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+        moved = optax.stateless(lambda totals, params: jax.tree.map(jnp.subtract, params, estimate(params, totals)))
+        return optax.chain(moved, optimizer)
 
-    return compose(
-        client_update,
-        optax.GradientTransformation(lambda params: (), server_update),  # pyright: ignore[reportArgumentType]
-        total() if aggregator is None else aggregator,
-        init=init,
-        broadcaster=broadcaster,
-        metrics_sum=metrics_sum,
-    )
+    arguments["aggregator"] = arguments.get("aggregator") or total()
+    return compose(Method(init, client_update, server), **arguments)
 
 
 def points(x: Any, mask: jax.Array) -> jax.Array:

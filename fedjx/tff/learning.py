@@ -21,8 +21,8 @@ from fedjx.core.language.types import SERVER
 from fedjx.core.language.values import MASK, Batches, Clients, Sequence
 from fedjx.models.model import Model, Ratio, finalize_metrics, mean_loss, sum_metrics
 from fedjx.tff.data import as_clients
-from fedjx.training.client import ClientUpdate, checked, examples
-from fedjx.training.compose import ServerState, compose
+from fedjx.training.client import ClientUpdate, Local, checked, examples
+from fedjx.training.round import Method, ServerState, compose
 
 PyTree = Any
 ModelFn = Callable[[], Model]
@@ -125,12 +125,13 @@ def build_federated_averaging_process(
       lanes: How many clients a device runs at once; all if not given.
     """
     model = model_fn()
-    algorithm: Any = compose(
-        _client_work(model, client_optimizer_fn(), client_weighting),
-        server_optimizer_fn(),
-        aggregation_process,
-        init=model.init,
+    algorithm = compose(
+        Method(model.init, _client_work(model)),
+        client_optimizer=client_optimizer_fn(),
+        server_optimizer=server_optimizer_fn(),
+        aggregator=aggregation_process,
         broadcaster=broadcast_process,
+        client_weight=client_weighting,
         metrics_sum=metrics_aggregator,
     )
 
@@ -176,7 +177,7 @@ def _cohort(data: Any) -> Any:
     return as_clients(data) if is_list else data
 
 
-def _client_work(model: Model, optimizer: optax.GradientTransformation, weight: Callable[..., jax.Array]) -> Any:
+def _client_work(model: Model) -> Callable[..., ClientUpdate]:
     """Trains on the batches as they come, and measures the model before every step."""
 
     def loss(params: PyTree, batch: Any, key: jax.Array) -> Any:
@@ -185,21 +186,21 @@ def _client_work(model: Model, optimizer: optax.GradientTransformation, weight: 
             {**model.metrics(params, batch), "loss": losses}, batch[MASK]
         )
 
-    def client_update(params: PyTree, data: Sequence, key: jax.Array) -> ClientUpdate:
+    def client_update(params: PyTree, data: Sequence, key: jax.Array, *, local: Local) -> ClientUpdate:
         def step(carry: Any, batch: Any) -> Any:
             trained, state, sums, t = carry
             grads, metrics = jax.grad(loss, has_aux=True)(trained, batch, jax.random.fold_in(key, t))
-            updates, state = optimizer.update(grads, state, trained)
+            updates, state = local.optimizer.update(grads, state, trained)
             return optax.apply_updates(trained, updates), state, jax.tree.map(jnp.add, sums, metrics), t + 1
 
         batches = examples(data)
         one = Batches(batches.pool, batches.index[0]).gather()
         zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(loss, params, one, key)[1])
-        start = (params, optimizer.init(params), zero, jnp.int32(0))
+        start = (params, local.optimizer.init(params), zero, jnp.int32(0))
         trained, _, metrics, _ = sequence_reduce(step, start, Sequence(batches, data.length))
         num_examples = jnp.sum(batches.index >= 0, dtype=jnp.int32)
         delta = jax.tree.map(jnp.subtract, params, trained)
-        return checked(ClientUpdate(delta, weight(num_examples), {**metrics, "num_examples": num_examples}))
+        return checked(ClientUpdate(delta, local.weight(num_examples), {**metrics, "num_examples": num_examples}))
 
     return client_update
 

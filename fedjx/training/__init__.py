@@ -1,1 +1,81 @@
 """What methods are made of: local training, one round, and parts of models and data."""
+
+from fedjx.training.batch_stats import in_batch_norm, is_batch_stat, trained_alone
+from fedjx.training.client import (
+    ClientOptimizer,
+    ClientUpdate,
+    Local,
+    LocalAmount,
+    LocalResult,
+    checked,
+    examples,
+    local_evaluate,
+    local_train,
+    local_training,
+    local_update,
+    reported,
+)
+from fedjx.training.failures import Failures
+from fedjx.training.gradients import gradient_update, local_gradient, shift
+from fedjx.training.parts import Parts, frozen, merge, partition
+from fedjx.training.round import (
+    First,
+    Held,
+    LocalArguments,
+    Method,
+    RoundArguments,
+    ServerState,
+    TrainingArguments,
+    averaging,
+    compose,
+    scaled,
+    told_to,
+)
+from fedjx.training.splits import alternate_split, feature_split, no_split, random_split, split_where
+from fedjx.training.stateful_rounds import StatefulRounds, stateful_rounds
+from fedjx.training.surrogate import with_gradient
+
+__all__ = [
+    "ClientOptimizer",
+    "ClientUpdate",
+    "Failures",
+    "First",
+    "Held",
+    "Local",
+    "LocalAmount",
+    "LocalArguments",
+    "LocalResult",
+    "Method",
+    "Parts",
+    "RoundArguments",
+    "ServerState",
+    "StatefulRounds",
+    "TrainingArguments",
+    "alternate_split",
+    "averaging",
+    "checked",
+    "compose",
+    "examples",
+    "feature_split",
+    "frozen",
+    "gradient_update",
+    "in_batch_norm",
+    "is_batch_stat",
+    "local_evaluate",
+    "local_gradient",
+    "local_train",
+    "local_training",
+    "local_update",
+    "merge",
+    "no_split",
+    "partition",
+    "random_split",
+    "reported",
+    "scaled",
+    "shift",
+    "split_where",
+    "stateful_rounds",
+    "told_to",
+    "trained_alone",
+    "with_gradient",
+]

@@ -6,8 +6,9 @@ means and sums over them are taken with the batch's mask.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict, Unpack, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +22,16 @@ from fedjx.models.model import LossWithStats, Model, Ratio, mean_loss, sum_metri
 
 PyTree = Any
 
-# An optimizer, or a function that makes it of what the server tells the clients: a schedule over rounds.
-ClientOptimizer = optax.GradientTransformation | Callable[[Any], optax.GradientTransformation]
+# Folded into keys that have other uses: `jax.random.split` in two is folding in 0 and 1, and rounds count from 0.
+OWN = 2  # Into a client's key of the round, for what it trains besides the shared parameters.
+FIRST = 2**32 - 1  # Into the key of the run, for the clients' first states.
+
+# An optimizer, or a function that makes it of the number of the round, int32 []: a schedule over rounds.
+ClientOptimizer = optax.GradientTransformation | Callable[[jax.Array], optax.GradientTransformation]
 
 
 class LocalAmount(TypedDict, total=False):
-    """How much a client trains, and in which order: arguments of `local_train` that algorithms pass on."""
+    """How much a client trains, and in which order: arguments of `local_train`."""
 
     num_epochs: int | None
     num_steps: int | None
@@ -141,63 +146,59 @@ def local_train(
     return LocalResult(params, metrics, num_examples, state)
 
 
-def local_update(
-    model: Model,
-    *,
-    optimizer: ClientOptimizer,
-    weight: Callable[[jax.Array], jax.Array] = by_examples,
-    num_epochs: int | None = None,
-    num_steps: int | None = None,
-    shuffle: bool = True,
-    drop_remainder: bool = False,
-) -> Callable[..., ClientUpdate]:
-    """Returns the client update of federated averaging: `local_train`, reported as it is `checked`.
+class Local(NamedTuple):
+    """How a client trains in a run: what the arguments of the run say, for a method to call. `local_training` makes it.
 
-    It takes ``completed``, as `local_train` does.
-
-    Args:
-      model: As for `local_train`.
-      optimizer: As for `local_train`; or a function that makes it of the fourth argument, the context of `compose`.
-      weight: From the number of examples to the client's weight.
-      num_epochs: As for `local_train`.
-      num_steps: As for `local_train`.
-      shuffle: As for `local_train`.
-      drop_remainder: As for `local_train`.
+    Attributes:
+      optimizer: The client's; that of the round, if it is a schedule over rounds.
+      train: `local_train` with the run's amount of training, and with what a client that fails gets done.
+      report: ``(params, result) -> ClientUpdate``, `reported` with the run's client weight.
+      weight: From a number of examples, int32 ``[]``, to the client's weight, float32 ``[]``.
     """
-    check_amount(num_epochs, num_steps)
 
-    def client_update(
-        params: PyTree, data: Sequence, key: jax.Array, context: PyTree = None, *, completed: jax.Array | None = None
-    ) -> ClientUpdate:
-        trained = local_train(
-            model,
-            params,
-            data,
-            key,
-            optimizer=optimizer_of(optimizer, context),
-            num_epochs=num_epochs,
-            num_steps=num_steps,
-            shuffle=shuffle,
-            drop_remainder=drop_remainder,
-            completed=completed,
-        )
-        return reported(params, trained, weight)
+    optimizer: optax.GradientTransformation
+    train: Callable[..., LocalResult]
+    report: Callable[[PyTree, LocalResult], ClientUpdate]
+    weight: Callable[[jax.Array], jax.Array]
+
+
+def local_training(
+    optimizer: optax.GradientTransformation | None,
+    weight: Callable[[jax.Array], jax.Array] = by_examples,
+    *,
+    completed: jax.Array | None = None,
+    **amount: Unpack[LocalAmount],
+) -> Local:
+    """Binds how a client trains; `compose` does, from the arguments of a run.
+
+    >>> model = fedjx.models.linear(2, input_shape=(3,))
+    >>> data = fedjx.data.central({"x": np.ones((4, 3), np.float32), "y": np.zeros(4, np.int32)}, batch_size=2)
+    >>> local = local_training(optax.sgd(0.1), num_epochs=2)
+    >>> update = local_update(model)(model.init(jax.random.key(0)), data, jax.random.key(1), local=local)
+    >>> float(update.weight)
+    4.0
+    """
+    check_amount(**amount)
+    train = functools.partial(local_train, **amount, completed=completed)
+    return Local(cast(Any, optimizer), train, functools.partial(reported, weight=weight), weight)
+
+
+def local_update(model: Model) -> Callable[..., ClientUpdate]:
+    """Returns the client update of federated averaging: local training, reported as it is `checked`."""
+
+    def client_update(params: PyTree, data: Sequence, key: jax.Array, *, local: Local) -> ClientUpdate:
+        return local.report(params, local.train(model, params, data, key, optimizer=local.optimizer))
 
     return client_update
 
 
-def optimizer_of(client_optimizer: ClientOptimizer, context: PyTree) -> optax.GradientTransformation:
-    """Returns a client's optimizer, as the context makes it if it is a function."""
-    return client_optimizer(context) if callable(client_optimizer) else client_optimizer
-
-
-def no_schedule(client_optimizer: ClientOptimizer) -> optax.GradientTransformation:
-    """Returns a client's optimizer, and refuses a function that makes it of the round."""
-    if callable(client_optimizer):
+def no_schedule(optimizer: ClientOptimizer) -> optax.GradientTransformation:
+    """Returns an optimizer, and refuses a function that makes it of the round."""
+    if callable(optimizer):
         raise TypeError(
-            "this method takes no schedule over rounds; got a function. Pass an optax.GradientTransformation."
+            "only client_optimizer may be a schedule over rounds; got a function. Pass an optax.GradientTransformation."
         )
-    return client_optimizer
+    return optimizer
 
 
 def reported(params: PyTree, trained: LocalResult, weight: Callable[[jax.Array], jax.Array]) -> ClientUpdate:
@@ -221,6 +222,11 @@ def local_evaluate(model: Model, params: PyTree, data: Sequence) -> dict[str, Ra
     zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), one)
     real = Sequence(batches, data.length)
     return sequence_reduce(lambda total, batch: jax.tree.map(jnp.add, total, sums(batch)), zero, real)
+
+
+def has_examples(data: Any) -> jax.Array:
+    """Tells whether a client's data set has an example; data of another form than `examples` takes always do."""
+    return jnp.any(examples(data).index >= 0) if isinstance(data, Sequence) else jnp.bool_(True)
 
 
 def examples(data: Sequence) -> Batches:

@@ -9,12 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjx.aggregation.mean import by_examples
 from fedjx.core.language.sequence import sequence_reduce
 from fedjx.core.language.values import MASK, Sequence
 from fedjx.models.model import Model, Ratio, sum_metrics
 from fedjx.training.client import ClientUpdate, checked, examples
-from fedjx.training.compose import round_metrics
 
 PyTree = Any
 
@@ -63,28 +61,17 @@ def local_gradient(model: Model, params: PyTree, data: Sequence, key: jax.Array)
     return LocalGradient(gradient, metrics, num_examples)
 
 
-def gradient_update(
-    model: Model, *, weight: Callable[[jax.Array], jax.Array] = by_examples
-) -> Callable[[PyTree, Sequence, jax.Array], ClientUpdate]:
+def gradient_update(model: Model) -> Callable[..., ClientUpdate]:
     """Returns the client update that is the `local_gradient`, reported as it is `checked`."""
 
-    def client_update(params: PyTree, data: Sequence, key: jax.Array) -> ClientUpdate:
+    def client_update(
+        params: PyTree, data: Sequence, key: jax.Array, *, weight: Callable[[jax.Array], jax.Array]
+    ) -> ClientUpdate:
         found = local_gradient(model, params, data, key)
         metrics = {**found.metrics, "num_examples": found.num_examples}
         return checked(ClientUpdate(found.gradient, weight(found.num_examples), metrics))
 
     return client_update
-
-
-def both_finite(first: ClientUpdate, second: ClientUpdate) -> ClientUpdate:
-    """Returns a client's second update; left out, and counted once, if the first one was left out as not finite."""
-    left_out = first.metrics["num_non_finite_clients"] > 0
-    return checked(second._replace(weight=jnp.where(left_out, jnp.nan, second.weight)))
-
-
-def metrics_of_both(sums: dict[str, Any], measured: PyTree, of_gradient: PyTree) -> dict[str, Any]:
-    """Adds what an aggregator measured of the gradients to a round's metrics."""
-    return {**round_metrics(sums, measured), "gradient_aggregation": of_gradient}
 
 
 def shift(correction: PyTree) -> optax.GradientTransformation:

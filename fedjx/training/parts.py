@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from fedjx.models.model import Model
+from fedjx.training.client import FIRST
 
 PyTree = Any
 
@@ -54,6 +55,17 @@ def _name(path: Any) -> str:
 def merge(some: PyTree, others: PyTree) -> PyTree:
     """Puts the two trees of a `partition` together again, in either order."""
     return jax.tree.map(lambda a, b: b if a is None else a, some, others, is_leaf=lambda x: x is None)
+
+
+def first_parts(
+    model: Model, is_local: Callable[[str], bool]
+) -> tuple[Callable[[jax.Array], PyTree], Callable[[Any], PyTree]]:
+    """Returns how the server's part and a client's are drawn at first, the latter alike for all from the run's key."""
+
+    def init_client(state: Any) -> PyTree:
+        return partition(model.init(jax.random.fold_in(state.key, FIRST)), is_local).local
+
+    return lambda key: partition(model.init(key), is_local).shared, jax.jit(init_client)
 
 
 def frozen(model: Model, fixed: PyTree) -> Model:

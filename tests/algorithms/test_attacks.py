@@ -11,12 +11,14 @@ import numpy as np
 import optax
 import pytest
 
+import fedjx
 from fedjx.aggregation.mean import uniform
-from fedjx.algorithms import ClientUpdate, compose, local_update
 from fedjx.algorithms.attacks import constrain_and_scale, constrained, malicious_clients, projected_boosting
-from fedjx.core.language.values import Clients
+from fedjx.core.language.operators import federated_client_ids
+from fedjx.core.language.placed import federated_map
 from fedjx.data import Cohort, FederatedData, cohort
 from fedjx.models import Model
+from fedjx.training import ClientUpdate, Method, compose, local_training, local_update, told_to
 from tests.algorithms.problems import assert_trees_close
 from tests.algorithms.test_laws import mesh
 
@@ -32,8 +34,9 @@ def losses(params, batch, key=None):
 
 
 MODEL = Model(lambda key: jnp.asarray(START), losses, lambda params, batch: {"loss": losses(params, batch)})
-TRAINING = functools.partial(local_update, MODEL, weight=uniform, num_epochs=EPOCHS, shuffle=False)
+TRAINING = local_update(MODEL)
 SGD = optax.sgd(RATE)
+RUN = {"client_optimizer": SGD, "client_weight": uniform, "num_epochs": EPOCHS, "shuffle": False}
 
 
 def is_malicious(client):
@@ -43,10 +46,13 @@ def is_malicious(client):
 def updates(client_update: Any):
     """Returns the clients' updates, ``[4, 3]``."""
 
-    def broadcast(data):
-        return Clients.of(np.tile(START, (4, 1))), data, Clients.of(jax.random.split(jax.random.key(0), 4))
+    local = local_training(SGD, uniform, num_epochs=EPOCHS, shuffle=False)
 
-    result = client_update(*broadcast(EVERYBODY))
+    def update(data, id):
+        told = told_to(client_update, {"local": local, "id": id})
+        return client_update(jnp.asarray(START), data, jax.random.key(0), **told)
+
+    result = fedjx.federated_computation(lambda data: federated_map(update, data, federated_client_ids()))(EVERYBODY)
     np.testing.assert_array_equal(result.value.weight, np.ones(4))
     return np.asarray(result.value.delta)
 
@@ -68,7 +74,7 @@ HONEST = np.array([descended(x) for x in X])
 
 
 def test_constrain_and_scale_follows_its_loss_and_sends_at_its_norm():
-    got = updates(constrain_and_scale(TRAINING, is_malicious, optimizer=SGD, alpha=0.6, norm=7.0))
+    got = updates(constrain_and_scale(TRAINING, is_malicious, alpha=0.6, norm=7.0))
     bad = np.array([descended(x, alpha=0.6) for x in X[2:]])
     np.testing.assert_allclose(got[:2], HONEST[:2], rtol=1e-5)
     np.testing.assert_allclose(got[2:], 7 * bad / np.linalg.norm(bad, axis=1, keepdims=True), rtol=1e-5)
@@ -79,13 +85,13 @@ def test_any_anomaly_may_be_constrained():
     def of_one(params, start):
         return jnp.square(params[0] - start[0])
 
-    attack = constrain_and_scale(TRAINING, is_malicious, optimizer=SGD, alpha=0.0, norm=1.0, anomaly=of_one)
+    attack = constrain_and_scale(TRAINING, is_malicious, alpha=0.0, norm=1.0, anomaly=of_one)
     still = updates(attack)
     np.testing.assert_array_equal(still[2:], 0)  # there is nothing but the anomaly, least where training begins
 
 
 def test_alpha_of_one_is_boosted_honest_training():
-    got = updates(constrain_and_scale(TRAINING, is_malicious, optimizer=SGD, alpha=1.0, norm=4.0))
+    got = updates(constrain_and_scale(TRAINING, is_malicious, alpha=1.0, norm=4.0))
     np.testing.assert_allclose(got[2:], 4 * HONEST[2:] / np.linalg.norm(HONEST[2:], axis=1, keepdims=True), rtol=1e-5)
 
 
@@ -97,7 +103,7 @@ def test_an_anomaly_without_a_gradient_does_not_reach_honest_clients():
 
 @pytest.mark.parametrize("radius", [0.2, 100.0])
 def test_projected_boosting_stays_within_its_ball(radius):
-    got = updates(projected_boosting(TRAINING, is_malicious, optimizer=SGD, radius=radius, boost=5.0))
+    got = updates(projected_boosting(TRAINING, is_malicious, radius=radius, boost=5.0))
     bad = np.array([descended(x, radius=radius) for x in X[2:]])
     np.testing.assert_allclose(got[:2], HONEST[:2], rtol=1e-5)
     np.testing.assert_allclose(got[2:], 5 * bad, rtol=1e-5, atol=1e-6)
@@ -111,19 +117,19 @@ def test_projected_boosting_stays_within_its_ball(radius):
         np.testing.assert_allclose(got[2:], 5 * HONEST[2:], rtol=1e-5)
 
 
-def boosted(params, data, key):
+def boosted(params, data, key, *, local):
     """One attacker of four clients, whose model is to replace the global one."""
-    update = TRAINING(optimizer=SGD)(params, data, key)
+    update = TRAINING(params, data, key, local=local)
     return update._replace(delta=4 * update.delta)
 
 
-def idle(params, data, key):
-    update = TRAINING(optimizer=SGD)(params, data, key)
+def idle(params, data, key, *, local):
+    update = TRAINING(params, data, key, local=local)
     return ClientUpdate(jnp.zeros_like(params), update.weight, update.metrics)
 
 
 def test_a_boosted_client_replaces_the_model_exactly_if_the_others_stay():
-    algorithm = compose(malicious_clients(lambda client: client == 3, boosted, idle), init=MODEL.init)
+    algorithm = compose(Method(MODEL.init, malicious_clients(lambda client: client == 3, boosted, idle)), **RUN)
     state, _ = algorithm.next(algorithm.init(jax.random.key(0)), EVERYBODY)
     np.testing.assert_allclose(state.params, START - HONEST[3], rtol=1e-5, atol=1e-6)
 
@@ -131,13 +137,13 @@ def test_a_boosted_client_replaces_the_model_exactly_if_the_others_stay():
 @pytest.mark.parametrize(
     "client_update",
     [
-        malicious_clients(is_malicious, boosted, TRAINING(optimizer=SGD)),
-        projected_boosting(TRAINING, is_malicious, optimizer=optax.adam(0.1), radius=0.2, boost=2.0),
+        malicious_clients(is_malicious, boosted, TRAINING),
+        projected_boosting(TRAINING, is_malicious, radius=0.2, boost=2.0),
     ],
     ids=["two updates", "one training"],
 )
 def test_they_run_streamed_as_in_one_program(client_update):
-    algorithm = compose(client_update, init=MODEL.init)
+    algorithm = compose(Method(MODEL.init, client_update), **RUN)
     run: Any = algorithm.next
     state = algorithm.init(jax.random.key(0))
     expected = algorithm.next(state, EVERYBODY)
@@ -155,4 +161,4 @@ def test_they_run_streamed_as_in_one_program(client_update):
 )
 def test_settings_without_meaning_are_refused(attack):
     with pytest.raises(ValueError, match="must be"):
-        attack(TRAINING, is_malicious, optimizer=SGD)
+        attack(TRAINING, is_malicious)

@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 from sklearn.datasets import load_digits
 
-from fedjx.algorithms import fed_avg, local_train
+from fedjx.algorithms import fed_avg
 from fedjx.algorithms.agnostic_fed_avg import agnostic_fed_avg
 from fedjx.algorithms.apfl import apfl
 from fedjx.algorithms.fed_bn import fed_bn
@@ -28,6 +28,7 @@ from fedjx.core.language.values import Clients
 from fedjx.data import FederatedData, cohort
 from fedjx.models import from_flax, mean_loss
 from fedjx.models.model import Variables
+from fedjx.training import local_train
 from fedjx.training.batch_stats import in_batch_norm, is_batch_stat
 from fedjx.training.parts import merge, partition
 from tests.algorithms.problems import BATCH_SIZE, federated_data, materialised, normed_model, plain_model

@@ -10,10 +10,11 @@ import numpy as np
 import optax
 import pytest
 
-from fedjx.algorithms import federated_evaluation, local_evaluate, local_train
+from fedjx.algorithms import federated_evaluation
 from fedjx.core.language.values import Batches, Sequence
 from fedjx.data import FederatedData, central, cohort
 from fedjx.models import Model, Ratio, finalize_metrics
+from fedjx.training import local_evaluate, local_train
 from fedjx.training.client import _plan
 from tests.algorithms.problems import dropout_model, federated_data, plain_model
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjx.aggregation import compressed_broadcast, uniform_quantizer
-from fedjx.algorithms import ClientUpdate, compose
 from fedjx.core.language.values import Clients
+from fedjx.training import ClientUpdate, Method, compose
 
 CENTRES = np.random.default_rng(0).normal(size=(3, 20)).astype(np.float32)
 
@@ -20,7 +20,7 @@ def test_what_was_sent_and_what_is_owed_sum_up_to_the_parameters_of_all_rounds()
 
     to_the_nearest = uniform_quantizer(2, stochastic=False)
     broadcaster = compressed_broadcast(to_the_nearest, error_feedback=True, where=lambda leaf: True)
-    algorithm = compose(towards, init=lambda key: jax.random.normal(key, (20,)), broadcaster=broadcaster)
+    algorithm = compose(Method(lambda key: jax.random.normal(key, (20,)), towards), broadcaster=broadcaster)
     state, meant, got, error = algorithm.init(jax.random.key(0)), 0, 0, 0
     for _ in range(8):
         meant, total = meant + state.params, state.params + state.broadcaster

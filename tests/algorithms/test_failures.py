@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import chex
@@ -11,14 +12,15 @@ import numpy as np
 import optax
 import pytest
 
-import fedjx
-from fedjx.algorithms import ClientUpdate, compose, local_update
-from fedjx.algorithms.fed_nova import fed_nova
-from fedjx.core.language.values import Sequence
-from fedjx.data import FederatedData, central, cohort
+from fedjx.algorithms import ditto, fed_avg, fed_dyn, fed_lin, fed_nova, mime, scaffold
+from fedjx.core.language.process import StatefulAlgorithm
+from fedjx.core.language.values import Clients, Sequence
+from fedjx.data import FederatedData, cohort
 from fedjx.models import Model
-from fedjx.training.compose import round_keys
-from fedjx.training.failures import Failures, fate, with_failures
+from fedjx.training import ClientUpdate, Failures, Method, compose
+from fedjx.training.failures import fate
+from fedjx.training.round import round_keys
+from tests.algorithms.problems import assert_trees_close
 
 RATE, BATCH_SIZE, NUM_EPOCHS = 0.1, 2, 2
 SIZES = (1, 3, 4, 6, 5, 2, 7, 3)
@@ -54,8 +56,8 @@ def client_in_numpy(params: Any, x: Any, completed: float) -> Any:
 
 def test_two_rounds_equal_the_loop_in_numpy_over_those_who_report():
     clients, ids = data(), range(len(SIZES))
-    train = local_update(mean_model(), optimizer=optax.sgd(RATE), num_epochs=NUM_EPOCHS, shuffle=False)
-    algorithm = compose(with_failures(train, FAILURES), init=mean_model().init)
+    amount = {"num_epochs": NUM_EPOCHS, "shuffle": False}
+    algorithm = fed_avg(mean_model(), client_optimizer=optax.sgd(RATE), failures=FAILURES, **amount)
     state = algorithm.init(jax.random.key(3))
     draw = jax.jit(lambda key, id: fate(FAILURES, jax.random.fold_in(key, id)))
     params, happened = np.zeros(2), dict.fromkeys(KINDS, 0)
@@ -123,17 +125,19 @@ def test_fates_come_as_often_as_they_should():
     assert ((np.histogram(parts**1.2, 8, (0, 1))[0] - expected) ** 2 / expected).sum() > 24.3
 
 
-def test_who_does_not_fail_reports_as_before_and_all_may_fail():
-    train = local_update(mean_model(), optimizer=optax.sgd(RATE, momentum=0.9), num_epochs=NUM_EPOCHS)
-    one = central({"x": data().client(6)["x"]}, batch_size=BATCH_SIZE)
-    short, rarely = local_update(mean_model(), optimizer=optax.sgd(RATE), num_steps=2), Failures(partial=1e-9)
-    updates = train, with_failures(train, Failures()), short, with_failures(short, rarely)
-    found = jax.jit(lambda *given: [update(*given) for update in updates])(jnp.ones((1, 2)), one, jax.random.key(0))
-    for plain, unfailing in (found[:2], found[2:]):
-        chex.assert_trees_all_equal(unfailing[:2], plain[:2])
-        assert unfailing.metrics.items() >= plain.metrics.items()
+@pytest.mark.parametrize("method", [{"num_epochs": NUM_EPOCHS}, {"num_steps": 2}], ids=str)
+def test_who_does_not_fail_reports_as_before(method):
+    found = []
+    for failures in (None, Failures(partial=1e-9)):
+        algorithm = fed_avg(mean_model(), client_optimizer=optax.sgd(RATE, momentum=0.9), failures=failures, **method)
+        found.append(algorithm.next(algorithm.init(jax.random.key(0)), cohort(data(), range(8), batch_size=BATCH_SIZE)))
+    (plain, plain_metrics), (unfailing, metrics) = found
+    chex.assert_trees_all_equal(unfailing.params, plain.params)
+    assert metrics.items() >= plain_metrics.items()
 
-    algorithm = compose(with_failures(train, Failures(dropped=0.5, non_finite=0.5)), init=mean_model().init)
+
+def test_all_may_fail():
+    algorithm = fed_avg(mean_model(), client_optimizer=optax.sgd(RATE), failures=Failures(dropped=0.5, non_finite=0.5))
     before = algorithm.init(jax.random.key(0))
     after, metrics = algorithm.next(before, cohort(data(), range(8), batch_size=BATCH_SIZE))
     chex.assert_trees_all_equal(after.params, before.params)
@@ -143,25 +147,62 @@ def test_who_does_not_fail_reports_as_before_and_all_may_fail():
 
 
 def test_a_client_that_is_not_finite_by_itself_is_counted_once():
-    def client_update(params: Any, data: Any, key: Any, by_itself: Any) -> ClientUpdate:
-        del data, key
+    def client_update(params: Any, data: Any, key: Any) -> ClientUpdate:
+        by_itself = data.elements["x"][0, 0, 0]
         metrics = {"num_non_finite_clients": by_itself.astype(jnp.int32)}
         return ClientUpdate(jnp.zeros_like(params), jnp.float32(1), metrics)
 
-    failing = jax.jit(with_failures(client_update, Failures(non_finite=1.0)))
+    algorithm = compose(Method(mean_model().init, client_update), failures=Failures(non_finite=1.0))
     for length, by_itself, count in ((1, True, 1), (1, False, 1), (0, False, 0)):
-        data = Sequence({"x": jnp.ones((1, 1))}, jnp.int32(length))
-        update = failing(jnp.ones((1, 2)), data, jax.random.key(0), jnp.array(by_itself))
-        assert int(update.metrics["num_non_finite_clients"]) == count
-        assert float(update.weight) == (0 if length else 1)
+        x, mask = jnp.full((1, 1, 1, 1), by_itself, jnp.float32), jnp.ones((1, 1, 1), bool)
+        one = Clients.of(Sequence({"x": x, "mask": mask}, jnp.full(1, length, jnp.int32)))
+        _, metrics = algorithm.next(algorithm.init(jax.random.key(0)), one)
+        assert int(metrics["num_non_finite_clients"]) == count
+        assert int(metrics.get("num_clients", 1)) == (0 if length else 1) or not length
+
+
+@pytest.mark.parametrize("method", ["scaffold", "ditto", "mime", "fed_lin", "fed_dyn"])
+def test_who_fails_is_as_if_never_sampled_whatever_the_method(method):
+    """With states, two passes, or both: what is left of a round are the clients that did not fail."""
+    model, sgd, everybody = mean_model(), optax.sgd(RATE, momentum=0.5), range(len(SIZES))
+    build = {
+        "scaffold": functools.partial(scaffold, model, num_clients=8, client_optimizer=sgd),
+        "ditto": functools.partial(ditto, model, proximal_strength=0.1, client_optimizer=sgd),
+        "mime": functools.partial(mime, model, base_optimizer=sgd),
+        "fed_lin": functools.partial(fed_lin, model, client_optimizer=sgd),
+        "fed_dyn": functools.partial(fed_dyn, model, num_clients=8, proximal_strength=0.1, client_optimizer=sgd),
+    }[method]
+    failures = Failures(dropped=0.3, non_finite=0.3)
+    failing, reliable = build(failures=failures), build()
+    state = failing.init(jax.random.key(3))
+    key = round_keys(state.key, state.round).clients
+    fates = jax.vmap(lambda id: fate(failures, jax.random.fold_in(key, id)))(jnp.arange(len(SIZES)))
+    left = [int(k) for k in np.flatnonzero(~(fates.dropped | fates.non_finite))]
+    assert 0 < len(left) < len(SIZES)
+
+    def after(algorithm: Any, ids: Any) -> Any:
+        arguments = [state, cohort(data(), ids, batch_size=BATCH_SIZE, num_steps=4)]
+        if isinstance(algorithm, StatefulAlgorithm):
+            first = jax.tree.map(lambda x: x + 0.1, algorithm.init_client(state))
+            arguments.append(Clients.of([first for _ in ids], ids=np.array(list(ids))))
+        return algorithm.next(*arguments)
+
+    got, metrics, *states = after(failing, everybody)
+    want, _, *kept = after(reliable, left)
+    assert_trees_close(got, want)
+    counted = {kind: int(metrics[f"num_{kind}_clients"]) for kind in ("dropped", "non_finite")}
+    assert counted == {"dropped": int(sum(fates.dropped)), "non_finite": int(sum(fates.non_finite))}
+    if states:
+        before = jax.tree.map(lambda x: x + 0.1, failing.init_client(state))
+        members = states[0].members()
+        for k in everybody:
+            assert_trees_close(members[k], kept[0].members()[k] if k in left else jax.tree.map(np.asarray, before))
 
 
 def test_wrong_failures_are_refused():
-    train = local_update(mean_model(), optimizer=optax.sgd(RATE))
     for failures in (Failures(dropped=-0.1), Failures(dropped=0.6, partial=0.6)):
         with pytest.raises(ValueError, match=r"probabilities are not negative and add up to at most one; got Failures"):
-            with_failures(train, failures)
-    with pytest.raises(TypeError, match=r"left incomplete takes completed; got Failures.*partial=0\.1"):
-        with_failures(lambda params, data, key: train(params, data, key), Failures(partial=0.1))
-    with pytest.raises(TypeError, match=r"clients fail one by one; got a computation of all of them"):
-        compose(fedjx.federated_computation(lambda params, data, key: data), init=mean_model().init, failures=FAILURES)
+            fed_avg(mean_model(), client_optimizer=optax.sgd(RATE), failures=failures)
+    own = Method(mean_model().init, lambda params, data, key: ClientUpdate(params, jnp.float32(1), {}))
+    with pytest.raises(TypeError, match=r"left incomplete trains with local.train; got Failures.*partial=0\.1"):
+        compose(own, failures=Failures(partial=0.1))

@@ -15,10 +15,11 @@ import pytest
 
 import fedjx
 from fedjx.aggregation import uniform
-from fedjx.algorithms import ClientUpdate, checked, fed_avg, local_train
+from fedjx.algorithms import fed_avg
 from fedjx.core.language.process import Aggregator
 from fedjx.data import FederatedData, central, cohort
 from fedjx.models import Model, linear
+from fedjx.training import ClientUpdate, checked, local_train
 from tests.algorithms.problems import (
     BATCH_SIZE,
     NUM_CLASSES,

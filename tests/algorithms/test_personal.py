@@ -15,7 +15,7 @@ import optax
 import pytest
 
 from fedjx.aggregation import uniform
-from fedjx.algorithms import ClientUpdate, fed_avg
+from fedjx.algorithms import fed_avg
 from fedjx.algorithms.apfl import apfl, mixed
 from fedjx.algorithms.ditto import ditto
 from fedjx.algorithms.fed_per import fed_per
@@ -28,9 +28,10 @@ from fedjx.core.language.process import StatefulAlgorithm
 from fedjx.core.language.values import Clients
 from fedjx.data import FederatedData, cohort
 from fedjx.models import Model, mean_loss
+from fedjx.training import ClientUpdate
 from fedjx.training.parts import merge
+from fedjx.training.round import Method, compose
 from fedjx.training.splits import no_split
-from fedjx.training.stateful import compose_stateful
 
 SIZES = (4, 3, 1, 5)
 BATCH_SIZE = 3
@@ -365,13 +366,13 @@ def test_a_state_that_is_not_finite_is_not_kept(data):
 def test_a_client_that_weighs_nothing_keeps_its_state(data):
     """Though it has examples; one that weighs something does not."""
 
-    def client_update(center: Any, data: Any, weight: Any, key: Any) -> Any:
-        return ClientUpdate(center - 1.0, weight, {}), weight + 2
+    def client_update(center: Any, data: Any, key: Any, *, own: Any) -> Any:
+        return ClientUpdate(center - 1.0, own, {}), own + 2
 
     def zero(_: Any) -> Any:
         return jnp.float32(0)
 
-    algorithm = compose_stateful(client_update, init=zero, init_client=zero)
+    algorithm = compose(Method(zero, client_update, init_client=zero))
     clients = cohort(data, [0, 1], batch_size=BATCH_SIZE)
     *_, states = algorithm.next(algorithm.init(KEY), clients, Clients.of(np.float32([0, 5])))
     assert states.value.tolist() == [0, 7]

@@ -8,7 +8,7 @@ from pathlib import Path
 import fedjx.algorithms
 
 # What methods are made of, or a collection of them.
-LIBRARY = {"__init__", "attacks", "client", "compose"}
+LIBRARY = {"__init__", "attacks"}
 
 
 def faults(text: str) -> list[str]:

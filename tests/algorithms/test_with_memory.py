@@ -12,11 +12,10 @@ import pytest
 from fedjx.aggregation.compress import identity
 from fedjx.aggregation.error_feedback import error_feedback
 from fedjx.aggregation.sparsify import top_k
-from fedjx.algorithms import fed_avg, local_update
+from fedjx.algorithms import fed_avg
 from fedjx.core.language.values import Clients
 from fedjx.data import ClientStates, Cohort, cohort
 from fedjx.models import linear
-from fedjx.training.with_memory import compose_with_memory
 from tests.algorithms.problems import NUM_CLASSES, NUM_FEATURES, assert_trees_close, federated_data
 
 DATA = federated_data()
@@ -25,9 +24,12 @@ MODEL = linear(NUM_CLASSES, input_shape=(NUM_FEATURES,))
 
 
 def with_memory(compressor):
-    update = local_update(MODEL, optimizer=optax.sgd(0.05, momentum=0.9))
-    aggregator = error_feedback(compressor, where=lambda leaf: len(leaf.shape) > 1)
-    return compose_with_memory(update, optax.sgd(0.7, momentum=0.9), aggregator, init=MODEL.init)
+    return fed_avg(
+        MODEL,
+        client_optimizer=optax.sgd(0.05, momentum=0.9),
+        server_optimizer=optax.sgd(0.7, momentum=0.9),
+        aggregator=error_feedback(compressor, where=lambda leaf: len(leaf.shape) > 1),
+    )
 
 
 def in_memory(algorithm):

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from fedjx.algorithms import fed_avg, round_keys
+from fedjx.algorithms import fed_avg
 from fedjx.core.execution.computation import federated_computation
 from fedjx.core.language.operators import federated_sum, federated_value
 from fedjx.core.language.placed import federated_map
@@ -16,6 +16,7 @@ from fedjx.data import Cohort, cohort
 from fedjx.data.cohort import empty_cohort
 from fedjx.data.sampling import poisson_sampler
 from fedjx.models import Model
+from fedjx.training import round_keys
 from tests.algorithms.problems import BATCH_SIZE, NUM_FEATURES, assert_trees_close, federated_data
 from tests.data.stores import written
 

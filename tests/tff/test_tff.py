@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -12,13 +13,14 @@ import optax
 import pytest
 
 from fedjx import Sequence, parse_type, tff
-from fedjx.aggregation import by_examples, compress, compressed_broadcast, uniform_quantizer
+from fedjx.aggregation import compress, compressed_broadcast, uniform_quantizer
 from fedjx.algorithms import fed_avg
 from fedjx.algorithms.personalization import fine_tuning, unchanged
 from fedjx.data import FederatedData, cohort
 from fedjx.models import Model, from_flax
 from fedjx.models.flax_models import accuracy
 from fedjx.tff.learning import _client_work
+from fedjx.training import local_training
 from tests.algorithms.problems import assert_trees_close, assert_trees_equal
 
 NUM_PARAMS = 8 * 8 * 3 + 3
@@ -174,7 +176,7 @@ def test_every_step_has_a_random_key_of_its_own():
         return params * jax.random.normal(key) * batch["x"]
 
     model = Model(lambda key: jnp.float32(0), loss, lambda params, batch: {})
-    update = jax.jit(_client_work(model, optax.sgd(1.0), by_examples))
+    update = jax.jit(functools.partial(_client_work(model), local=local_training(optax.sgd(1.0))))
     key = jax.random.key(5)
     delta = update(jnp.float32(0), Sequence.of({"x": np.ones((3, 1), np.float32)}), key).delta
     drawn = [float(jax.random.normal(jax.random.fold_in(key, t))) for t in range(3)]

@@ -21,9 +21,10 @@ import pytest
 
 import fedjx
 from fedjx.aggregation import compress, rotated, uniform_quantizer
-from fedjx.algorithms import fed_avg, scaffold, stateful_rounds
+from fedjx.algorithms import fed_avg, scaffold
 from fedjx.data import ClientStates, Cohort, FederatedData
 from fedjx.models import linear
+from fedjx.training import stateful_rounds
 
 WRITTEN = Path(__file__).parent / "jax_0_10"
 SIZES = (3, 7, 12, 5)
