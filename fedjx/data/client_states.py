@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fedjx.core.execution.hosts import Share
+from fedjx.core.language.shares import Share
 from fedjx.core.language.values import Clients
 from fedjx.data.federated_data import checked_ids
 from fedjx.data.state_journal import ENTRY, ROWS, Journal, close, create, locked, read_head

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjx.core.execution.hosts import AXIS, Share, placed_rows, placed_whole, share_of
+from fedjx.core.execution.hosts import placed_rows, placed_whole, share_of
+from fedjx.core.language.shares import AXIS, Share
 from fedjx.core.language.values import Clients, per_client, shares_pool
 
 PyTree = Any

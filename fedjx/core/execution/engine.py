@@ -1,7 +1,6 @@
 """The lower layer: one pass over a cohort, in one program or streamed chunk by chunk.
 
-Nothing here knows of graphs, types or algorithms. A `Pass` is a function of one client and the
-reductions of what it returns. It is run by `map_reduce` inside a traced program, or by
+Nothing here knows of graphs, types or algorithms. A `Pass` is run by `map_reduce` inside a traced program, or by
 `PassStream` from a host loop. Both take the same step: map one chunk, add it to accumulators that
 stay on their device, and, after the last chunk, reduce across devices once.
 """
@@ -11,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import jax
 import jax.core
@@ -20,48 +19,15 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjx.core.execution.devices import Placer, padded
-from fedjx.core.execution.hosts import AXIS, agreed, auto_mesh
+from fedjx.core.execution.hosts import agreed, auto_mesh
+from fedjx.core.language.passes import Pass
+from fedjx.core.language.shares import AXIS
 from fedjx.core.language.values import Clients, per_client, shares_pool
 from fedjx.core.rewriting.rewrite import mapped
 
 PyTree = Any
 
 _SPLIT, _WHOLE = PartitionSpec(AXIS), PartitionSpec()
-
-
-class Reduction(NamedTuple):
-    """How members become one value.
-
-    Attributes:
-      zero: From the type of one member to the empty accumulator.
-      update: ``(accumulator, members [C, ...], mask [C]) -> accumulator``.
-      across: How the accumulators of two devices combine: a sum, a minimum, a maximum, or
-        any associative and commutative function of two accumulators.
-      report: From the accumulator to the result.
-    """
-
-    zero: Callable[[PyTree], PyTree]
-    update: Callable[[PyTree, PyTree, jax.Array], PyTree]
-    across: Literal["sum", "min", "max"] | Callable[[PyTree, PyTree], PyTree]
-    report: Callable[[PyTree], PyTree] = lambda accumulator: accumulator
-
-
-class Pass(NamedTuple):
-    """One sweep over the cohort.
-
-    Attributes:
-      fn: ``(server values, one client's member, id) -> (one value per reduction, outputs)``.
-      reductions: What becomes of the values; outputs stay with their client.
-      differentiable: Whether `sequence_reduce` runs over all of the padding, in a loop that has a
-        derivative in reverse, or stops where the longest of the clients at hand ends.
-      in_step: Whether all devices take every step, padding included, as they must where several
-        of them compute one client and talk to each other within a step.
-    """
-
-    fn: Callable[[PyTree, PyTree, jax.Array], tuple[tuple[PyTree, ...], PyTree]]
-    reductions: tuple[Reduction, ...]
-    differentiable: bool = True
-    in_step: bool = False
 
 
 # --- one chunk ----------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjx.core.execution.arguments import as_declared
 from fedjx.core.execution.computation import Computation
+from fedjx.core.language.arguments import as_declared
 from fedjx.core.language.types import (
     CLIENTS,
     FederatedType,

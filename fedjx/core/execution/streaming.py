@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.core
@@ -14,16 +14,16 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjx.core.execution.ahead import fed
-from fedjx.core.execution.chunks import Chunks, Level, Planned, first_chunk, is_stream
+from fedjx.core.execution.chunks import Chunks, Level
 from fedjx.core.execution.devices import Placer
 from fedjx.core.execution.engine import PassStream
-from fedjx.core.execution.hosts import AXIS, agreed, auto_mesh, device_memory, own_rows, share_of
+from fedjx.core.execution.hosts import agreed, auto_mesh, device_memory, share_of
 from fedjx.core.language.program import Environment, Program
+from fedjx.core.language.shares import AXIS, own_rows
+from fedjx.core.language.streams import Planned, first_chunk, is_stream
+from fedjx.core.language.traced import Traced
 from fedjx.core.language.types import type_of
 from fedjx.core.language.values import Clients
-
-if TYPE_CHECKING:
-    from fedjx.core.execution.computation import Computation
 
 PyTree = Any
 Sink = Callable[[Clients], None]
@@ -36,7 +36,7 @@ class Stream:
       lanes: How many clients each device ran at once in the last call; None if all of a chunk's.
     """
 
-    def __init__(self, computation: Computation, mesh: Mesh | None, lanes: int | None, sink: Sink | None):
+    def __init__(self, computation: Traced, mesh: Mesh | None, lanes: int | None, sink: Sink | None):
         self.lanes = self._asked_lanes = lanes
         self._levels: list[Level] = []
         self._result_bytes: int | None = 0

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjx.core.execution.engine import Reduction
+from fedjx.core.language.passes import Reduction
 from fedjx.core.language.placed import (
     FederatedValue,
     Node,

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import keystr
 
-from fedjx.core.execution.engine import Pass
+from fedjx.core.language.passes import Pass
 from fedjx.core.language.placed import Node
 from fedjx.core.language.reductions import SECURE_SUM
 from fedjx.core.language.types import CLIENTS, SERVER, FederatedType, notation

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from fedjx.core.execution.engine import Reduction
+from fedjx.core.language.passes import Reduction
 
 PyTree = Any
 

@@ -11,7 +11,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from fedjx.core.execution.hosts import own_rows
+from fedjx.core.language.shares import own_rows
 
 PyTree = Any
 

@@ -4,7 +4,7 @@ JAX documents how a function is traced and a program evaluated, but neither how 
 called nor what parameters they carry, which change from version to version. They are read here and
 nowhere else. `parameters` gives those of an operation in one form for all versions, or None where the
 operation is not exactly as it is known: the rewriting then leaves it as JAX has it, right and slow,
-and says so once. `tests/core/test_jaxprs.py` names every assumption made here.
+and says so once. `tests/core/rewriting/test_jaxprs.py` names every assumption made here.
 """
 
 from __future__ import annotations
