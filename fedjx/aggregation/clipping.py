@@ -15,7 +15,7 @@ import numpy as np
 
 from fedjx.aggregation.bounding import Adaptive, adaptive_bound, fixed_bound, fraction
 from fedjx.aggregation.mean import mean
-from fedjx.core.language.process import Aggregator
+from fedjx.core.execution.process import Aggregator
 
 PyTree = Any
 

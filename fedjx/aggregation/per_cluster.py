@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from fedjx.aggregation.mean import mean
 from fedjx.core.execution.computation import federated_computation
+from fedjx.core.execution.process import Aggregator
 from fedjx.core.language.placed import federated_map
-from fedjx.core.language.process import Aggregator
 
 PyTree = Any
 

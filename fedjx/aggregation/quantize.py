@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from fedjx.aggregation.compress import Compressor, Leaf, compress, is_large
 from fedjx.aggregation.packing import pack, unpack
-from fedjx.core.language.process import Aggregator
+from fedjx.core.execution.process import Aggregator
 
 PyTree = Any
 

@@ -17,7 +17,7 @@ import numpy as np
 from fedjx.aggregation.bounding import Adaptive, adaptive_bound, fixed_bound
 from fedjx.aggregation.clipping import clip_adaptively
 from fedjx.aggregation.mean import mean
-from fedjx.core.language.process import Aggregator
+from fedjx.core.execution.process import Aggregator
 
 PyTree = Any
 

@@ -21,9 +21,9 @@ import numpy as np
 import optax
 
 from fedjx.aggregation.broadcast import Broadcaster
+from fedjx.core.execution.process import Aggregator, Algorithm
 from fedjx.core.language.operators import federated_sum
 from fedjx.core.language.placed import FederatedValue
-from fedjx.core.language.process import Aggregator, Algorithm
 from fedjx.core.language.values import MASK
 from fedjx.models.model import Model
 from fedjx.training.batch_stats import no_batch_stats

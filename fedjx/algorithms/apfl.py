@@ -21,9 +21,9 @@ from jax import lax
 
 from fedjx.aggregation.broadcast import Broadcaster
 from fedjx.aggregation.mean import by_examples
+from fedjx.core.execution.process import Aggregator, StatefulAlgorithm
 from fedjx.core.language.operators import federated_sum
 from fedjx.core.language.placed import FederatedValue
-from fedjx.core.language.process import Aggregator, StatefulAlgorithm
 from fedjx.models.model import Batch, Model
 from fedjx.training.batch_stats import no_batch_stats
 from fedjx.training.client import ClientUpdate, LocalAmount, check_amount, local_train, no_schedule, reported

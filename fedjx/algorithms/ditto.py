@@ -16,9 +16,9 @@ import optax
 from fedjx.aggregation.broadcast import Broadcaster
 from fedjx.aggregation.mean import by_examples
 from fedjx.algorithms.fed_prox import proximal
+from fedjx.core.execution.process import Aggregator, StatefulAlgorithm
 from fedjx.core.language.operators import federated_sum
 from fedjx.core.language.placed import FederatedValue
-from fedjx.core.language.process import Aggregator, StatefulAlgorithm
 from fedjx.models.model import Model
 from fedjx.training.client import ClientUpdate, LocalAmount, check_amount, local_train, no_schedule, reported
 from fedjx.training.stateful import OWN, compose_stateful

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjx.core.execution.computation import federated_computation
+from fedjx.core.execution.process import Algorithm, StatefulAlgorithm
 from fedjx.core.language.placed import federated_map
-from fedjx.core.language.process import Algorithm, StatefulAlgorithm
 
 PyTree = Any
 A = TypeVar("A", Algorithm, StatefulAlgorithm)

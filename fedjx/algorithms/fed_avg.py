@@ -16,9 +16,9 @@ import optax
 
 from fedjx.aggregation.broadcast import Broadcaster
 from fedjx.aggregation.mean import by_examples
+from fedjx.core.execution.process import Aggregator, Algorithm
 from fedjx.core.language.operators import federated_sum
 from fedjx.core.language.placed import FederatedValue
-from fedjx.core.language.process import Aggregator, Algorithm
 from fedjx.models.model import Model
 from fedjx.training.client import ClientOptimizer, LocalAmount, local_update
 from fedjx.training.compose import compose, round_context

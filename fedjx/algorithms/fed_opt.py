@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjx.algorithms.fed_avg import FedAvgArguments, fed_avg
-from fedjx.core.language.process import Algorithm
+from fedjx.core.execution.process import Algorithm
 from fedjx.models.model import Model
 
 PyTree = Any

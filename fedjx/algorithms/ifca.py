@@ -18,9 +18,9 @@ from fedjx.aggregation.broadcast import Broadcaster
 from fedjx.aggregation.mean import by_examples
 from fedjx.aggregation.per_cluster import Assigned, per_cluster
 from fedjx.core.execution.computation import Computation, federated_computation
+from fedjx.core.execution.process import Aggregator, Algorithm
 from fedjx.core.language.operators import federated_broadcast, federated_sum
 from fedjx.core.language.placed import FederatedValue, federated_map
-from fedjx.core.language.process import Aggregator, Algorithm
 from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model, finalize_metrics
 from fedjx.training.client import (

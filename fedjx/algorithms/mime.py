@@ -17,9 +17,9 @@ from jax import lax
 from fedjx.aggregation.broadcast import Broadcaster, broadcast
 from fedjx.aggregation.mean import by_examples, mean
 from fedjx.core.execution.computation import federated_computation
+from fedjx.core.execution.process import Aggregator, Algorithm, keeps_type
 from fedjx.core.language.operators import federated_broadcast, federated_keys, federated_sum
 from fedjx.core.language.placed import FederatedValue, federated_map
-from fedjx.core.language.process import Aggregator, Algorithm, keeps_type
 from fedjx.models.model import Model
 from fedjx.training.batch_stats import no_batch_stats
 from fedjx.training.client import ClientUpdate, LocalAmount, check_amount, local_train, no_schedule, reported

@@ -15,7 +15,7 @@ import optax
 from jax import lax
 
 from fedjx.algorithms.fed_avg import FedAvgArguments, fed_avg
-from fedjx.core.language.process import Algorithm
+from fedjx.core.execution.process import Algorithm
 from fedjx.core.language.values import MASK
 from fedjx.models.model import Batch, Model, mean_loss
 

@@ -18,9 +18,9 @@ import optax
 from fedjx.aggregation.broadcast import Broadcaster
 from fedjx.aggregation.mean import by_examples
 from fedjx.algorithms.fed_avg import fed_avg
+from fedjx.core.execution.process import Aggregator, Algorithm
 from fedjx.core.language.operators import federated_sum
 from fedjx.core.language.placed import FederatedValue
-from fedjx.core.language.process import Aggregator, Algorithm
 from fedjx.core.language.values import MASK
 from fedjx.models.model import Batch, Model, mean_loss
 from fedjx.training.client import ClientOptimizer, LocalAmount, check_not_negative, check_positive

@@ -17,9 +17,9 @@ import optax
 from fedjx.aggregation.broadcast import Broadcaster
 from fedjx.aggregation.mean import by_examples
 from fedjx.algorithms.personalization import Strategy
+from fedjx.core.execution.process import Aggregator, Algorithm
 from fedjx.core.language.operators import federated_sum
 from fedjx.core.language.placed import FederatedValue
-from fedjx.core.language.process import Aggregator, Algorithm
 from fedjx.models.model import Model
 from fedjx.training.client import ClientUpdate, check_amount, local_train, reported
 from fedjx.training.compose import compose

@@ -14,7 +14,7 @@ import optax
 
 from fedjx.aggregation.mean import uniform
 from fedjx.algorithms.fed_avg import FedAvgArguments, fed_avg
-from fedjx.core.language.process import Algorithm
+from fedjx.core.execution.process import Algorithm
 from fedjx.models.model import Model
 
 

@@ -17,9 +17,9 @@ import optax
 from fedjx.aggregation.broadcast import Broadcaster, broadcast
 from fedjx.aggregation.mean import mean, uniform
 from fedjx.core.execution.computation import federated_computation
+from fedjx.core.execution.process import Aggregator, StatefulAlgorithm, keeps_type
 from fedjx.core.language.operators import federated_keys, federated_sum, federated_zip
 from fedjx.core.language.placed import FederatedValue, federated_map
-from fedjx.core.language.process import Aggregator, StatefulAlgorithm, keeps_type
 from fedjx.models.model import Model
 from fedjx.training.batch_stats import no_batch_stats
 from fedjx.training.client import ClientUpdate, LocalAmount, check_amount, local_train, no_schedule, reported

@@ -17,9 +17,9 @@ import optax
 from fedjx.aggregation.broadcast import Broadcaster
 from fedjx.aggregation.mean import uniform
 from fedjx.aggregation.total import total
+from fedjx.core.execution.process import Aggregator, Algorithm
 from fedjx.core.language.operators import federated_sum
 from fedjx.core.language.placed import FederatedValue
-from fedjx.core.language.process import Aggregator, Algorithm
 from fedjx.core.language.sequence import sequence_reduce
 from fedjx.core.language.values import MASK, Batches, Sequence
 from fedjx.models.flax_models import feature_x

@@ -16,9 +16,9 @@ import optax
 from fedjx.aggregation.broadcast import Broadcaster, broadcast
 from fedjx.aggregation.mean import mean
 from fedjx.core.execution.computation import Computation, federated_computation
+from fedjx.core.execution.process import Aggregator, Algorithm, keeps_type
 from fedjx.core.language.operators import federated_broadcast, federated_keys, federated_sum
 from fedjx.core.language.placed import FederatedValue, federated_map
-from fedjx.core.language.process import Aggregator, Algorithm, keeps_type
 from fedjx.models.model import Ratio, finalize_metrics
 from fedjx.training.batch_stats import trained_alone
 from fedjx.training.client import ClientOptimizer

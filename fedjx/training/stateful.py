@@ -11,9 +11,9 @@ import optax
 
 from fedjx.aggregation.broadcast import Broadcaster
 from fedjx.core.execution.computation import federated_computation
+from fedjx.core.execution.process import Aggregator, Algorithm, StatefulAlgorithm
 from fedjx.core.language.operators import federated_sum
 from fedjx.core.language.placed import FederatedValue, federated_map
-from fedjx.core.language.process import Aggregator, Algorithm, StatefulAlgorithm
 from fedjx.core.language.values import Sequence
 from fedjx.training.client import ClientUpdate, examples
 from fedjx.training.compose import compose

@@ -15,9 +15,9 @@ import optax
 from fedjx.aggregation.broadcast import Broadcaster
 from fedjx.aggregation.error_feedback import StatefulAggregator
 from fedjx.core.execution.computation import federated_computation
+from fedjx.core.execution.process import Aggregator, StatefulAlgorithm
 from fedjx.core.language.operators import federated_sum
 from fedjx.core.language.placed import FederatedValue
-from fedjx.core.language.process import Aggregator, StatefulAlgorithm
 from fedjx.training.compose import ServerState, compose
 
 PyTree = Any

@@ -16,7 +16,7 @@ import pytest
 import fedjx
 from fedjx.aggregation import uniform
 from fedjx.algorithms import ClientUpdate, checked, fed_avg, local_train
-from fedjx.core.language.process import Aggregator
+from fedjx.core.execution.process import Aggregator
 from fedjx.data import FederatedData, central, cohort
 from fedjx.models import Model, linear
 from tests.algorithms.problems import (
