@@ -21,7 +21,7 @@ from fedjx.core.language.operators import federated_sum
 from fedjx.core.language.placed import FederatedValue
 from fedjx.models.model import Model
 from fedjx.training.client import ClientOptimizer, LocalAmount, local_update
-from fedjx.training.compose import compose, round_context
+from fedjx.training.compose import ServerState, compose, round_context
 from fedjx.training.failures import Failures
 
 PyTree = Any
@@ -52,7 +52,7 @@ def fed_avg(
     num_steps: int | None = None,
     shuffle: bool = True,
     drop_remainder: bool = False,
-) -> Algorithm:
+) -> Algorithm[ServerState]:
     """Builds federated averaging.
 
     Args:

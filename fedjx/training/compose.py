@@ -70,7 +70,7 @@ def compose(
     metrics_sum: Callable[[PyTree], FederatedValue] = federated_sum,
     context: Callable[[ServerState], PyTree] | None = None,
     failures: Failures | None = None,
-) -> Algorithm:
+) -> Algorithm[ServerState]:
     """Makes an algorithm of a client update.
 
     Args:

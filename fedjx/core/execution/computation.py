@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 import jax
 import jax.core
@@ -15,6 +15,7 @@ from fedjx.core.execution.devices import Placer
 from fedjx.core.execution.engine import map_reduce
 from fedjx.core.execution.hosts import auto_mesh
 from fedjx.core.execution.streaming import Sink, Stream
+from fedjx.core.language.names import PyTree, Type
 from fedjx.core.language.placed import FederatedValue
 from fedjx.core.language.program import Environment, Program
 from fedjx.core.language.streams import is_stream
@@ -22,10 +23,15 @@ from fedjx.core.language.traced import Traced
 from fedjx.core.language.types import type_of
 from fedjx.core.language.values import Clients, check_same_clients, per_client, side_by_side, stack_cohorts
 
-PyTree = Any
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-def federated_computation(*types: Any) -> Any:
+@overload
+def federated_computation(fn: Callable[..., PyTree], /) -> Computation[..., Any]: ...
+@overload
+def federated_computation(*types: Type) -> Callable[[Callable[..., PyTree]], Computation[..., Any]]: ...
+def federated_computation(*types: Type) -> Any:
     """Makes a federated computation of a function of placed values.
 
     Used bare, the types of the arguments are inferred at each call: `Clients` (or a stream of
@@ -46,30 +52,33 @@ def federated_computation(*types: Any) -> Any:
     return functools.partial(Computation, types=types)
 
 
-class Computation(Traced):
+class Computation(Traced, Generic[P, R]):
     """A function of placed values. Call it, or choose how it runs with `in_graph` or `streamed`.
+
+    To a type checker it is a function of what it is called with, to what comes back:
+    ``Computation[[State, AtClients], tuple[State, Metrics]]``.
 
     A call with arrays runs as one compiled program, and inside another traced program as part
     of it: `jit`, `grad`, `vmap`, `scan` and `jax.export` apply. A call with a stream of chunks
     runs as a host loop.
     """
 
-    def __init__(self, fn: Callable[..., PyTree], types: tuple[Any, ...] | None = None):
+    def __init__(self, fn: Callable[..., PyTree], types: tuple[Type, ...] | None = None):
         functools.update_wrapper(self, fn)
         super().__init__(fn, types)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Runs the computation; within another one, becomes part of it."""
         values = self.bind(args, kwargs)
         if any(map(is_stream, values)):
-            return self._streamed(*values)
+            return self._streamed(*args, **kwargs)
         if any(isinstance(leaf, FederatedValue) for leaf in jax.tree.leaves(values)):
             return self.inline(values)
-        return self._in_graph(*values)
+        return self._in_graph(*args, **kwargs)
 
     def in_graph(
         self, *, mesh: Mesh | None = None, lanes: int | None = None, differentiable: bool = True
-    ) -> Callable[..., Any]:
+    ) -> Callable[P, R]:
         """Returns the computation as one compiled, traceable JAX function of arrays.
 
         Keep the returned function: it holds the compiled programs.
@@ -85,13 +94,13 @@ class Computation(Traced):
         placer = None if mesh is None else Placer(auto_mesh(mesh))
 
         @jax.jit
-        def compiled(*values: Any) -> Any:
+        def compiled(*values: PyTree) -> PyTree:
             if self._is_local(self._types):
                 return self._fn(*values)
             return _run_in_graph(self.trace(tuple(map(type_of, values))), values, lanes, mesh, differentiable)
 
         @functools.wraps(self._fn)
-        def run(*args: Any, **kwargs: Any) -> Any:
+        def run(*args: P.args, **kwargs: P.kwargs) -> R:
             values = self.converted(self.bind(args, kwargs))
             check_same_clients([v for v in values if isinstance(v, Clients)])
             if placer is not None and not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(values)):
@@ -101,7 +110,9 @@ class Computation(Traced):
 
         return run
 
-    def scanned(self, *, mesh: Mesh | None = None, lanes: int | None = None) -> Callable[..., Any]:
+    def scanned(
+        self, *, mesh: Mesh | None = None, lanes: int | None = None
+    ) -> Callable[[PyTree, Iterable[Clients]], R]:
         """Returns many rounds of ``(state, cohort) -> (state, metrics)`` as one compiled program.
 
         Keep the returned function ``(state, cohorts) -> (state, metrics [R, ...])``: it holds the compiled
@@ -119,18 +130,16 @@ class Computation(Traced):
         >>> metrics["loss"].shape, int(state.round)
         ((5,), 5)
         """
-        step = self.in_graph(mesh=mesh, lanes=lanes, differentiable=False)
+        step: Callable[..., PyTree] = self.in_graph(mesh=mesh, lanes=lanes, differentiable=False)
 
         @jax.jit
-        def run(state: Any, cohorts: Clients) -> Any:
+        def run(state: PyTree, cohorts: Clients) -> PyTree:
             own, pools, join = per_client((cohorts.value, cohorts.mask, cohorts.id))
             return lax.scan(lambda state, own: step(state, Clients(*join(own, pools))), state, own)
 
         return lambda state, cohorts: run(state, stack_cohorts(cohorts))
 
-    def streamed(
-        self, *, mesh: Mesh | None = None, lanes: int | None = None, sink: Sink | None = None
-    ) -> Callable[..., Any]:
+    def streamed(self, *, mesh: Mesh | None = None, lanes: int | None = None, sink: Sink | None = None) -> Stream[P, R]:
         """Returns the computation as a host loop over chunks of the cohort, in constant memory.
 
         Keep the returned function: it holds the compiled programs.
@@ -145,14 +154,16 @@ class Computation(Traced):
             the results of its own devices' clients.
         """
         _check_lanes(lanes)
-        return functools.update_wrapper(Stream(self, mesh, lanes, sink), self._fn)
+        stream: Stream[P, R] = Stream(self, mesh, lanes, sink)
+        functools.update_wrapper(stream, self._fn)
+        return stream
 
     @functools.cached_property
-    def _in_graph(self) -> Callable[..., Any]:
+    def _in_graph(self) -> Callable[P, R]:
         return self.in_graph()
 
     @functools.cached_property
-    def _streamed(self) -> Callable[..., Any]:
+    def _streamed(self) -> Stream[P, R]:
         return self.streamed()
 
 
@@ -162,8 +173,8 @@ def _check_lanes(lanes: int | None) -> None:
 
 
 def _run_in_graph(
-    program: Program, values: tuple[Any, ...], lanes: int | None, mesh: Mesh | None, differentiable: bool
-) -> Any:
+    program: Program, values: tuple[PyTree, ...], lanes: int | None, mesh: Mesh | None, differentiable: bool
+) -> PyTree:
     environment = program.server_stage(0, program.server_arguments(values))
     clients = _cohort([v for v in values if isinstance(v, Clients)]) if program.num_passes else None
     finished: Environment = {}

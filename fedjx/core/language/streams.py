@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import jax
 import numpy as np
 
+from fedjx.core.language.names import PyTree
 from fedjx.core.language.placed import FederatedValue
 from fedjx.core.language.shares import Share
 from fedjx.core.language.types import FederatedType
@@ -24,9 +25,12 @@ class Planned(Protocol):
       lanes: How many clients each device is to run at once, or "auto" for what is fastest.
     """
 
-    ids: Any
-    sizes: Any
-    lanes: int | Literal["auto"]
+    @property
+    def ids(self) -> np.ndarray: ...  # noqa: D102
+    @property
+    def sizes(self) -> np.ndarray | None: ...  # noqa: D102
+    @property
+    def lanes(self) -> int | Literal["auto"]: ...  # noqa: D102
 
     def members(self, ids: np.ndarray, mask: np.ndarray, share: Share) -> Clients:
         """Returns this process's share of a chunk, in arrays that nobody writes to any more: JAX may read them later.
@@ -40,12 +44,15 @@ class Planned(Protocol):
         ...
 
 
-def is_planned(value: Any) -> bool:
+AtClients = Clients | Planned | Iterable[Clients]  # what an argument at CLIENTS may be
+
+
+def is_planned(value: PyTree) -> bool:
     """Tells whether an argument is `Planned`; asking a protocol takes a hundred times as long."""
     return all(hasattr(value, name) for name in ("members", "ids", "sizes", "lanes"))
 
 
-def is_stream(value: Any) -> bool:
+def is_stream(value: PyTree) -> bool:
     """Tells whether an argument is a cohort in chunks: a list of `Clients`, or an iterable that is no pytree.
 
     Raises:
@@ -66,7 +73,7 @@ def is_stream(value: Any) -> bool:
     return jax.tree_util.all_leaves([value])
 
 
-def first_chunk(value: Any) -> Any:
+def first_chunk(value: PyTree) -> PyTree:
     """Returns the first chunk of a stream, or one as small, and anything else as it is.
 
     Raises:
