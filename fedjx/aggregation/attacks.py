@@ -19,6 +19,7 @@ from jax.scipy.special import ndtri
 from fedjx.aggregation.mean import mean
 from fedjx.core.execution.computation import federated_computation
 from fedjx.core.execution.process import Aggregator
+from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import (
     federated_broadcast,
     federated_client_ids,
@@ -27,8 +28,6 @@ from fedjx.core.language.operators import (
     federated_sum,
 )
 from fedjx.core.language.placed import FederatedValue, federated_map
-
-PyTree = Any
 
 
 class Scene(NamedTuple):

@@ -17,10 +17,9 @@ from fedjx.aggregation.compress import Compressor, Leaf, decode_tree, encode_tre
 from fedjx.aggregation.mean import mean
 from fedjx.core.execution.computation import federated_computation
 from fedjx.core.execution.process import Aggregator
+from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_decode, federated_keys, federated_sum, federated_zip
 from fedjx.core.language.placed import FederatedValue, federated_map
-
-PyTree = Any
 
 
 class StatefulAggregator(NamedTuple):

@@ -11,9 +11,8 @@ import jax.numpy as jnp
 from fedjx.aggregation.mean import mean
 from fedjx.core.execution.computation import federated_computation
 from fedjx.core.execution.process import Aggregator
+from fedjx.core.language.names import PyTree
 from fedjx.core.language.placed import federated_map
-
-PyTree = Any
 
 
 class Assigned(NamedTuple):

@@ -18,10 +18,9 @@ from fedjx.aggregation.error_feedback import StatefulAggregator, counted, sound
 from fedjx.aggregation.mean import mean
 from fedjx.core.execution.computation import federated_computation
 from fedjx.core.execution.process import Aggregator
+from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_broadcast, federated_mean
 from fedjx.core.language.placed import federated_map
-
-PyTree = Any
 
 
 class PowerSGDState(NamedTuple):

@@ -14,6 +14,7 @@ from fedjx.aggregation.mean import by_examples
 from fedjx.algorithms.evaluation import federated_evaluation
 from fedjx.core.execution.computation import Computation, federated_computation
 from fedjx.core.execution.process import Aggregator
+from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_eval, federated_sum
 from fedjx.core.language.placed import FederatedValue, federated_map
 from fedjx.core.language.sequence import sequence_reduce
@@ -24,7 +25,6 @@ from fedjx.tff.data import as_clients
 from fedjx.training.client import ClientUpdate, checked, examples
 from fedjx.training.compose import ServerState, compose
 
-PyTree = Any
 ModelFn = Callable[[], Model]
 OptimizerFn = Callable[[], optax.GradientTransformation]
 

@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fedjx.core.execution.devices import own_part
 from fedjx.core.language.shares import Share
 from fedjx.core.language.streams import Planned, is_planned
 from fedjx.core.language.values import Clients, check_same_clients, per_client, side_by_side
-
-PyTree = Any
 
 # Groups of lanes in one chunk: enough to hide the cost of a dispatch, few enough to bound memory.
 _GROUPS = 16
@@ -165,7 +164,7 @@ def levelled(sizes: np.ndarray, levels: list[Level]) -> Iterator[tuple[int, np.n
         order = order[~stays]
 
 
-def arranged(sizes: Any, lanes: int, num_devices: int, num_groups: int) -> np.ndarray:
+def arranged(sizes: ArrayLike, lanes: int, num_devices: int, num_groups: int) -> np.ndarray:
     """Arranges a cohort in chunks whose groups hold clients of similar size.
 
     Args:

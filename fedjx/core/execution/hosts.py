@@ -7,16 +7,14 @@ the whole plan, and makes and places only the rows of its own devices.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fedjx.core.language.names import Array, PyTree
 from fedjx.core.language.shares import AXIS, Share, is_shared
-
-PyTree = Any
 
 
 def auto_mesh(mesh: Mesh) -> Mesh:
@@ -78,10 +76,10 @@ def placed_rows(rows: PyTree, mesh: Mesh) -> PyTree:
     sharding, share = NamedSharding(mesh, PartitionSpec(AXIS)), share_of(mesh)
     positions = np.arange(share.num_devices) if share.positions is None else share.positions
 
-    def place(x: Any) -> jax.Array:
+    def place(x: Array) -> jax.Array:
         num_rows = x.shape[0] // len(positions)
 
-        def part(index: tuple[slice, ...]) -> Any:
+        def part(index: tuple[slice, ...]) -> Array:
             start = num_rows * np.searchsorted(positions, (index[0].start or 0) // num_rows)
             return x[start : start + num_rows]
 
@@ -91,7 +89,7 @@ def placed_rows(rows: PyTree, mesh: Mesh) -> PyTree:
 
 
 def _assembled(
-    x: Any, shape: tuple[int, ...], sharding: NamedSharding, part: Callable[[tuple[slice, ...]], Any]
+    x: Array, shape: tuple[int, ...], sharding: NamedSharding, part: Callable[[tuple[slice, ...]], Array]
 ) -> jax.Array:
     if is_shared(x):
         return x if x.sharding == sharding else jax.device_put(x, sharding)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 
-PyTree = Any
+from fedjx.core.language.names import PyTree
+
+Merge = Callable[[PyTree, PyTree], PyTree]
 
 
 class Reduction(NamedTuple):
@@ -23,7 +25,7 @@ class Reduction(NamedTuple):
 
     zero: Callable[[PyTree], PyTree]
     update: Callable[[PyTree, PyTree, jax.Array], PyTree]
-    across: Literal["sum", "min", "max"] | Callable[[PyTree, PyTree], PyTree]
+    across: Literal["sum", "min", "max"] | Merge
     report: Callable[[PyTree], PyTree] = lambda accumulator: accumulator
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-PyTree = Any
+from fedjx.core.language.names import Array, PyTree
 
 AXIS = "clients"
 
@@ -31,7 +31,7 @@ class Share(NamedTuple):
         """Number of positions, P."""
         return self.num_devices if self.positions is None else len(self.positions)
 
-    def of(self, x: Any) -> Any:
+    def of(self, x: PyTree) -> PyTree:
         """Selects the rows of this process's devices from those of all devices.
 
         >>> Share(3, np.array([0, 2])).of(np.arange(6))
@@ -42,7 +42,7 @@ class Share(NamedTuple):
         return x.reshape(self.num_devices, -1, *x.shape[1:])[self.positions].reshape(-1, *x.shape[1:])
 
 
-def is_shared(x: Any) -> bool:
+def is_shared(x: object) -> TypeGuard[jax.Array]:
     """Tells whether an array lies on devices of other processes too."""
     return isinstance(x, jax.Array) and not x.is_fully_addressable
 
@@ -52,7 +52,7 @@ def own_rows(shared: PyTree) -> PyTree:
     return jax.tree.map(_own_rows, shared)
 
 
-def _own_rows(x: Any) -> Any:
+def _own_rows(x: Array) -> Array:
     if not is_shared(x):
         return x
     by_start = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}  # one of equal copies

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
 from fedjx.core.language.arguments import as_declared, check_type, declared_type
+from fedjx.core.language.names import PyTree, Type
 from fedjx.core.language.operators import federated_zip
 from fedjx.core.language.placed import FederatedValue, Node
 from fedjx.core.language.program import Message, Program
 from fedjx.core.language.streams import first_chunk
 from fedjx.core.language.types import CLIENTS, SERVER, FederatedType, FunctionType, Struct, notation, type_of
 
-PyTree = Any
-
 
 class Traced:
     """A function of placed values: what its types are, and which program it is traced into."""
 
-    def __init__(self, fn: Callable[..., PyTree], types: tuple[Any, ...] | None = None):
+    def __init__(self, fn: Callable[..., PyTree], types: tuple[Type, ...] | None = None):
         self.name = getattr(fn, "__name__", repr(fn))
         self._fn = fn
         self._signature = inspect.signature(fn)
@@ -50,22 +49,22 @@ class Traced:
         """
         return self._inferred_signature if self._types is None else self._declared_signature
 
-    def _inferred_signature(self, *args: Any, **kwargs: Any) -> FunctionType:
+    def _inferred_signature(self, *args: PyTree, **kwargs: PyTree) -> FunctionType:
         return self._signature_of(self._types_of(args, kwargs))
 
-    def _signature_of(self, types: tuple[Any, ...]) -> FunctionType:
+    def _signature_of(self, types: tuple[Type, ...]) -> FunctionType:
         parameter = types[0] if len(types) == 1 else Struct(self._parameters, types) if types else None
         if self._is_local(types):
             return FunctionType(parameter, jax.eval_shape(self._fn, *types))
         return FunctionType(parameter, _result_type(self.trace(types).result))
 
-    def _types_of(self, args: Any, kwargs: Any) -> tuple[Any, ...]:
+    def _types_of(self, args: tuple[PyTree, ...], kwargs: Mapping[str, PyTree]) -> tuple[Type, ...]:
         return tuple(type_of(first_chunk(value)) for value in self.bind(args, kwargs))
 
-    def _is_local(self, types: tuple[Any, ...] | None) -> bool:
+    def _is_local(self, types: tuple[Type, ...] | None) -> bool:
         return bool(types) and not any(isinstance(t, FederatedType) for t in types)
 
-    def communication(self, *args: Any, **kwargs: Any) -> list[Message]:
+    def communication(self, *args: PyTree, **kwargs: PyTree) -> list[Message]:
         """Lists the messages between the server and one client, without running anything.
 
         Arguments may be values, streams or types; none are needed where types are declared.
@@ -74,12 +73,12 @@ class Traced:
 
     # --- tracing ---
 
-    def program(self, *args: Any, **kwargs: Any) -> Program:
+    def program(self, *args: PyTree, **kwargs: PyTree) -> Program:
         """Traces the computation for arguments, which may be values, streams or types, or for its declared types."""
         types = self._types if self._types is not None and not args and not kwargs else self._types_of(args, kwargs)
         return self.trace(types)
 
-    def trace(self, types: tuple[Any, ...]) -> Program:
+    def trace(self, types: tuple[Type, ...]) -> Program:
         """Runs the function on placed values of the types, and cuts its graph into passes."""
         for name, type_ in zip(self._parameters, types, strict=True):
             if not isinstance(type_, FederatedType):
@@ -98,7 +97,7 @@ class Traced:
             raise
         return Program(arguments, _normal(result))
 
-    def bind(self, args: Any, kwargs: Any) -> list[Any]:
+    def bind(self, args: tuple[PyTree, ...], kwargs: Mapping[str, PyTree]) -> list[PyTree]:
         """Returns the arguments of a call in the order of the parameters."""
         bound = self._signature.bind(*args, **kwargs)
         options = [name for name in bound.arguments if name not in self._parameters]
@@ -112,14 +111,14 @@ class Traced:
             raise ValueError("a cohort needs at least one client; got []. Sample again, or skip the round.")
         return values
 
-    def converted(self, values: list[Any]) -> list[Any]:
+    def converted(self, values: list[PyTree]) -> list[PyTree]:
         """Brings arguments into their declared types, or leaves them if none are declared."""
         if self._types is None:
             return values
         named = zip(self._parameters, values, self._types, strict=True)
         return [as_declared(self.name, name, value, type_) for name, value, type_ in named]
 
-    def inline(self, values: list[Any]) -> Any:
+    def inline(self, values: list[PyTree]) -> PyTree:
         """Applies the function to placed values, which makes it part of the computation that they belong to."""
         if self._types is not None:
             values = [federated_zip(value) for value in values]
@@ -156,7 +155,7 @@ def _normal(result: PyTree, top: bool = True) -> PyTree:
     return federated_zip(result) if at_clients else result
 
 
-def _result_type(result: PyTree, top: bool = True) -> Any:
+def _result_type(result: PyTree, top: bool = True) -> Type:
     """Types a result: what is wholly at the server is one value, but for the parts of a returned tuple."""
     if isinstance(result, FederatedValue):
         return result.type
