@@ -36,7 +36,7 @@ from fedjx.aggregation.median import coordinate_median, trimmed_mean
 from fedjx.aggregation.quantize import quantize
 from fedjx.aggregation.secure import secure_mean
 from fedjx.algorithms import fed_avg
-from fedjx.core.language.process import Aggregator
+from fedjx.core.execution.process import Aggregator
 from fedjx.data import Cohort, uniform_sampler
 
 PLAIN = "mean"

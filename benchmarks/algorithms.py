@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks.measuring import client_mesh, environment, finish, flag_parser, quartiles, table, use_cpu_devices
 from benchmarks.methods import METHODS
-from fedjx.core.language.process import Algorithm, StatefulAlgorithm
+from fedjx.core.execution.process import Algorithm, StatefulAlgorithm
 from fedjx.core.language.values import Batches, Clients, Sequence
 from fedjx.data import central, cohort, digits, uniform_sampler
 from fedjx.models import finalize_metrics, mlp

@@ -26,7 +26,7 @@ from benchmarks.measuring import client_mesh, environment, finish, flag_parser, 
 from fedjx import Traffic, traffic
 from fedjx.aggregation import Compressor, compress, compressed_broadcast, eden, rotated, uniform_quantizer
 from fedjx.algorithms import fed_avg
-from fedjx.core.language.process import Algorithm
+from fedjx.core.execution.process import Algorithm
 from fedjx.data import Cohort, FederatedData, central, digits, uniform_sampler
 from fedjx.models import Model, finalize_metrics, from_flax
 from fedjx.training import local_evaluate

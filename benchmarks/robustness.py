@@ -49,9 +49,9 @@ from fedjx.aggregation.mean import mean
 from fedjx.aggregation.median import coordinate_median, trimmed_mean
 from fedjx.algorithms.attacks import constrained, projected_descent
 from fedjx.core.execution.computation import federated_computation
+from fedjx.core.execution.process import Aggregator
 from fedjx.core.language.operators import federated_broadcast, federated_keys, federated_value
 from fedjx.core.language.placed import federated_map
-from fedjx.core.language.process import Aggregator
 from fedjx.core.language.types import SERVER
 from fedjx.core.language.values import Clients
 from fedjx.data import FederatedData, central, cohort, digits, preprocess

@@ -32,7 +32,7 @@ from benchmarks.measuring import (
 from benchmarks.workloads import WORKLOADS, Workload
 from fedjx.algorithms import fed_avg
 from fedjx.core.execution.chunks import Chunks, Level
-from fedjx.core.execution.hosts import Share
+from fedjx.core.language.shares import Share
 from fedjx.data import Cohort, uniform_sampler
 
 Lanes = int | Literal["auto"]

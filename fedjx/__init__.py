@@ -8,6 +8,7 @@ from fedjx import aggregation, algorithms, data, models, training
 from fedjx.algorithms import fed_avg, federated_evaluation
 from fedjx.core.execution.computation import Computation, federated_computation
 from fedjx.core.execution.export import LoadedComputation, export, load
+from fedjx.core.execution.process import Aggregator, Algorithm, StatefulAlgorithm
 from fedjx.core.language.operators import (
     federated_aggregate,
     federated_broadcast,
@@ -27,7 +28,6 @@ from fedjx.core.language.operators import (
     federated_zip,
 )
 from fedjx.core.language.placed import FederatedValue, federated_map
-from fedjx.core.language.process import Aggregator, Algorithm, StatefulAlgorithm
 from fedjx.core.language.secure import check_secure
 from fedjx.core.language.sequence import sequence_map, sequence_reduce, sequence_sum
 from fedjx.core.language.traffic import Traffic, traffic

@@ -18,6 +18,8 @@ from jax.scipy.special import ndtri
 
 from fedjx.aggregation.mean import mean
 from fedjx.core.execution.computation import federated_computation
+from fedjx.core.execution.process import Aggregator
+from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import (
     federated_broadcast,
     federated_client_ids,
@@ -26,9 +28,6 @@ from fedjx.core.language.operators import (
     federated_sum,
 )
 from fedjx.core.language.placed import FederatedValue, federated_map
-from fedjx.core.language.process import Aggregator
-
-PyTree = Any
 
 
 class Scene(NamedTuple):

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 
 from fedjx.aggregation.norms import check_order, follow_quantile, joint_norm
 from fedjx.core.execution.computation import federated_computation
+from fedjx.core.execution.process import Aggregator
+from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_broadcast, federated_sum, federated_value
 from fedjx.core.language.placed import federated_map
-from fedjx.core.language.process import Aggregator
 from fedjx.core.language.types import SERVER
 
-PyTree = Any
 Change = Callable[[PyTree, jax.Array, jax.Array], PyTree]  # (value, its norm, bound) -> value within the bound
 
 

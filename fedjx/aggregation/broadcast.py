@@ -10,10 +10,9 @@ import jax.numpy as jnp
 
 from fedjx.aggregation.compress import Compressor, Leaf, decode_tree, encode_tree, is_large
 from fedjx.core.execution.computation import federated_computation
+from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_broadcast
 from fedjx.core.language.placed import federated_map
-
-PyTree = Any
 
 
 class Broadcaster(NamedTuple):

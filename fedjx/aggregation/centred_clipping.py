@@ -14,12 +14,11 @@ import jax.numpy as jnp
 from fedjx.aggregation.geometric_median import distance_between, zeros_at
 from fedjx.aggregation.votes import Vote, measurements, votes
 from fedjx.core.execution.computation import federated_computation
+from fedjx.core.execution.process import Aggregator
+from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_broadcast, federated_mean, federated_sum
 from fedjx.core.language.placed import federated_map
-from fedjx.core.language.process import Aggregator
 from fedjx.core.language.types import CLIENTS
-
-PyTree = Any
 
 
 def centred_clipping(bound: float, *, num_steps: int = 1, weighted: bool = False) -> Aggregator:

@@ -15,9 +15,8 @@ import numpy as np
 
 from fedjx.aggregation.bounding import Adaptive, adaptive_bound, fixed_bound, fraction
 from fedjx.aggregation.mean import mean
-from fedjx.core.language.process import Aggregator
-
-PyTree = Any
+from fedjx.core.execution.process import Aggregator
+from fedjx.core.language.names import PyTree
 
 
 def clip_by_norm(max_norm: float, inner: Aggregator | None = None, *, order: float = 2) -> Aggregator:

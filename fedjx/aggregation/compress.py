@@ -16,11 +16,10 @@ import jax.numpy as jnp
 
 from fedjx.aggregation.mean import mean
 from fedjx.core.execution.computation import federated_computation
+from fedjx.core.execution.process import Aggregator
+from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_decode, federated_keys, federated_sum, federated_zip
 from fedjx.core.language.placed import federated_map
-from fedjx.core.language.process import Aggregator
-
-PyTree = Any
 
 
 class Leaf(NamedTuple):

@@ -16,11 +16,10 @@ from fedjx.aggregation.bounding import with_own
 from fedjx.aggregation.compress import Compressor, Leaf, decode_tree, encode_tree, is_large
 from fedjx.aggregation.mean import mean
 from fedjx.core.execution.computation import federated_computation
+from fedjx.core.execution.process import Aggregator
+from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_decode, federated_keys, federated_sum, federated_zip
 from fedjx.core.language.placed import FederatedValue, federated_map
-from fedjx.core.language.process import Aggregator
-
-PyTree = Any
 
 
 class StatefulAggregator(NamedTuple):

@@ -8,12 +8,12 @@ about 0, so that 0 is exact and the sum decodes without the number of clients.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-PyTree = Any
+from fedjx.core.language.names import PyTree
 
 _FLOAT32_BITS = 24  # of the significand: finer steps than a float has are none
 

@@ -14,11 +14,10 @@ import optax
 
 from fedjx.aggregation.votes import Vote, measurements, votes
 from fedjx.core.execution.computation import federated_computation
+from fedjx.core.execution.process import Aggregator
+from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_broadcast, federated_client_ids, federated_mean, federated_sum
 from fedjx.core.language.placed import federated_map
-from fedjx.core.language.process import Aggregator
-
-PyTree = Any
 
 
 def fl_trust(is_trusted: Callable[[jax.Array], Any]) -> Aggregator:

@@ -13,12 +13,11 @@ import optax
 
 from fedjx.aggregation.votes import Vote, measurements, votes
 from fedjx.core.execution.computation import federated_computation
+from fedjx.core.execution.process import Aggregator
+from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_broadcast, federated_mean, federated_value
 from fedjx.core.language.placed import FederatedValue, federated_map
-from fedjx.core.language.process import Aggregator
 from fedjx.core.language.types import SERVER, Placement
-
-PyTree = Any
 
 
 def geometric_median(

@@ -17,7 +17,7 @@ from jax import lax
 
 from fedjx.aggregation.column_sort import by_columns, sorted_columns, sorted_with
 from fedjx.aggregation.votes import rule_of_members
-from fedjx.core.language.process import Aggregator
+from fedjx.core.execution.process import Aggregator
 
 
 def krum(*, num_malicious: int) -> Aggregator:

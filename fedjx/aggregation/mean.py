@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjx.core.execution.computation import federated_computation
+from fedjx.core.execution.process import Aggregator
 from fedjx.core.language.operators import federated_mean, federated_value
-from fedjx.core.language.process import Aggregator
 from fedjx.core.language.types import SERVER
 
 

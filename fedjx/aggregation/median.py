@@ -12,7 +12,7 @@ import numpy as np
 
 from fedjx.aggregation.column_sort import by_columns, sorted_columns, sorted_with
 from fedjx.aggregation.votes import rule_of_members
-from fedjx.core.language.process import Aggregator
+from fedjx.core.execution.process import Aggregator
 
 
 def coordinate_median(*, weighted: bool = False) -> Aggregator:

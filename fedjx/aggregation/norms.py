@@ -6,13 +6,11 @@ section 2, the geometric update.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-PyTree = Any
+from fedjx.core.language.names import PyTree
 
 
 def joint_norm(value: PyTree, order: float = 2) -> jax.Array:

@@ -11,10 +11,9 @@ import jax.numpy as jnp
 from fedjx.aggregation.error_feedback import StatefulAggregator
 from fedjx.aggregation.mean import mean
 from fedjx.core.execution.computation import federated_computation
+from fedjx.core.execution.process import Aggregator
+from fedjx.core.language.names import PyTree
 from fedjx.core.language.placed import federated_map
-from fedjx.core.language.process import Aggregator
-
-PyTree = Any
 
 
 class Assigned(NamedTuple):

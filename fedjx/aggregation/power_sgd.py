@@ -17,11 +17,10 @@ from fedjx.aggregation.compress import Leaf, is_large, leaves_where
 from fedjx.aggregation.error_feedback import StatefulAggregator, counted, sound
 from fedjx.aggregation.mean import mean
 from fedjx.core.execution.computation import federated_computation
+from fedjx.core.execution.process import Aggregator
+from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_broadcast, federated_mean
 from fedjx.core.language.placed import federated_map
-from fedjx.core.language.process import Aggregator
-
-PyTree = Any
 
 
 class PowerSGDState(NamedTuple):

@@ -9,16 +9,15 @@ Scaled sign: Karimireddy et al. (arXiv 1901.09847, section 3).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fedjx.aggregation.compress import Compressor, Leaf, compress, is_large
 from fedjx.aggregation.packing import pack, unpack
-from fedjx.core.language.process import Aggregator
-
-PyTree = Any
+from fedjx.core.execution.process import Aggregator
+from fedjx.core.language.names import PyTree
 
 
 class Quantized(NamedTuple):

@@ -19,12 +19,11 @@ import jax.numpy as jnp
 
 from fedjx.aggregation.fixed_point import FixedPoint, decode, encode, fixed_point, num_clipped
 from fedjx.core.execution.computation import federated_computation
+from fedjx.core.execution.process import Aggregator
+from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_keys, federated_secure_sum, federated_zip
 from fedjx.core.language.placed import FederatedValue, check_numeric, federated_map
-from fedjx.core.language.process import Aggregator
 from fedjx.core.language.reductions import divide, wide_dtype
-
-PyTree = Any
 
 
 def secure_sum(

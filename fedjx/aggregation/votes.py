@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from fedjx.core.execution.computation import federated_computation
+from fedjx.core.execution.process import Aggregator
+from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_collect, federated_sum, federated_zip
 from fedjx.core.language.placed import FederatedValue, check_numeric, federated_map, value_at
-from fedjx.core.language.process import Aggregator
 from fedjx.core.language.types import CLIENTS
 
-PyTree = Any
 Rule = Callable[[jax.Array, jax.Array], jax.Array]
 
 

@@ -17,9 +17,8 @@ import numpy as np
 from fedjx.aggregation.bounding import Adaptive, adaptive_bound, fixed_bound
 from fedjx.aggregation.clipping import clip_adaptively
 from fedjx.aggregation.mean import mean
-from fedjx.core.language.process import Aggregator
-
-PyTree = Any
+from fedjx.core.execution.process import Aggregator
+from fedjx.core.language.names import PyTree
 
 
 def zero_above(threshold: float, inner: Aggregator | None = None, *, order: float = np.inf) -> Aggregator:

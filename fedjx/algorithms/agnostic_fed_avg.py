@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjx.core.language.process import Algorithm
+from fedjx.core.execution.process import Algorithm
+from fedjx.core.language.names import PyTree
 from fedjx.core.language.values import MASK
 from fedjx.models.model import Model
 from fedjx.training.batch_stats import no_batch_stats
@@ -35,8 +36,6 @@ from fedjx.training.client import (
 from fedjx.training.domains import domain_losses, worst_domains
 from fedjx.training.round import Method, ServerState, TrainingArguments, compose
 
-PyTree = Any
-
 
 def agnostic_fed_avg(
     model: Model,
@@ -46,7 +45,7 @@ def agnostic_fed_avg(
     domain_feature: str = "domain",
     window: int = 1,
     **arguments: Unpack[TrainingArguments],
-) -> Algorithm:
+) -> Algorithm[ServerState]:
     """Builds agnostic federated averaging, of the arguments of `fed_avg` and its own.
 
     Args:

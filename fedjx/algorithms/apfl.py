@@ -19,13 +19,12 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from fedjx.core.language.process import StatefulAlgorithm
+from fedjx.core.execution.process import StatefulAlgorithm
+from fedjx.core.language.names import PyTree
 from fedjx.models.model import Batch, Model
 from fedjx.training.batch_stats import no_batch_stats
 from fedjx.training.client import ClientUpdate, Local
-from fedjx.training.round import Method, TrainingArguments, compose
-
-PyTree = Any
+from fedjx.training.round import Method, ServerState, TrainingArguments, compose
 
 
 class Personal(NamedTuple):
@@ -56,7 +55,7 @@ def apfl(
     mixing: float = 0.5,
     mixing_optimizer: optax.GradientTransformation | None = None,
     **arguments: Unpack[TrainingArguments],
-) -> StatefulAlgorithm:
+) -> StatefulAlgorithm[ServerState, PyTree]:
     """Builds APFL, of the arguments of `fed_avg` and its own.
 
     Args:

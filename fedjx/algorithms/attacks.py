@@ -18,10 +18,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fedjx.core.language.names import PyTree
 from fedjx.training.client import ClientUpdate, Local
 from fedjx.training.round import told_to
-
-PyTree = Any
 
 
 def malicious_clients(

@@ -15,9 +15,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fedjx.core.language.names import PyTree
 from fedjx.training.client import check_not_negative, check_positive
-
-PyTree = Any
 
 
 class DeltaSGDState(NamedTuple):

@@ -12,12 +12,11 @@ import jax
 import optax
 
 from fedjx.algorithms.fed_prox import proximal
-from fedjx.core.language.process import StatefulAlgorithm
+from fedjx.core.execution.process import StatefulAlgorithm
+from fedjx.core.language.names import PyTree
 from fedjx.models.model import Model
 from fedjx.training.client import OWN, ClientUpdate, Local, no_schedule
-from fedjx.training.round import Method, TrainingArguments, compose
-
-PyTree = Any
+from fedjx.training.round import Method, ServerState, TrainingArguments, compose
 
 
 def ditto(
@@ -26,7 +25,7 @@ def ditto(
     proximal_strength: float,
     personal_optimizer: optax.GradientTransformation | None = None,
     **arguments: Unpack[TrainingArguments],
-) -> StatefulAlgorithm:
+) -> StatefulAlgorithm[ServerState, PyTree]:
     """Builds Ditto, of the arguments of `fed_avg` and its own.
 
     Args:

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
-from fedjx.core.execution.computation import federated_computation
+from fedjx.core.execution.computation import Computation, federated_computation
+from fedjx.core.execution.process import Algorithm, StatefulAlgorithm
+from fedjx.core.language.names import PyTree
 from fedjx.core.language.placed import federated_map
-from fedjx.core.language.process import Algorithm, StatefulAlgorithm
 
-PyTree = Any
 A = TypeVar("A", Algorithm, StatefulAlgorithm)
 
 
@@ -53,6 +53,8 @@ def ema(algorithm: A, decay: float) -> A:
     if not 0 <= decay < 1:
         raise ValueError(f"a decay is at least 0 and below 1; got {decay=}. Pass 0.9 for about the last 10 rounds.")
 
+    step: Computation[..., Any] = algorithm.next  # of either kind
+
     def init(key: jax.Array) -> EmaState:
         state = algorithm.init(key)
         return EmaState(state, jax.tree.map(jnp.copy, state.params))
@@ -62,12 +64,12 @@ def ema(algorithm: A, decay: float) -> A:
 
     @federated_computation
     def next(state: Any, data: Any) -> Any:
-        inner, metrics = algorithm.next(state.inner, data)
+        inner, metrics = step(state.inner, data)
         return EmaState(inner, federated_map(average, state.params, inner.params)), metrics
 
     @federated_computation
     def next_with_states(state: Any, data: Any, states: Any) -> Any:
-        inner, metrics, states = algorithm.next(state.inner, data, states)
+        inner, metrics, states = step(state.inner, data, states)
         return EmaState(inner, federated_map(average, state.params, inner.params)), metrics, states
 
     if isinstance(algorithm, StatefulAlgorithm):

@@ -7,15 +7,15 @@ from typing import Any
 import jax
 
 from fedjx.core.execution.computation import Computation, federated_computation
+from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_broadcast, federated_sum
 from fedjx.core.language.placed import federated_map
+from fedjx.core.language.streams import AtClients
 from fedjx.models.model import Model, finalize_metrics
 from fedjx.training.client import local_evaluate
 
-PyTree = Any
 
-
-def federated_evaluation(model: Model) -> Computation:
+def federated_evaluation(model: Model) -> Computation[[PyTree, AtClients], dict[str, jax.Array]]:
     """Builds the computation ``(params@SERVER, data@CLIENTS) -> metrics@SERVER``.
 
     Guarantees: Every metric equals that of all clients' examples taken together, however they

@@ -17,15 +17,14 @@ import optax
 from fedjx.aggregation.broadcast import Broadcaster
 from fedjx.aggregation.error_feedback import StatefulAggregator
 from fedjx.aggregation.mean import by_examples
+from fedjx.core.execution.process import Aggregator, Algorithm, StatefulAlgorithm
+from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_sum
 from fedjx.core.language.placed import FederatedValue
-from fedjx.core.language.process import Aggregator, Algorithm, StatefulAlgorithm
 from fedjx.models.model import Model
 from fedjx.training.client import ClientOptimizer
 from fedjx.training.failures import Failures
-from fedjx.training.round import averaging, compose
-
-PyTree = Any
+from fedjx.training.round import ServerState, averaging, compose
 
 
 @overload
@@ -43,7 +42,7 @@ def fed_avg(
     num_steps: int | None = None,
     shuffle: bool = True,
     drop_remainder: bool = False,
-) -> Algorithm: ...
+) -> Algorithm[ServerState]: ...
 @overload
 def fed_avg(
     model: Model,
@@ -59,7 +58,7 @@ def fed_avg(
     num_steps: int | None = None,
     shuffle: bool = True,
     drop_remainder: bool = False,
-) -> StatefulAlgorithm: ...
+) -> StatefulAlgorithm[ServerState, PyTree]: ...
 def fed_avg(
     model: Model,
     *,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from fedjx.algorithms.fed_per import fed_per
-from fedjx.core.language.process import StatefulAlgorithm
+from fedjx.core.execution.process import StatefulAlgorithm
 from fedjx.models.model import Model
 from fedjx.training.batch_stats import in_batch_norm, is_batch_stat
 

@@ -11,18 +11,17 @@ import jax
 import optax
 
 from fedjx.aggregation.mean import uniform
-from fedjx.core.language.process import StatefulAlgorithm
+from fedjx.core.execution.process import StatefulAlgorithm
+from fedjx.core.language.names import PyTree
 from fedjx.models.model import Model
 from fedjx.training.batch_stats import no_batch_stats
 from fedjx.training.client import ClientUpdate, Local
-from fedjx.training.round import Method, TrainingArguments, compose
-
-PyTree = Any
+from fedjx.training.round import Method, ServerState, TrainingArguments, compose
 
 
 def fed_dyn(
     model: Model, *, num_clients: int, proximal_strength: float, **arguments: Unpack[TrainingArguments]
-) -> StatefulAlgorithm:
+) -> StatefulAlgorithm[ServerState, PyTree]:
     """Builds FedDyn, of the arguments of `fed_avg` and its own.
 
     A client descends its loss minus ``<g_k, y>`` plus ``α/2 |y - x|²``, and then takes α (y - x) off its g_k.

@@ -13,17 +13,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjx.core.language.process import Algorithm
+from fedjx.core.execution.process import Algorithm
+from fedjx.core.language.names import PyTree
 from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model, Ratio
 from fedjx.training.batch_stats import no_batch_stats
 from fedjx.training.client import ClientUpdate, Local, check_positive, checked, local_update
-from fedjx.training.round import Method, TrainingArguments, compose, scaled
-
-PyTree = Any
+from fedjx.training.round import Method, ServerState, TrainingArguments, compose, scaled
 
 
-def fed_exp(model: Model, *, epsilon: float = 1e-3, **arguments: Unpack[TrainingArguments]) -> Algorithm:
+def fed_exp(model: Model, *, epsilon: float = 1e-3, **arguments: Unpack[TrainingArguments]) -> Algorithm[ServerState]:
     """Builds FedExP, of the arguments of `fed_avg` and its own.
 
     The iterates oscillate; the paper evaluates the mean of the last two.

@@ -11,17 +11,16 @@ from typing import Any, Unpack
 import jax
 import optax
 
-from fedjx.core.language.process import Algorithm
+from fedjx.core.execution.process import Algorithm
+from fedjx.core.language.names import PyTree
 from fedjx.models.model import Model
 from fedjx.training.batch_stats import no_batch_stats
 from fedjx.training.client import ClientUpdate, Local
 from fedjx.training.gradients import gradient_update, shift
-from fedjx.training.round import First, Method, TrainingArguments, compose
-
-PyTree = Any
+from fedjx.training.round import First, Method, ServerState, TrainingArguments, compose
 
 
-def fed_lin(model: Model, **arguments: Unpack[TrainingArguments]) -> Algorithm:
+def fed_lin(model: Model, **arguments: Unpack[TrainingArguments]) -> Algorithm[ServerState]:
     """Builds FedLin, of the arguments of `fed_avg`.
 
     A round has two passes over the clients: they send their gradients at x, get the mean g of these back, and take

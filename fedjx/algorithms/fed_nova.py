@@ -20,17 +20,16 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from fedjx.core.language.process import Algorithm
+from fedjx.core.execution.process import Algorithm
+from fedjx.core.language.names import PyTree
 from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model, Ratio
 from fedjx.training.batch_stats import no_batch_stats
 from fedjx.training.client import ClientUpdate, Local, checked, local_update
-from fedjx.training.round import Method, TrainingArguments, compose, scaled
-
-PyTree = Any
+from fedjx.training.round import Method, ServerState, TrainingArguments, compose, scaled
 
 
-def fed_nova(model: Model, **arguments: Unpack[TrainingArguments]) -> Algorithm:
+def fed_nova(model: Model, **arguments: Unpack[TrainingArguments]) -> Algorithm[ServerState]:
     """Builds FedNova, of the arguments of `fed_avg`.
 
     Args:

@@ -23,11 +23,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjx.core.language.process import Algorithm
+from fedjx.core.execution.process import Algorithm
+from fedjx.core.language.names import PyTree
 from fedjx.models.model import Model
-from fedjx.training.round import ClientArguments, averaging, compose
+from fedjx.training.round import ClientArguments, ServerState, averaging, compose
 
-PyTree = Any
 LearningRate = float | jax.Array | optax.Schedule
 
 
@@ -88,7 +88,7 @@ def fed_adagrad(
     b1: float = 0.0,
     tau: float = 1e-3,
     **arguments: Unpack[ClientArguments],
-) -> Algorithm:
+) -> Algorithm[ServerState]:
     """Builds `fed_avg` with `server_adagrad`, and the other arguments of `fed_avg`."""
     return compose(
         averaging(model),
@@ -105,7 +105,7 @@ def fed_adam(
     b2: float = 0.99,
     tau: float = 1e-3,
     **arguments: Unpack[ClientArguments],
-) -> Algorithm:
+) -> Algorithm[ServerState]:
     """Builds `fed_avg` with `server_adam`, and the other arguments of `fed_avg`."""
     return compose(
         averaging(model),
@@ -122,7 +122,7 @@ def fed_yogi(
     b2: float = 0.99,
     tau: float = 1e-3,
     **arguments: Unpack[ClientArguments],
-) -> Algorithm:
+) -> Algorithm[ServerState]:
     """Builds `fed_avg` with `server_yogi`, and the other arguments of `fed_avg`."""
     return compose(
         averaging(model),
@@ -137,7 +137,7 @@ def fed_avgm(
     learning_rate: LearningRate = 1.0,
     momentum: float = 0.9,
     **arguments: Unpack[ClientArguments],
-) -> Algorithm:
+) -> Algorithm[ServerState]:
     """Builds `fed_avg` with heavy-ball momentum at the server, and the other arguments of `fed_avg`."""
     return compose(
         averaging(model),

@@ -11,18 +11,17 @@ from typing import Any, Unpack
 
 import jax
 
-from fedjx.core.language.process import StatefulAlgorithm
+from fedjx.core.execution.process import StatefulAlgorithm
+from fedjx.core.language.names import PyTree
 from fedjx.models.model import Model
 from fedjx.training.client import ClientUpdate, Local
 from fedjx.training.parts import first_parts, merge, partition
-from fedjx.training.round import Method, TrainingArguments, compose
-
-PyTree = Any
+from fedjx.training.round import Method, ServerState, TrainingArguments, compose
 
 
 def fed_per(
     model: Model, *, is_local: Callable[[str], bool], **arguments: Unpack[TrainingArguments]
-) -> StatefulAlgorithm:
+) -> StatefulAlgorithm[ServerState, PyTree]:
     """Builds FedPer, of the arguments of `fed_avg` and its own.
 
     Args:

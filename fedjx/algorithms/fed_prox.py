@@ -12,12 +12,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjx.core.language.process import Algorithm
+from fedjx.core.execution.process import Algorithm
+from fedjx.core.language.names import PyTree
 from fedjx.models.model import Model
 from fedjx.training.client import ClientUpdate, Local
-from fedjx.training.round import Method, TrainingArguments, compose
-
-PyTree = Any
+from fedjx.training.round import Method, ServerState, TrainingArguments, compose
 
 
 def proximal(strength: Any, center: PyTree = None) -> optax.GradientTransformation:
@@ -36,7 +35,7 @@ def proximal(strength: Any, center: PyTree = None) -> optax.GradientTransformati
 
 def fed_prox(
     model: Model, *, proximal_strength: float, adaptive: bool = False, **arguments: Unpack[TrainingArguments]
-) -> Algorithm:
+) -> Algorithm[ServerState]:
     """Builds FedProx, of the arguments of `fed_avg` and its own.
 
     Args:

@@ -11,13 +11,12 @@ from typing import Any, Unpack
 import jax
 import optax
 
-from fedjx.core.language.process import StatefulAlgorithm
+from fedjx.core.execution.process import StatefulAlgorithm
+from fedjx.core.language.names import PyTree
 from fedjx.models.model import Model
 from fedjx.training.client import OWN, ClientUpdate, Local, check_amount
 from fedjx.training.parts import first_parts, frozen
-from fedjx.training.round import Method, TrainingArguments, compose
-
-PyTree = Any
+from fedjx.training.round import Method, ServerState, TrainingArguments, compose
 
 
 def fed_rep(
@@ -28,7 +27,7 @@ def fed_rep(
     num_local_epochs: int | None = None,
     num_local_steps: int | None = None,
     **arguments: Unpack[TrainingArguments],
-) -> StatefulAlgorithm:
+) -> StatefulAlgorithm[ServerState, PyTree]:
     """Builds FedRep, of the arguments of `fed_avg` and its own.
 
     Args:

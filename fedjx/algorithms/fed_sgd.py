@@ -12,10 +12,10 @@ from typing import Unpack
 import jax
 import optax
 
-from fedjx.core.language.process import Algorithm
+from fedjx.core.execution.process import Algorithm
 from fedjx.models.model import Model
 from fedjx.training.gradients import gradient_update
-from fedjx.training.round import Method, RoundArguments, compose
+from fedjx.training.round import Method, RoundArguments, ServerState, compose
 
 
 def fed_sgd(
@@ -24,7 +24,7 @@ def fed_sgd(
     learning_rate: float | jax.Array | optax.Schedule,
     client_weight: Callable[[jax.Array], jax.Array] | None = None,
     **arguments: Unpack[RoundArguments],
-) -> Algorithm:
+) -> Algorithm[ServerState]:
     """Builds federated SGD: every client sends the mean gradient over its examples, however they are batched.
 
     Args:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
 from fedjx.algorithms.sufficient_statistics import sufficient_statistics
-from fedjx.core.language.process import Algorithm
+from fedjx.core.execution.process import Algorithm
 
 
 class Mixture(NamedTuple):

@@ -16,16 +16,16 @@ import optax
 
 from fedjx.aggregation.per_cluster import Assigned, per_cluster
 from fedjx.core.execution.computation import Computation, federated_computation
+from fedjx.core.execution.process import Algorithm
+from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_broadcast
 from fedjx.core.language.placed import federated_map
-from fedjx.core.language.process import Algorithm
 from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model, finalize_metrics
 from fedjx.training.client import ClientOptimizer, ClientUpdate, Local, checked, examples, local_evaluate
 from fedjx.training.gradients import local_gradient
-from fedjx.training.round import LocalArguments, Method, compose
+from fedjx.training.round import LocalArguments, Method, ServerState, compose
 
-PyTree = Any
 Weight = Callable[[jax.Array], jax.Array]
 
 
@@ -38,7 +38,7 @@ def ifca(
     init: Callable[[jax.Array], PyTree] | None = None,
     server_optimizer: optax.GradientTransformation | None = None,
     **arguments: Unpack[LocalArguments],
-) -> Algorithm:
+) -> Algorithm[ServerState]:
     """Builds the iterative federated clustering algorithm, of the arguments of `fed_avg` and its own.
 
     A client picks the model of the least loss on its examples, and trains it. The paper weights clients alike.

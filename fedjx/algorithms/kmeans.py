@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjx.algorithms.sufficient_statistics import sufficient_statistics
-from fedjx.core.language.process import Algorithm
+from fedjx.core.execution.process import Algorithm
+from fedjx.training.round import ServerState
 
 
 class Clusters(NamedTuple):
@@ -30,7 +31,7 @@ class Clusters(NamedTuple):
 
 def kmeans(
     *, init: Callable[[jax.Array], jax.Array], memory: float = 1.0, initial_weight: float = 1.0, **options: Any
-) -> Algorithm:
+) -> Algorithm[ServerState]:
     """Builds federated k-means.
 
     Args:

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from fedjx.algorithms.kmeans import squared_distances
 from fedjx.algorithms.sufficient_statistics import points
 from fedjx.core.execution.computation import federated_computation
+from fedjx.core.execution.process import Algorithm
 from fedjx.core.language.operators import federated_broadcast, federated_keys, federated_reduce, federated_sum
 from fedjx.core.language.placed import federated_map
-from fedjx.core.language.process import Algorithm
 from fedjx.core.language.sequence import sequence_reduce
 from fedjx.core.language.values import MASK, Sequence
 from fedjx.models.flax_models import feature_x

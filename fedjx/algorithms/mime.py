@@ -12,14 +12,13 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from fedjx.core.language.process import Algorithm
+from fedjx.core.execution.process import Algorithm
+from fedjx.core.language.names import PyTree
 from fedjx.models.model import Model
 from fedjx.training.batch_stats import no_batch_stats
 from fedjx.training.client import ClientUpdate, Local, no_schedule
 from fedjx.training.gradients import gradient_update, shift
-from fedjx.training.round import First, LocalArguments, Method, compose
-
-PyTree = Any
+from fedjx.training.round import First, LocalArguments, Method, ServerState, compose
 
 
 def mime(
@@ -29,7 +28,7 @@ def mime(
     corrected: bool = True,
     server_optimizer: optax.GradientTransformation | None = None,
     **arguments: Unpack[LocalArguments],
-) -> Algorithm:
+) -> Algorithm[ServerState]:
     """Builds Mime, or MimeLite, of the arguments of `fed_avg` and its own.
 
     Clients step by the base optimizer with the statistics s that the server sends, which they do not change; the server

@@ -14,12 +14,11 @@ import jax
 import optax
 from jax import lax
 
-from fedjx.core.language.process import Algorithm
+from fedjx.core.execution.process import Algorithm
+from fedjx.core.language.names import PyTree
 from fedjx.core.language.values import MASK
 from fedjx.models.model import Batch, Model, mean_loss
-from fedjx.training.round import TrainingArguments, averaging, compose
-
-PyTree = Any
+from fedjx.training.round import ServerState, TrainingArguments, averaging, compose
 
 
 def p_fed_me(
@@ -29,7 +28,7 @@ def p_fed_me(
     inner_optimizer: optax.GradientTransformation,
     num_inner_steps: int = 5,
     **arguments: Unpack[TrainingArguments],
-) -> Algorithm:
+) -> Algorithm[ServerState]:
     """Builds pFedMe, of the arguments of `fed_avg` and its own.
 
     Args:

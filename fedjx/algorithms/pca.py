@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjx.algorithms.sufficient_statistics import sufficient_statistics
-from fedjx.core.language.process import Algorithm
+from fedjx.core.execution.process import Algorithm
 
 
 class Components(NamedTuple):

@@ -8,19 +8,18 @@ product with it from the difference of two gradients.
 
 from __future__ import annotations
 
-from typing import Any, Literal, Unpack
+from typing import Literal, Unpack
 
 import jax
 import jax.numpy as jnp
 
-from fedjx.core.language.process import Algorithm
+from fedjx.core.execution.process import Algorithm
+from fedjx.core.language.names import PyTree
 from fedjx.core.language.values import MASK
 from fedjx.models.model import Batch, Model, mean_loss
 from fedjx.training.client import check_not_negative, check_positive
-from fedjx.training.round import TrainingArguments, averaging, compose
+from fedjx.training.round import ServerState, TrainingArguments, averaging, compose
 from fedjx.training.surrogate import with_gradient
-
-PyTree = Any
 
 Variant = Literal["exact", "first_order", "hessian_free"]
 
@@ -32,7 +31,7 @@ def per_fed_avg(
     variant: Variant = "first_order",
     difference: float = 1e-2,
     **arguments: Unpack[TrainingArguments],
-) -> Algorithm:
+) -> Algorithm[ServerState]:
     """Builds Per-FedAvg, of the arguments of `fed_avg` and its own.
 
     Args:

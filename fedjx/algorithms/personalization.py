@@ -15,6 +15,7 @@ import optax
 
 from fedjx.algorithms.evaluation import summary
 from fedjx.core.execution.computation import Computation, federated_computation
+from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_broadcast, federated_keys, federated_mean, federated_sum
 from fedjx.core.language.placed import federated_map
 from fedjx.core.language.values import Sequence
@@ -22,7 +23,6 @@ from fedjx.models.model import Model
 from fedjx.training.client import check_amount, local_evaluate, local_train
 from fedjx.training.splits import Split, alternate_split
 
-PyTree = Any
 Strategy = Callable[[PyTree, Sequence, jax.Array], PyTree]
 
 

@@ -17,17 +17,18 @@ import jax.numpy as jnp
 import optax
 
 from fedjx.aggregation.mean import uniform
-from fedjx.core.language.process import Algorithm
+from fedjx.core.execution.process import Algorithm
+from fedjx.core.language.names import PyTree
 from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model, Ratio, finalize_metrics
 from fedjx.training.batch_stats import no_batch_stats
 from fedjx.training.client import ClientUpdate, Local, checked, local_evaluate
-from fedjx.training.round import Method, TrainingArguments, compose, scaled
-
-PyTree = Any
+from fedjx.training.round import Method, ServerState, TrainingArguments, compose, scaled
 
 
-def q_fed_avg(model: Model, *, q: float, lipschitz: float, **arguments: Unpack[TrainingArguments]) -> Algorithm:
+def q_fed_avg(
+    model: Model, *, q: float, lipschitz: float, **arguments: Unpack[TrainingArguments]
+) -> Algorithm[ServerState]:
     """Builds q-FedAvg, which minimises ``sum_k p_k F_k^(q + 1) / (q + 1)``, of the arguments of `fed_avg` and its own.
 
     Args:

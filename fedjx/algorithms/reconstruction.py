@@ -14,14 +14,13 @@ import jax
 import optax
 
 from fedjx.algorithms.personalization import Strategy
-from fedjx.core.language.process import Algorithm
+from fedjx.core.execution.process import Algorithm
+from fedjx.core.language.names import PyTree
 from fedjx.models.model import Model
 from fedjx.training.client import ClientUpdate, Local, LocalAmount, check_amount, local_train
 from fedjx.training.parts import first_parts, frozen, merge, partition
-from fedjx.training.round import Method, TrainingArguments, compose
+from fedjx.training.round import Method, ServerState, TrainingArguments, compose
 from fedjx.training.splits import Split, alternate_split
-
-PyTree = Any
 
 
 def reconstruction(
@@ -33,7 +32,7 @@ def reconstruction(
     num_reconstruction_steps: int | None = None,
     split: Split = alternate_split,
     **arguments: Unpack[TrainingArguments],
-) -> Algorithm:
+) -> Algorithm[ServerState]:
     """Builds Federated Reconstruction, of the arguments of `fed_avg` and its own.
 
     Args:

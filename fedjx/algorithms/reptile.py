@@ -11,12 +11,12 @@ from __future__ import annotations
 from typing import Unpack
 
 from fedjx.aggregation.mean import uniform
-from fedjx.core.language.process import Algorithm
+from fedjx.core.execution.process import Algorithm
 from fedjx.models.model import Model
-from fedjx.training.round import TrainingArguments, averaging, compose
+from fedjx.training.round import ServerState, TrainingArguments, averaging, compose
 
 
-def reptile(model: Model, **arguments: Unpack[TrainingArguments]) -> Algorithm:
+def reptile(model: Model, **arguments: Unpack[TrainingArguments]) -> Algorithm[ServerState]:
     """Builds Reptile, of the arguments of `fed_avg`.
 
     Args:

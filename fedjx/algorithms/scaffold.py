@@ -12,19 +12,18 @@ import jax
 import optax
 
 from fedjx.aggregation.mean import uniform
-from fedjx.core.language.process import StatefulAlgorithm
+from fedjx.core.execution.process import StatefulAlgorithm
+from fedjx.core.language.names import PyTree
 from fedjx.models.model import Model
 from fedjx.training.batch_stats import no_batch_stats
 from fedjx.training.client import ClientUpdate, Local
 from fedjx.training.gradients import averaged, local_gradient, shift
-from fedjx.training.round import Method, TrainingArguments, compose
-
-PyTree = Any
+from fedjx.training.round import Method, ServerState, TrainingArguments, compose
 
 
 def scaffold(
     model: Model, *, num_clients: int, option: Literal["I", "II"] = "II", **arguments: Unpack[TrainingArguments]
-) -> StatefulAlgorithm:
+) -> StatefulAlgorithm[ServerState, PyTree]:
     """Builds SCAFFOLD, of the arguments of `fed_avg` and its own.
 
     Server and clients send parameters and control together, through the broadcaster and the aggregator.

@@ -16,15 +16,14 @@ import optax
 
 from fedjx.aggregation.mean import uniform
 from fedjx.aggregation.total import total
-from fedjx.core.language.process import Algorithm
+from fedjx.core.execution.process import Algorithm
+from fedjx.core.language.names import PyTree
 from fedjx.core.language.sequence import sequence_reduce
 from fedjx.core.language.values import MASK, Batches, Sequence
 from fedjx.models.flax_models import feature_x
 from fedjx.models.model import Batch, sum_metrics
 from fedjx.training.client import ClientUpdate, checked, examples
-from fedjx.training.round import Method, RoundArguments, compose
-
-PyTree = Any
+from fedjx.training.round import Method, RoundArguments, ServerState, compose
 
 
 def sufficient_statistics(
@@ -34,7 +33,7 @@ def sufficient_statistics(
     init: Callable[[jax.Array], PyTree],
     inputs: Callable[[Batch], Any] = feature_x,
     **arguments: Unpack[RoundArguments],
-) -> Algorithm:
+) -> Algorithm[ServerState]:
     """Makes an algorithm of the statistics of a batch and what the server estimates from their totals.
 
     Args:

@@ -9,19 +9,18 @@ import os
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fedjx.core.execution.hosts import Share
+from fedjx.core.language.names import PyTree
+from fedjx.core.language.shares import Share
 from fedjx.core.language.values import Clients
 from fedjx.data.federated_data import checked_ids
 from fedjx.data.state_journal import ENTRY, ROWS, Journal, close, create, locked, read_head
 from fedjx.data.state_rows import RowFile, blocks, check_schema, checksums, for_blocks, layout, spoken
-
-PyTree = Any
 
 
 class ClientStates:

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fedjx.core.execution.chunks import arranged
-from fedjx.core.execution.hosts import Share, device_memory
+from fedjx.core.execution.hosts import device_memory
+from fedjx.core.language.shares import Share
 from fedjx.core.language.values import Batches, Clients, Sequence
 from fedjx.data.federated_data import ClientData, FederatedData, cached, checked_ids
 

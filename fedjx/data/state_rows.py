@@ -15,12 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjx.core.language.names import PyTree
 from fedjx.core.language.types import ArrayType
 from fedjx.data.columns import Column, header
 from fedjx.data.federated_data import notation
 from fedjx.data.state_journal import write_at
-
-PyTree = Any
 
 # Bytes that are copied, checked and written at once, and how many threads do so; each holds a block.
 _BLOCK, _THREADS = 1 << 22, 4

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-PyTree = Any
+from fedjx.core.language.names import PyTree
+
 Batch = Mapping[str, Any]
 
 

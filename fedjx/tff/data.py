@@ -10,10 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedjx.core.language.names import PyTree
 from fedjx.core.language.values import MASK, Clients, Sequence
 from fedjx.data import source
-
-PyTree = Any
 
 
 class Dataset:

@@ -13,9 +13,10 @@ from fedjx.aggregation.broadcast import Broadcaster
 from fedjx.aggregation.mean import by_examples
 from fedjx.algorithms.evaluation import federated_evaluation
 from fedjx.core.execution.computation import Computation, federated_computation
+from fedjx.core.execution.process import Aggregator
+from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_eval, federated_sum
 from fedjx.core.language.placed import FederatedValue, federated_map
-from fedjx.core.language.process import Aggregator
 from fedjx.core.language.sequence import sequence_reduce
 from fedjx.core.language.types import SERVER
 from fedjx.core.language.values import MASK, Batches, Clients, Sequence
@@ -24,7 +25,6 @@ from fedjx.tff.data import as_clients
 from fedjx.training.client import ClientUpdate, Local, checked, examples
 from fedjx.training.round import Method, ServerState, compose
 
-PyTree = Any
 ModelFn = Callable[[], Model]
 OptimizerFn = Callable[[], optax.GradientTransformation]
 

@@ -9,11 +9,11 @@ import jax
 import numpy as np
 
 from fedjx.algorithms.personalization import Strategy, personalization_evaluation, unchanged
+from fedjx.core.language.names import PyTree
 from fedjx.core.language.values import Clients
 from fedjx.tff.data import as_clients
 from fedjx.tff.learning import Metrics, ModelFn
 
-PyTree = Any
 Data = list[Mapping[str, Iterable[Any]]]
 
 

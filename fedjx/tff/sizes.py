@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjx.core.execution.chunks import first_chunk
+from fedjx.core.language.streams import first_chunk
 from fedjx.core.language.traffic import Traffic, traffic
 from fedjx.core.language.types import type_of
 from fedjx.core.language.values import Clients

@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fedjx.core.language.names import PyTree
 from fedjx.models.model import Model, Variables
-
-PyTree = Any
 
 
 def trained_alone(server_optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:

@@ -16,11 +16,10 @@ import optax
 from jax import lax
 
 from fedjx.aggregation.mean import by_examples
+from fedjx.core.language.names import PyTree
 from fedjx.core.language.sequence import sequence_reduce
 from fedjx.core.language.values import MASK, Batches, Sequence
 from fedjx.models.model import LossWithStats, Model, Ratio, mean_loss, sum_metrics, with_batch_stats
-
-PyTree = Any
 
 # Folded into keys that have other uses: `jax.random.split` in two is folding in 0 and 1, and rounds count from 0.
 OWN = 2  # Into a client's key of the round, for what it trains besides the shared parameters.

@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fedjx.core.language.names import PyTree
 from fedjx.models.model import Model, Ratio
 from fedjx.training.client import local_evaluate
-
-PyTree = Any
 
 
 def domain_losses(model: Model, params: PyTree, data: Any, feature: str, num_domains: int) -> Ratio:

@@ -15,8 +15,6 @@ import jax.numpy as jnp
 from fedjx.core.language.values import Sequence
 from fedjx.training.client import ClientUpdate, checked
 
-PyTree = Any
-
 # The key's stream of fates, so that clients that do not fail draw what they would draw without failures.
 _FATE = 0xFA17
 

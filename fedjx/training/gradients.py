@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fedjx.core.language.names import PyTree
 from fedjx.core.language.sequence import sequence_reduce
 from fedjx.core.language.values import MASK, Sequence
 from fedjx.models.model import Model, Ratio, sum_metrics
 from fedjx.training.client import ClientUpdate, checked, examples
-
-PyTree = Any
 
 
 class LocalGradient(NamedTuple):

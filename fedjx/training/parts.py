@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 
+from fedjx.core.language.names import PyTree
 from fedjx.models.model import Model
 from fedjx.training.client import FIRST
-
-PyTree = Any
 
 
 class Parts(NamedTuple):

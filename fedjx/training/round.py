@@ -19,6 +19,8 @@ from fedjx.aggregation.broadcast import Broadcaster, broadcast
 from fedjx.aggregation.error_feedback import StatefulAggregator
 from fedjx.aggregation.mean import by_examples, mean
 from fedjx.core.execution.computation import federated_computation
+from fedjx.core.execution.process import Aggregator, Algorithm, StatefulAlgorithm, keeps_type
+from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import (
     federated_broadcast,
     federated_client_ids,
@@ -27,7 +29,6 @@ from fedjx.core.language.operators import (
     federated_zip,
 )
 from fedjx.core.language.placed import FederatedValue, federated_map
-from fedjx.core.language.process import Aggregator, Algorithm, StatefulAlgorithm, keeps_type
 from fedjx.models.model import Model, Ratio, finalize_metrics
 from fedjx.training.batch_stats import trained_alone
 from fedjx.training.client import (
@@ -42,8 +43,6 @@ from fedjx.training.client import (
     local_update,
 )
 from fedjx.training.failures import Failures, checked_failures, failed, fate, remaining
-
-PyTree = Any
 
 
 class ServerState(NamedTuple):

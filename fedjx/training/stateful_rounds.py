@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
-from fedjx.core.execution.chunks import Planned
+from fedjx.core.execution.process import StatefulAlgorithm
 from fedjx.core.execution.streaming import Stream
-from fedjx.core.language.process import StatefulAlgorithm
+from fedjx.core.language.names import PyTree
+from fedjx.core.language.streams import Planned
 from fedjx.data.client_states import ClientStates
-
-PyTree = Any
 
 
 class StatefulRounds(NamedTuple):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import optax
 from jax import lax
 
-PyTree = Any
+from fedjx.core.language.names import PyTree
 
 
 def with_gradient(losses: jax.Array, params: PyTree, gradient: PyTree) -> jax.Array:

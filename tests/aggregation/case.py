@@ -7,7 +7,7 @@ import importlib
 from pathlib import Path
 from typing import NamedTuple
 
-from fedjx.core.language.process import Aggregator
+from fedjx.core.execution.process import Aggregator
 
 
 class Case(NamedTuple):

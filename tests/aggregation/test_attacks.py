@@ -27,8 +27,8 @@ from fedjx.aggregation.attacks import (
 from fedjx.aggregation.centred_clipping import norm_bounding
 from fedjx.aggregation.mean import mean
 from fedjx.core.execution.computation import federated_computation
+from fedjx.core.execution.process import Aggregator
 from fedjx.core.language.operators import federated_collect
-from fedjx.core.language.process import Aggregator
 from fedjx.core.language.values import Clients
 from tests.aggregation.test_robust import HONEST_MEAN, X
 

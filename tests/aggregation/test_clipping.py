@@ -14,7 +14,7 @@ from fedjx.aggregation.mean import clip_weights, mean
 from fedjx.aggregation.norms import follow_quantile, joint_norm
 from fedjx.aggregation.total import total
 from fedjx.aggregation.zeroing import zero_above, zero_outliers, zeroed_and_clipped_mean
-from fedjx.core.language.process import Aggregator
+from fedjx.core.execution.process import Aggregator
 from fedjx.core.language.values import Clients
 
 

@@ -15,6 +15,7 @@ from fedjx.aggregation.quantize import qsgd, quantize, uniform_quantizer
 from fedjx.aggregation.rotate import rotated
 from fedjx.aggregation.sparsify import random_k, top_k
 from fedjx.core.execution.computation import federated_computation
+from fedjx.core.execution.process import Aggregator
 from fedjx.core.language.operators import (
     federated_broadcast,
     federated_decode,
@@ -23,7 +24,6 @@ from fedjx.core.language.operators import (
     federated_sum,
 )
 from fedjx.core.language.placed import federated_map
-from fedjx.core.language.process import Aggregator
 from fedjx.core.language.types import CLIENTS, SERVER, FederatedType, type_of
 from fedjx.core.language.values import Clients
 

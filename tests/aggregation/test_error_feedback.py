@@ -12,8 +12,8 @@ from fedjx.aggregation.error_feedback import ef21, error_feedback
 from fedjx.aggregation.quantize import uniform_quantizer
 from fedjx.aggregation.sparsify import top_k
 from fedjx.core.execution.computation import federated_computation
+from fedjx.core.execution.process import Aggregator
 from fedjx.core.language.operators import federated_mean
-from fedjx.core.language.process import Aggregator
 from fedjx.core.language.types import SERVER, FederatedType, type_of
 from fedjx.core.language.values import Clients
 from tests.aggregation.test_compress import member

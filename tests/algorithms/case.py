@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from fedjx.core.language.process import Algorithm, StatefulAlgorithm
+from fedjx.core.execution.process import Algorithm, StatefulAlgorithm
 from fedjx.data import FederatedData
 
 

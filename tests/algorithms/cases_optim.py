@@ -12,7 +12,7 @@ from fedjx.algorithms.fed_opt import fed_adagrad, fed_adam, fed_avgm, fed_yogi
 from fedjx.algorithms.fed_prox import fed_prox
 from fedjx.algorithms.fed_sgd import fed_sgd
 from fedjx.algorithms.q_fed_avg import q_fed_avg
-from fedjx.core.language.process import Algorithm
+from fedjx.core.execution.process import Algorithm
 from tests.algorithms.case import Case
 from tests.algorithms.problems import federated_data, with_domains
 from tests.algorithms.test_fed_avg import softmax_regression

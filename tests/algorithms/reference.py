@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjx.core.language.process import Algorithm
+from fedjx.core.execution.process import Algorithm
 from fedjx.data import FederatedData, cohort
 from tests.algorithms.problems import BATCH_SIZE, NUM_CLASSES, NUM_FEATURES
 

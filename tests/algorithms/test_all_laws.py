@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from fedjx.core.language.process import StatefulAlgorithm
+from fedjx.core.execution.process import StatefulAlgorithm
 from fedjx.core.language.types import type_of
 from fedjx.core.language.values import Clients
 from fedjx.data import ClientStates, Cohort

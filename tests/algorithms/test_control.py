@@ -18,7 +18,7 @@ from fedjx.algorithms.fed_dyn import fed_dyn
 from fedjx.algorithms.fed_lin import fed_lin
 from fedjx.algorithms.mime import mime
 from fedjx.algorithms.scaffold import scaffold
-from fedjx.core.language.process import StatefulAlgorithm
+from fedjx.core.execution.process import StatefulAlgorithm
 from fedjx.core.language.values import Clients
 from fedjx.data import FederatedData, cohort
 from fedjx.models import Model

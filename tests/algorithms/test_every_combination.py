@@ -29,7 +29,7 @@ from fedjx.aggregation import (
     top_k,
     uniform_quantizer,
 )
-from fedjx.core.language.process import StatefulAlgorithm
+from fedjx.core.execution.process import StatefulAlgorithm
 from fedjx.core.language.values import Clients
 from fedjx.data import uniform_sampler
 from fedjx.data.sampling_reports import over_select

@@ -13,7 +13,7 @@ import optax
 import pytest
 
 from fedjx.algorithms import ditto, fed_avg, fed_dyn, fed_lin, fed_nova, mime, scaffold
-from fedjx.core.language.process import StatefulAlgorithm
+from fedjx.core.execution.process import StatefulAlgorithm
 from fedjx.core.language.values import Clients, Sequence
 from fedjx.data import FederatedData, cohort
 from fedjx.models import Model

@@ -16,7 +16,7 @@ import pytest
 import fedjx
 from fedjx.aggregation import uniform
 from fedjx.algorithms import fed_avg
-from fedjx.core.language.process import Aggregator
+from fedjx.core.execution.process import Aggregator
 from fedjx.data import FederatedData, central, cohort
 from fedjx.models import Model, linear
 from fedjx.training import ClientUpdate, checked, local_train

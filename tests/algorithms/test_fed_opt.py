@@ -24,7 +24,7 @@ from fedjx.algorithms.fed_opt import (
     server_yogi,
 )
 from fedjx.algorithms.fed_sgd import fed_sgd
-from fedjx.core.language.process import StatefulAlgorithm
+from fedjx.core.execution.process import StatefulAlgorithm
 from fedjx.data import FederatedData, cohort
 from fedjx.models import Model
 from tests.algorithms.problems import federated_data

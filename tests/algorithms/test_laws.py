@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from fedjx.algorithms import fed_avg
-from fedjx.core.language.process import Algorithm
+from fedjx.core.execution.process import Algorithm
 from fedjx.core.language.types import type_of
 from fedjx.core.language.values import Batches, Clients, Sequence
 from fedjx.data import Cohort, FederatedData, cohort

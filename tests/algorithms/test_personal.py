@@ -24,7 +24,7 @@ from fedjx.algorithms.p_fed_me import p_fed_me
 from fedjx.algorithms.per_fed_avg import meta_model, per_fed_avg
 from fedjx.algorithms.reconstruction import reconstruction
 from fedjx.algorithms.reptile import reptile
-from fedjx.core.language.process import StatefulAlgorithm
+from fedjx.core.execution.process import StatefulAlgorithm
 from fedjx.core.language.values import Clients
 from fedjx.data import FederatedData, cohort
 from fedjx.models import Model, mean_loss

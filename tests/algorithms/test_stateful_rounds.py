@@ -8,7 +8,7 @@ import pytest
 
 from fedjx import federated_computation
 from fedjx.algorithms.ema import ema
-from fedjx.core.language.process import StatefulAlgorithm
+from fedjx.core.execution.process import StatefulAlgorithm
 from fedjx.data import Cohort, Store, uniform_sampler
 from fedjx.training.stateful_rounds import stateful_rounds
 from tests.data.stateful import ZERO, next_round, write

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjx.core.execution.hosts import Share
+from fedjx.core.language.shares import Share
 from fedjx.core.language.values import Clients
 from fedjx.data import state_journal
 from fedjx.data.client_states import ClientStates

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjx.core.execution.hosts import Share
+from fedjx.core.language.shares import Share
 from fedjx.core.language.values import Batches, Clients, Sequence
 from fedjx.data import Cohort, FederatedData, central, cohort
 

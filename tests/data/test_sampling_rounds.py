@@ -8,9 +8,9 @@ import pytest
 
 from fedjx.algorithms import fed_avg
 from fedjx.core.execution.computation import federated_computation
+from fedjx.core.execution.process import Aggregator
 from fedjx.core.language.operators import federated_sum, federated_value
 from fedjx.core.language.placed import federated_map
-from fedjx.core.language.process import Aggregator
 from fedjx.core.language.types import SERVER
 from fedjx.data import Cohort, cohort
 from fedjx.data.cohort import empty_cohort

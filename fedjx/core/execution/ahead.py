@@ -10,8 +10,8 @@ from typing import Literal, NamedTuple
 import jax
 import numpy as np
 
-from fedjx.core.execution.chunks import Planned
-from fedjx.core.execution.hosts import Share
+from fedjx.core.language.shares import Share
+from fedjx.core.language.streams import Planned
 from fedjx.core.language.values import Batches, Clients
 
 

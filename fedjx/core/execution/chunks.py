@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fedjx.core.execution.devices import own_part
-from fedjx.core.execution.hosts import Share
-from fedjx.core.language.placed import FederatedValue
-from fedjx.core.language.types import FederatedType
+from fedjx.core.language.shares import Share
+from fedjx.core.language.streams import Planned, is_planned
 from fedjx.core.language.values import Clients, check_same_clients, per_client, side_by_side
-
-PyTree = Any
 
 # Groups of lanes in one chunk: enough to hide the cost of a dispatch, few enough to bound memory.
 _GROUPS = 16
@@ -34,77 +32,6 @@ class Level(NamedTuple):
 
     lanes: int
     seconds: float
-
-
-class Planned(Protocol):
-    """A cohort that makes chunks as the engine asks, such as `fedjx.data.Cohort`.
-
-    Attributes:
-      ids: Integers ``[C]``.
-      sizes: How much work each client is, its number of batches, ``[C]``: similar ones run together. None if that is
-        for other arguments to say.
-      lanes: How many clients each device is to run at once, or "auto" for what is fastest.
-    """
-
-    ids: Any
-    sizes: Any
-    lanes: int | Literal["auto"]
-
-    def members(self, ids: np.ndarray, mask: np.ndarray, share: Share) -> Clients:
-        """Returns this process's share of a chunk, in arrays that nobody writes to any more: JAX may read them later.
-
-        Args:
-          ids: The clients of the whole chunk, in equal parts for the devices. The shapes of what is
-            returned may depend on them all, and on nothing that differs between processes.
-          mask: Where it is False the chunk is padding.
-          share: Which of the devices are this process's.
-        """
-        ...
-
-
-def is_planned(value: Any) -> bool:
-    """Tells whether an argument is `Planned`; asking a protocol takes a hundred times as long."""
-    return all(hasattr(value, name) for name in ("members", "ids", "sizes", "lanes"))
-
-
-def is_stream(value: Any) -> bool:
-    """Tells whether an argument is a cohort in chunks: a list of `Clients`, or an iterable that is no pytree.
-
-    Raises:
-      TypeError: If it can be iterated over only once; every pass reads it again.
-    """
-    if is_planned(value):
-        return True
-    if isinstance(value, list):
-        return bool(value) and isinstance(value[0], Clients)
-    no_stream = isinstance(value, (FederatedValue, FederatedType, Mapping, str)) or hasattr(value, "shape")
-    if no_stream or not isinstance(value, Iterable):
-        return False
-    if iter(value) is value:
-        raise TypeError(
-            f"a stream is read once per pass, so it must be iterable again; got {type(value).__name__}. "
-            "Pass a list of chunks, or an object with __iter__."
-        )
-    return jax.tree_util.all_leaves([value])
-
-
-def first_chunk(value: Any) -> Any:
-    """Returns the first chunk of a stream, or one as small, and anything else as it is.
-
-    Raises:
-      ValueError: If the stream has no chunk.
-      TypeError: If it is no stream of `Clients`.
-    """
-    if not is_stream(value):
-        return value
-    if is_planned(value):
-        return value.members(np.asarray(value.ids)[:1], np.ones(1, bool), Share())
-    first = next(iter(value), None)
-    if first is None:
-        raise ValueError("a cohort needs at least one client; got an empty stream. Sample again, or skip the round.")
-    if not isinstance(first, Clients):
-        raise TypeError(f"a stream yields Clients; got {type(first).__name__} from {type(value).__name__}. Wrap it.")
-    return first
 
 
 class Chunks:
@@ -237,7 +164,7 @@ def levelled(sizes: np.ndarray, levels: list[Level]) -> Iterator[tuple[int, np.n
         order = order[~stays]
 
 
-def arranged(sizes: Any, lanes: int, num_devices: int, num_groups: int) -> np.ndarray:
+def arranged(sizes: ArrayLike, lanes: int, num_devices: int, num_groups: int) -> np.ndarray:
     """Arranges a cohort in chunks whose groups hold clients of similar size.
 
     Args:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjx.core.execution.hosts import AXIS, Share, placed_rows, placed_whole, share_of
+from fedjx.core.execution.hosts import placed_rows, placed_whole, share_of
+from fedjx.core.language.names import Array, PyTree
+from fedjx.core.language.shares import AXIS, Share
 from fedjx.core.language.values import Clients, per_client, shares_pool
-
-PyTree = Any
 
 
 def padded(clients: Clients, multiple: int) -> Clients:
@@ -22,7 +20,7 @@ def padded(clients: Clients, multiple: int) -> Clients:
         return clients
     own, pools, join = per_client(clients.value)
 
-    def pad(x: Any, filler: Any = None) -> Any:
+    def pad(x: Array, filler: int | bool | None = None) -> Array:
         module = np if isinstance(x, np.ndarray) else jnp  # a chunk on the host stays there
         rows = module.repeat(x[-1:], missing, axis=0) if filler is None else module.full(missing, filler, x.dtype)
         return module.concatenate([x, rows])
@@ -49,7 +47,7 @@ class Placer:
     def __init__(self, mesh: Mesh):
         self.split, self.whole = NamedSharding(mesh, PartitionSpec(AXIS)), NamedSharding(mesh, PartitionSpec())
         self._mesh, self._share = mesh, share_of(mesh)
-        self._pools: tuple[list[Any], list[Any]] = ([], [])
+        self._pools: tuple[list[Array], list[Array]] = ([], [])
 
     def server(self, value: PyTree) -> PyTree:
         """Copies a value to every device, unless it is there."""

@@ -1,7 +1,6 @@
 """The lower layer: one pass over a cohort, in one program or streamed chunk by chunk.
 
-Nothing here knows of graphs, types or algorithms. A `Pass` is a function of one client and the
-reductions of what it returns. It is run by `map_reduce` inside a traced program, or by
+Nothing here knows of graphs, types or algorithms. A `Pass` is run by `map_reduce` inside a traced program, or by
 `PassStream` from a host loop. Both take the same step: map one chunk, add it to accumulators that
 stay on their device, and, after the last chunk, reduce across devices once.
 """
@@ -11,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.core
@@ -20,48 +19,14 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjx.core.execution.devices import Placer, padded
-from fedjx.core.execution.hosts import AXIS, agreed, auto_mesh
+from fedjx.core.execution.hosts import agreed, auto_mesh
+from fedjx.core.language.names import Array, DType, PyTree
+from fedjx.core.language.passes import Merge, Pass
+from fedjx.core.language.shares import AXIS
 from fedjx.core.language.values import Clients, per_client, shares_pool
 from fedjx.core.rewriting.rewrite import mapped
 
-PyTree = Any
-
 _SPLIT, _WHOLE = PartitionSpec(AXIS), PartitionSpec()
-
-
-class Reduction(NamedTuple):
-    """How members become one value.
-
-    Attributes:
-      zero: From the type of one member to the empty accumulator.
-      update: ``(accumulator, members [C, ...], mask [C]) -> accumulator``.
-      across: How the accumulators of two devices combine: a sum, a minimum, a maximum, or
-        any associative and commutative function of two accumulators.
-      report: From the accumulator to the result.
-    """
-
-    zero: Callable[[PyTree], PyTree]
-    update: Callable[[PyTree, PyTree, jax.Array], PyTree]
-    across: Literal["sum", "min", "max"] | Callable[[PyTree, PyTree], PyTree]
-    report: Callable[[PyTree], PyTree] = lambda accumulator: accumulator
-
-
-class Pass(NamedTuple):
-    """One sweep over the cohort.
-
-    Attributes:
-      fn: ``(server values, one client's member, id) -> (one value per reduction, outputs)``.
-      reductions: What becomes of the values; outputs stay with their client.
-      differentiable: Whether `sequence_reduce` runs over all of the padding, in a loop that has a
-        derivative in reverse, or stops where the longest of the clients at hand ends.
-      in_step: Whether all devices take every step, padding included, as they must where several
-        of them compute one client and talk to each other within a step.
-    """
-
-    fn: Callable[[PyTree, PyTree, jax.Array], tuple[tuple[PyTree, ...], PyTree]]
-    reductions: tuple[Reduction, ...]
-    differentiable: bool = True
-    in_step: bool = False
 
 
 # --- one chunk ----------------------------------------------------------------------------------
@@ -165,7 +130,7 @@ def map_reduce(
         whole = lax.with_sharding_constraint(padded(clients, mesh.shape[AXIS]), NamedSharding(mesh, _WHOLE))
     own, pools, join = per_client(whole.value)
 
-    def device(server: PyTree, own: PyTree, mask: jax.Array, ids: jax.Array, pools: PyTree) -> Any:
+    def device(server: PyTree, own: PyTree, mask: jax.Array, ids: jax.Array, pools: PyTree) -> PyTree:
         shard = Clients(join(own, pools), mask, ids)
         accumulators, outputs = _fold(run, _zeros(run, server, shard), server, shard, lanes)
         return _report(run, _all_reduce(run, accumulators)), outputs
@@ -196,7 +161,7 @@ def _spreads_clients(mesh: Mesh) -> bool:
     return mesh.size > mesh.shape[AXIS]
 
 
-def _by_device(fn: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+def _by_device(fn: Callable[..., PyTree], mesh: Mesh, in_specs: PyTree, out_specs: PyTree) -> Callable[..., PyTree]:
     """Runs a function on every device's part of the clients; further axes of the mesh stay for the users' own code.
 
     Without replication checks a gradient inside stays on its device (with them JAX sums it over
@@ -215,7 +180,7 @@ def _all_reduce(run: Pass, accumulators: tuple[PyTree, ...]) -> tuple[PyTree, ..
     )
 
 
-def _combine(across: Any, accumulator: PyTree) -> PyTree:
+def _combine(across: Literal["min", "max"] | Merge, accumulator: PyTree) -> PyTree:
     if across == "min":
         return lax.pmin(accumulator, AXIS)
     if across == "max":
@@ -258,7 +223,7 @@ def _to_float32(leaf: jax.Array) -> jax.Array | None:
     return jnp.stack([(bits >> s & 0xFFF).astype(jnp.float32) for s in _SHIFTS])
 
 
-def _from_float32(piece: jax.Array, dtype: Any) -> jax.Array:
+def _from_float32(piece: jax.Array, dtype: DType) -> jax.Array:
     if dtype == jnp.float32:
         return piece
     bits = sum((piece[i].astype(jnp.uint32) << s for i, s in enumerate(_SHIFTS)), start=jnp.uint32(0))
@@ -342,10 +307,10 @@ class PassStream:
         zeros = _zeros(self._run, server, clients)
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (self.mesh.shape[AXIS], *jnp.shape(x))), zeros)
 
-    def _sharded_step(self, accumulators: PyTree, server: PyTree, clients: Clients, lanes: int | None) -> Any:
+    def _sharded_step(self, accumulators: PyTree, server: PyTree, clients: Clients, lanes: int | None) -> PyTree:
         own, pools, join = per_client(clients.value)
 
-        def device(accumulators: Any, server: Any, own: Any, mask: Any, ids: Any, pools: Any) -> Any:
+        def device(accumulators: PyTree, server: PyTree, own: PyTree, mask: Array, ids: Array, pools: PyTree) -> PyTree:
             shard = Clients(join(own, pools), mask, ids)
             updated, outputs = _fold(self._run, _unstacked(accumulators), server, shard, lanes)
             # Donated accumulators cannot be waited on; this small array can.
@@ -363,7 +328,7 @@ def _unstacked(accumulators: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x[0], accumulators)
 
 
-def _hand_over(waiting: deque, sink: Callable[[Clients], None]) -> None:
+def _hand_over(waiting: deque[tuple[jax.Array, Clients]], sink: Callable[[Clients], None]) -> None:
     done, outputs = waiting.popleft()
     jax.block_until_ready(done)
     sink(outputs)

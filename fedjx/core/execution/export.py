@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjx.core.execution.arguments import as_declared
 from fedjx.core.execution.computation import Computation
+from fedjx.core.language.arguments import as_declared
+from fedjx.core.language.names import PyTree, Type
 from fedjx.core.language.types import (
     CLIENTS,
     FederatedType,
@@ -22,12 +23,12 @@ from fedjx.core.language.types import (
 )
 from fedjx.core.language.values import Clients, Sequence, gathered
 
-PyTree = Any
+Dimension = Any  # a number, or a symbol of `jax.export`
 
 _FORMAT = "fedjx computation 1"
 
 
-def export(computation: Computation, *args: Any) -> bytes:
+def export(computation: Computation, *args: PyTree) -> bytes:
     """Serialises a computation, for any number of clients and any length of their sequences.
 
     Args:
@@ -101,7 +102,7 @@ class LoadedComputation:
         self._arguments = [parse_type(t) for t in arguments]
         self._program = program
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: PyTree) -> PyTree:
         """Runs the computation on arguments of the types in its signature."""
         if len(args) != len(self._arguments):
             raise TypeError(f"this computation takes {len(self._arguments)} arguments; got {len(args)}.")
@@ -111,14 +112,14 @@ class LoadedComputation:
         return jax.tree.unflatten(jax.tree.structure(_template(self.type_signature.result)), results)
 
 
-def _symbolic(type_: FederatedType, clients: Any, steps: Any) -> PyTree:
+def _symbolic(type_: FederatedType, clients: Dimension, steps: Dimension) -> PyTree:
     """Returns the device form of a value of a type, with symbols for the sizes that are no part of it."""
     lead = (clients,) if type_.placement == CLIENTS else ()
 
-    def spec(leaf: Any, *sizes: Any) -> jax.ShapeDtypeStruct:
+    def spec(leaf: jax.ShapeDtypeStruct, *sizes: Dimension) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((*sizes, *leaf.shape[len(sizes) - len(lead) :]), leaf.dtype)
 
-    def part(node: Any) -> Any:
+    def part(node: Type) -> PyTree:
         if not isinstance(node, Sequence):
             return spec(node, *lead)
         elements = jax.tree.map(lambda leaf: spec(leaf, *lead, steps), sequence_type(element_type(node)).elements)
@@ -128,7 +129,7 @@ def _symbolic(type_: FederatedType, clients: Any, steps: Any) -> PyTree:
     return Clients(value, jax.ShapeDtypeStruct(lead, bool), jax.ShapeDtypeStruct(lead, jnp.int32)) if lead else value
 
 
-def _template(type_: Any) -> PyTree:
+def _template(type_: Type) -> PyTree:
     """Returns a pytree of the structure that a result of a type has."""
     if isinstance(type_, FederatedType):
         return Clients(type_.member, 0, 0) if type_.placement == CLIENTS else type_.member

@@ -7,16 +7,14 @@ the whole plan, and makes and places only the rows of its own devices.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-PyTree = Any
-
-AXIS = "clients"
+from fedjx.core.language.names import Array, PyTree
+from fedjx.core.language.shares import AXIS, Share, is_shared
 
 
 def auto_mesh(mesh: Mesh) -> Mesh:
@@ -37,35 +35,6 @@ def auto_mesh(mesh: Mesh) -> Mesh:
             f"with those of {processes}. Make it of jax.devices(), not of jax.local_devices()."
         )
     return Mesh(mesh.devices, mesh.axis_names)
-
-
-class Share(NamedTuple):
-    """The part of a mesh's axis ``clients`` that belongs to this process.
-
-    Attributes:
-      num_devices: Length of the axis, D.
-      positions: Where on the axis the devices of this process are, increasing; all if None.
-      memory: Bytes that a device has, agreed between the processes.
-    """
-
-    num_devices: int = 1
-    positions: np.ndarray | None = None
-    memory: float | None = None
-
-    @property
-    def num_own(self) -> int:
-        """Number of positions, P."""
-        return self.num_devices if self.positions is None else len(self.positions)
-
-    def of(self, x: Any) -> Any:
-        """Selects the rows of this process's devices from those of all devices.
-
-        >>> Share(3, np.array([0, 2])).of(np.arange(6))
-        array([0, 1, 4, 5])
-        """
-        if self.positions is None or is_shared(x):
-            return x
-        return x.reshape(self.num_devices, -1, *x.shape[1:])[self.positions].reshape(-1, *x.shape[1:])
 
 
 def share_of(mesh: Mesh) -> Share:
@@ -93,11 +62,6 @@ def agreed(number: float) -> float:
 # --- arrays that processes share ----------------------------------------------------------------
 
 
-def is_shared(x: Any) -> bool:
-    """Tells whether an array lies on devices of other processes too."""
-    return isinstance(x, jax.Array) and not x.is_fully_addressable
-
-
 def placed_whole(value: PyTree, mesh: Mesh) -> PyTree:
     """Copies a value, which every process has, to all devices; each process serves its own.
 
@@ -112,10 +76,10 @@ def placed_rows(rows: PyTree, mesh: Mesh) -> PyTree:
     sharding, share = NamedSharding(mesh, PartitionSpec(AXIS)), share_of(mesh)
     positions = np.arange(share.num_devices) if share.positions is None else share.positions
 
-    def place(x: Any) -> jax.Array:
+    def place(x: Array) -> jax.Array:
         num_rows = x.shape[0] // len(positions)
 
-        def part(index: tuple[slice, ...]) -> Any:
+        def part(index: tuple[slice, ...]) -> Array:
             start = num_rows * np.searchsorted(positions, (index[0].start or 0) // num_rows)
             return x[start : start + num_rows]
 
@@ -125,25 +89,10 @@ def placed_rows(rows: PyTree, mesh: Mesh) -> PyTree:
 
 
 def _assembled(
-    x: Any, shape: tuple[int, ...], sharding: NamedSharding, part: Callable[[tuple[slice, ...]], Any]
+    x: Array, shape: tuple[int, ...], sharding: NamedSharding, part: Callable[[tuple[slice, ...]], Array]
 ) -> jax.Array:
     if is_shared(x):
         return x if x.sharding == sharding else jax.device_put(x, sharding)
     where = sharding.addressable_devices_indices_map(shape)
     parts = jax.device_put([part(index or ()) for index in where.values()], list(where))
     return jax.make_array_from_single_device_arrays(shape, sharding, parts)
-
-
-def own_rows(shared: PyTree) -> PyTree:
-    """Returns the rows that this process's devices hold of arrays ``[C, ...]``, as arrays that are its own."""
-    return jax.tree.map(_own_rows, shared)
-
-
-def _own_rows(x: Any) -> Any:
-    if not is_shared(x):
-        return x
-    by_start = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}  # one of equal copies
-    parts = [by_start[start] for start in sorted(by_start)]
-    mesh = Mesh(np.array([part.device for part in parts]), (AXIS,))
-    shape = (sum(len(part) for part in parts), *x.shape[1:])
-    return jax.make_array_from_single_device_arrays(shape, NamedSharding(mesh, PartitionSpec(AXIS)), parts)

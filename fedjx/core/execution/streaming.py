@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from typing import Generic, ParamSpec, TypeVar
 
 import jax
 import jax.core
@@ -14,29 +14,31 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjx.core.execution.ahead import fed
-from fedjx.core.execution.chunks import Chunks, Level, Planned, first_chunk, is_stream
+from fedjx.core.execution.chunks import Chunks, Level
 from fedjx.core.execution.devices import Placer
 from fedjx.core.execution.engine import PassStream
-from fedjx.core.execution.hosts import AXIS, agreed, auto_mesh, device_memory, own_rows, share_of
+from fedjx.core.execution.hosts import agreed, auto_mesh, device_memory, share_of
+from fedjx.core.language.names import Array, PyTree
 from fedjx.core.language.program import Environment, Program
+from fedjx.core.language.shares import AXIS, own_rows
+from fedjx.core.language.streams import Planned, first_chunk, is_stream
+from fedjx.core.language.traced import Traced
 from fedjx.core.language.types import type_of
 from fedjx.core.language.values import Clients
 
-if TYPE_CHECKING:
-    from fedjx.core.execution.computation import Computation
-
-PyTree = Any
+P = ParamSpec("P")
+R = TypeVar("R")
 Sink = Callable[[Clients], None]
 
 
-class Stream:
+class Stream(Generic[P, R]):
     """A computation as a host loop. Holds compiled programs by the types of the arguments.
 
     Attributes:
       lanes: How many clients each device ran at once in the last call; None if all of a chunk's.
     """
 
-    def __init__(self, computation: Computation, mesh: Mesh | None, lanes: int | None, sink: Sink | None):
+    def __init__(self, computation: Traced, mesh: Mesh | None, lanes: int | None, sink: Sink | None):
         self.lanes = self._asked_lanes = lanes
         self._levels: list[Level] = []
         self._result_bytes: int | None = 0
@@ -45,10 +47,10 @@ class Stream:
         # A cohort decides by it what goes to the device, which must be the same in all processes.
         self._share = share_of(self._mesh)._replace(memory=agreed(device_memory()))
         self._placer = Placer(self._mesh)
-        self._by_arrays: dict[Any, _Compiled] = {}
-        self._by_type: dict[Any, _Compiled] = {}
+        self._by_arrays: dict[Hashable, _Compiled] = {}
+        self._by_type: dict[Hashable, _Compiled] = {}
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Runs every pass over the cohort's chunks."""
         values = self._computation.bind(args, kwargs)
         shown = [first_chunk(value) for value in values]
@@ -111,7 +113,7 @@ class Stream:
             share=self._share,
         )
 
-    def _compile(self, values: list[Any]) -> _Compiled:
+    def _compile(self, values: list[PyTree]) -> _Compiled:
         leaves, treedef = jax.tree.flatten(values)
         arrays = (treedef, *((np.shape(x), getattr(x, "dtype", type(x))) for x in leaves))
         if arrays not in self._by_arrays:
@@ -136,7 +138,9 @@ class _Compiled:
         self._finishes = [jax.jit(stage, out_shardings=whole) for stage in stages]
         self.levels: list[Level] = []  # the fastest lanes and fewer, once measured
 
-    def _finish(self, level: int, environment: Environment, accumulators: Any, members: Any, mask: Any) -> Environment:
+    def _finish(
+        self, level: int, environment: Environment, accumulators: PyTree, members: PyTree, mask: PyTree
+    ) -> Environment:
         reduced = self._passes[level].finish(accumulators)
         return self.program.after_pass(level, environment, reduced, members, mask)
 
@@ -156,7 +160,7 @@ class _Compiled:
 
         return _fastest(seconds_per_client, chunks.lane_counts())[::-1]
 
-    def run(self, server: Environment, chunks: Chunks, levels: list[Level], sink: Sink | None) -> Any:
+    def run(self, server: Environment, chunks: Chunks, levels: list[Level], sink: Sink | None) -> PyTree:
         environment, finished, cut = self._first(server), {}, chunks.cut(levels)
         for level, (run, finish) in enumerate(zip(self._passes, self._finishes, strict=True)):
             receiver = _Receiver(sink)
@@ -182,7 +186,7 @@ class _Receiver:
 
     def __init__(self, sink: Sink | None):
         self._sink = sink
-        self._members: list[tuple[PyTree, Any]] = []
+        self._members: list[tuple[PyTree, Array]] = []
         self._outputs: list[Clients] = []
 
     def __call__(self, chunk: Clients) -> None:
@@ -195,7 +199,7 @@ class _Receiver:
         elif results:
             self._outputs.append(jax.tree.map(_to_host, own))
 
-    def members(self) -> tuple[Any, Any]:
+    def members(self) -> tuple[PyTree, PyTree]:
         return jax.tree.map(_concatenated, *self._members) if self._members else ([], ())
 
     def outputs(self) -> list[Clients]:
@@ -206,11 +210,11 @@ class _Receiver:
         return [Clients(value, real.mask, real.id) for value in real.value]
 
 
-def _to_host(x: jax.Array) -> Any:
+def _to_host(x: jax.Array) -> Array:
     return x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else np.asarray(x)  # NumPy has no random keys
 
 
-def _concatenated(*parts: Any) -> Any:
+def _concatenated(*parts: Array) -> Array:
     shapes = sorted({x.shape[1:] for x in parts})
     if len(shapes) > 1:
         raise ValueError(

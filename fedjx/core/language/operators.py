@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjx.core.execution.engine import Reduction
+from fedjx.core.language.names import DType, PyTree
+from fedjx.core.language.passes import Reduction
 from fedjx.core.language.placed import (
     FederatedValue,
     Node,
@@ -23,8 +24,6 @@ from fedjx.core.language.placed import (
 )
 from fedjx.core.language.reductions import MAX, MIN, SECURE_SUM, SUM, aggregate_of, divide, mean_of
 from fedjx.core.language.types import CLIENTS, SERVER, FederatedType, Placement, member_type, notation, sequence_type
-
-PyTree = Any
 
 _REDUCE_HINT = "Only arguments that are Clients are at CLIENTS: make them with Clients.of or fedjx.data.cohort."
 
@@ -70,9 +69,9 @@ def federated_eval(fn: Callable[[], PyTree], placement: Placement) -> FederatedV
 
 
 class _WithoutArguments(NamedTuple):
-    fn: Callable
+    fn: Callable[[], PyTree]
 
-    def __call__(self, _: Any) -> PyTree:
+    def __call__(self, _: PyTree) -> PyTree:
         return self.fn()
 
 
@@ -98,7 +97,9 @@ def federated_keys(key: PyTree) -> FederatedValue:
     )
 
 
-def federated_select(client_keys: PyTree, server_value: PyTree, select_fn: Callable) -> FederatedValue:
+def federated_select(
+    client_keys: PyTree, server_value: PyTree, select_fn: Callable[[PyTree, jax.Array], PyTree]
+) -> FederatedValue:
     """Sends every client only the slices of a server value that it asks for.
 
     Args:
@@ -120,7 +121,7 @@ def federated_select(client_keys: PyTree, server_value: PyTree, select_fn: Calla
 
 
 class _SelectSlices(NamedTuple):
-    select_fn: Callable
+    select_fn: Callable[[PyTree, jax.Array], PyTree]
 
     def __call__(self, server_value: PyTree, keys: jax.Array) -> PyTree:
         return jax.vmap(lambda key: self.select_fn(server_value, key))(keys)
@@ -208,7 +209,7 @@ def federated_secure_sum(value: PyTree, *, num_bits: int = 32) -> FederatedValue
     return map_node(_Modulo(num_bits), [_reduced("federated_secure_sum", SECURE_SUM, value, sent=words)])
 
 
-def _packed(leaf: Any, num_bits: int) -> jax.ShapeDtypeStruct:
+def _packed(leaf: jax.ShapeDtypeStruct, num_bits: int) -> jax.ShapeDtypeStruct:
     """Types the words that hold the elements of a leaf."""
     shape = leaf.shape if num_bits == 32 else (-(-leaf.size * num_bits // 32),)
     return jax.ShapeDtypeStruct(shape, jnp.uint32)
@@ -254,15 +255,15 @@ def federated_mean(value: PyTree, weight: PyTree = None) -> FederatedValue:
     return map_node(_Divide(dtypes), [_reduced("federated_mean", SUM, map_node(_weighted, [value, weight]))])
 
 
-def _weighted(value: PyTree, weight: PyTree) -> Any:
+def _weighted(value: PyTree, weight: PyTree) -> tuple[PyTree, jax.Array]:
     (weight,) = (leaf.astype(jnp.float32) for leaf in jax.tree.leaves(weight))
     return jax.tree.map(lambda v: jnp.where(weight == 0, 0, v * weight), value), weight
 
 
 class _Divide(NamedTuple):
-    dtypes: tuple[Any, ...]
+    dtypes: tuple[DType, ...]
 
-    def __call__(self, sums: Any) -> PyTree:
+    def __call__(self, sums: tuple[PyTree, jax.Array]) -> PyTree:
         total, weight = sums
         return divide(total, weight, self.dtypes)
 

@@ -17,10 +17,12 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 import jax.numpy as jnp
 
+from fedjx.core.language.names import DType, PyTree
 from fedjx.core.language.types import FederatedType, Placement, children, member_type, notation
 from fedjx.core.language.values import Sequence
 
-PyTree = Any
+Function = Callable[..., PyTree]
+Operand = Any  # a `FederatedValue` or a number; whatever else it is, an error says so
 
 
 class Node:
@@ -44,7 +46,7 @@ class Node:
         kind: str,
         type_: FederatedType,
         inputs: tuple[Node, ...] = (),
-        fn: Any = None,
+        fn: PyTree = None,
         sent: PyTree = None,
         key: Hashable = None,
         name: str = "",
@@ -75,7 +77,7 @@ class FederatedValue:
     def __repr__(self) -> str:
         return f"<FederatedValue {self.type}>"
 
-    def __setattr__(self, name: str, value: Any) -> NoReturn:
+    def __setattr__(self, name: str, value: object) -> NoReturn:
         raise TypeError(f"placed values are immutable; got an assignment to {name!r}. Use federated_map.")
 
     def __getattr__(self, name: str) -> FederatedValue:
@@ -83,7 +85,7 @@ class FederatedValue:
             raise AttributeError(name)
         return _select(self, name, AttributeError)
 
-    def __getitem__(self, key: Any) -> FederatedValue:
+    def __getitem__(self, key: int | str) -> FederatedValue:
         return _select(self, key, TypeError)
 
     def __iter__(self) -> Iterator[FederatedValue]:
@@ -98,39 +100,39 @@ class FederatedValue:
     def __len__(self) -> NoReturn:
         _refuse(self, "measured with len")
 
-    def _no_number(self, *_: Any) -> NoReturn:
+    def _no_number(self, *_: object) -> NoReturn:
         _refuse(self, "turned into a number or an array")
 
     __float__ = __int__ = __index__ = __complex__ = __array__ = _no_number
 
-    def _no_comparison(self, _: Any) -> NoReturn:
+    def _no_comparison(self, _: object) -> NoReturn:
         _refuse(self, "compared")
 
     __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _no_comparison  # type: ignore[assignment]
     __hash__ = object.__hash__
 
-    def __add__(self, other: Any) -> FederatedValue:
+    def __add__(self, other: Operand) -> FederatedValue:
         return _arithmetic("add", self, other)
 
-    def __radd__(self, other: Any) -> FederatedValue:
+    def __radd__(self, other: Operand) -> FederatedValue:
         return _arithmetic("add", other, self)
 
-    def __sub__(self, other: Any) -> FederatedValue:
+    def __sub__(self, other: Operand) -> FederatedValue:
         return _arithmetic("sub", self, other)
 
-    def __rsub__(self, other: Any) -> FederatedValue:
+    def __rsub__(self, other: Operand) -> FederatedValue:
         return _arithmetic("sub", other, self)
 
-    def __mul__(self, other: Any) -> FederatedValue:
+    def __mul__(self, other: Operand) -> FederatedValue:
         return _arithmetic("mul", self, other)
 
-    def __rmul__(self, other: Any) -> FederatedValue:
+    def __rmul__(self, other: Operand) -> FederatedValue:
         return _arithmetic("mul", other, self)
 
-    def __truediv__(self, other: Any) -> FederatedValue:
+    def __truediv__(self, other: Operand) -> FederatedValue:
         return _arithmetic("truediv", self, other)
 
-    def __rtruediv__(self, other: Any) -> FederatedValue:
+    def __rtruediv__(self, other: Operand) -> FederatedValue:
         return _arithmetic("truediv", other, self)
 
     def __neg__(self) -> FederatedValue:
@@ -148,14 +150,14 @@ def _refuse(value: FederatedValue, done: str) -> NoReturn:
 
 
 class _Field(NamedTuple):
-    key: Any
+    key: int | str
     position: int
 
     def __call__(self, member: PyTree) -> PyTree:
         return jax.tree.leaves(member, is_leaf=lambda x: x is not member)[self.position]
 
 
-def _select(value: FederatedValue, key: Any, error: type[Exception]) -> FederatedValue:
+def _select(value: FederatedValue, key: int | str, error: type[Exception]) -> FederatedValue:
     fields = children(value.type.member)
     if fields is None:
         raise error(
@@ -172,8 +174,8 @@ def _select(value: FederatedValue, key: Any, error: type[Exception]) -> Federate
 
 class _Arithmetic(NamedTuple):
     name: str
-    left: Any = None
-    right: Any = None
+    left: Operand = None
+    right: Operand = None
 
     def __call__(self, *operands: PyTree) -> PyTree:
         fn = getattr(operator, self.name)
@@ -184,7 +186,7 @@ class _Arithmetic(NamedTuple):
         return jax.tree.map(fn, *operands)
 
 
-def _arithmetic(name: str, left: Any, right: Any) -> FederatedValue:
+def _arithmetic(name: str, left: Operand, right: Operand) -> FederatedValue:
     placed = [x for x in (left, right) if isinstance(x, FederatedValue)]
     constants = [x for x in (left, right) if not isinstance(x, FederatedValue)]
     if constants and not (isinstance(constants[0], numbers.Number) or getattr(constants[0], "shape", None) == ()):
@@ -209,7 +211,7 @@ def one_value(name: str, value: PyTree) -> FederatedValue:
     return map_node(_Structure(treedef), leaves)
 
 
-def _common_placement(name: str, leaves: list[Any]) -> Placement:
+def _common_placement(name: str, leaves: list[PyTree]) -> Placement:
     for leaf in leaves:
         if not isinstance(leaf, FederatedValue):
             raise TypeError(
@@ -227,7 +229,7 @@ def _common_placement(name: str, leaves: list[Any]) -> Placement:
     return placements.pop()
 
 
-def _shown(value: Any) -> str:
+def _shown(value: PyTree) -> str:
     try:
         return f"the unplaced {notation(member_type(value))}"
     except (TypeError, ValueError):
@@ -242,7 +244,7 @@ def value_at(name: str, value: PyTree, placement: Placement, hint: str) -> Feder
     return value
 
 
-def check_numeric(name: str, value: FederatedValue, allowed: Any, needed: str, hint: str) -> None:
+def check_numeric(name: str, value: FederatedValue, allowed: tuple[DType, ...], needed: str, hint: str) -> None:
     """Refuses members with a dtype outside the allowed kinds, and data sets."""
     for leaf in jax.tree.leaves(value.type.member, is_leaf=lambda x: isinstance(x, Sequence)):
         if isinstance(leaf, Sequence) or not any(jnp.issubdtype(leaf.dtype, kind) for kind in allowed):
@@ -255,21 +257,21 @@ def check_numeric(name: str, value: FederatedValue, allowed: Any, needed: str, h
 class _Applied(NamedTuple):
     """A function of pytrees as a function of their leaves."""
 
-    fn: Callable
+    fn: Function
     treedef: Any
 
-    def __call__(self, *leaves: Any) -> PyTree:
+    def __call__(self, *leaves: PyTree) -> PyTree:
         return self.fn(*self.treedef.unflatten(leaves))
 
 
 class _Structure(NamedTuple):
     treedef: Any
 
-    def __call__(self, *leaves: Any) -> PyTree:
+    def __call__(self, *leaves: PyTree) -> PyTree:
         return self.treedef.unflatten(leaves)
 
 
-def map_node(fn: Callable, inputs: list[FederatedValue]) -> FederatedValue:
+def map_node(fn: Function, inputs: list[FederatedValue]) -> FederatedValue:
     """Returns a map over values of one placement, as they come."""
     members, fn = [x.type.member for x in inputs], _frozen(fn)
     try:
@@ -282,7 +284,7 @@ def map_node(fn: Callable, inputs: list[FederatedValue]) -> FederatedValue:
     return FederatedValue(Node("map", type_, tuple(x._node for x in inputs), fn, key=function_key(fn)))
 
 
-def _frozen(fn: Any) -> Any:
+def _frozen(fn: Function) -> Function:
     """Binds a function's free variables as they are now.
 
     It is called again when the program runs, and must not see what a loop has made of them since.
@@ -307,7 +309,7 @@ def _is_filled(cell: types.CellType) -> bool:
     return True
 
 
-def function_key(fn: Any) -> Hashable:
+def function_key(fn: Function) -> Hashable:
     """Tells functions apart by what they do: same code over the same variables is the same function."""
     if isinstance(fn, _Applied):
         return function_key(fn.fn), fn.treedef
@@ -318,13 +320,13 @@ def function_key(fn: Any) -> Hashable:
     return type(fn), repr(fn) if isinstance(fn, (_Arithmetic, _Field)) else fn
 
 
-def function_name(fn: Any) -> str:
+def function_name(fn: Function) -> str:
     """Names a function for a message."""
     fn = fn.fn if isinstance(fn, _Applied) else fn
     return getattr(fn, "__qualname__", None) or repr(fn)
 
 
-def federated_map(fn: Callable, *values: PyTree) -> FederatedValue:
+def federated_map(fn: Function, *values: PyTree) -> FederatedValue:
     """Applies a function of one member to every member.
 
     Args:

@@ -7,21 +7,21 @@ computes; a client value that two passes need is computed in both.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from collections.abc import Sequence as PySequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import keystr
 
-from fedjx.core.execution.engine import Pass
+from fedjx.core.language.names import PyTree
+from fedjx.core.language.passes import Pass
 from fedjx.core.language.placed import Node
 from fedjx.core.language.reductions import SECURE_SUM
-from fedjx.core.language.types import CLIENTS, SERVER, FederatedType, notation
+from fedjx.core.language.types import CLIENTS, SERVER, FederatedType, Placement, notation
 from fedjx.core.language.values import Sequence, gathered, strongly_typed
 
-PyTree = Any
 Environment = dict[int, PyTree]  # the server's values, by position of their node
 
 
@@ -72,7 +72,7 @@ class Program:
             levels.append(max((levels[i] for i in inputs), default=0) + (node.kind in ("reduce", "collect")))
         return levels
 
-    def _placed(self, i: int) -> Any:
+    def _placed(self, i: int) -> Placement:
         return self._nodes[i].type.placement
 
     def _select(self, kinds: tuple[str, ...], level: int) -> list[int]:
@@ -98,13 +98,13 @@ class Program:
                 needed.update(self._inputs[i])
         return needed
 
-    def server_arguments(self, values: PySequence[Any]) -> Environment:
+    def server_arguments(self, values: PySequence[PyTree]) -> Environment:
         """Returns the arguments that are at the server."""
         pairs = zip(self.arguments, values, strict=True)
         return {i: strongly_typed(value) for i, value in pairs if self._placed(i) == SERVER}
 
     def after_pass(
-        self, level: int, environment: Environment, reduced: Any, members: list[PyTree], mask: Any
+        self, level: int, environment: Environment, reduced: PyTree, members: list[PyTree], mask: PyTree
     ) -> Environment:
         """Computes the server's values from what a pass has reduced and collected."""
         sequences = [collected(x, mask) for x in members]
@@ -149,7 +149,9 @@ class Program:
         outputs = self.outputs(level)
         needed = self._client_ancestors([*reduce_inputs, *collect_inputs, *outputs])
 
-        def fn(environment: Environment, member: tuple[PyTree, ...], client_id: jax.Array) -> Any:
+        def fn(
+            environment: Environment, member: tuple[PyTree, ...], client_id: jax.Array
+        ) -> tuple[tuple[PyTree, ...], PyTree]:
             values = dict(zip(self.client_arguments(), member, strict=True))
             for i in needed:
                 values[i] = self._client_value(i, values, environment, client_id)
@@ -258,7 +260,7 @@ def _bits(member: PyTree) -> int | None:
     return sum(leaf.size * _element_bits(leaf) for leaf in jax.tree.leaves(member))
 
 
-def _element_bits(leaf: Any) -> int:
+def _element_bits(leaf: jax.ShapeDtypeStruct) -> int:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         data = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct((), leaf.dtype))
         return data.size * data.dtype.itemsize * 8
@@ -275,7 +277,7 @@ def _merge(roots: list[Node]) -> tuple[list[Node], dict[Node, Node]]:
     """
     order: list[Node] = []
     canonical: dict[Node, Node] = {}
-    known: dict[Any, Node] = {}
+    known: dict[Hashable, Node] = {}
     stack = [(root, False) for root in reversed(roots)]
     while stack:
         node, ready = stack.pop()
@@ -292,7 +294,7 @@ def _merge(roots: list[Node]) -> tuple[list[Node], dict[Node, Node]]:
     return order, canonical
 
 
-def _identity(node: Node, canonical: dict[Node, Node]) -> Any:
+def _identity(node: Node, canonical: dict[Node, Node]) -> Hashable:
     if node.kind == "argument":
         return node
     sent = None if node.sent is None else notation(node.sent)

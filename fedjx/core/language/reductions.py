@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
-from fedjx.core.execution.engine import Reduction
+from fedjx.core.language.names import DType, PyTree
+from fedjx.core.language.passes import Merge, Reduction
 
-PyTree = Any
 
-
-def wide_dtype(dtype: Any) -> Any:
+def wide_dtype(dtype: DType) -> DType:
     """Returns the dtype in which values of a dtype are accumulated."""
     if jnp.issubdtype(dtype, jnp.inexact):
         return jnp.promote_types(dtype, jnp.float32)
@@ -28,7 +28,7 @@ def wide_dtype(dtype: Any) -> Any:
     return jnp.promote_types(dtype, jnp.int32 if signed else jnp.uint32)
 
 
-def _select(mask: jax.Array, members: jax.Array, other: Any) -> jax.Array:
+def _select(mask: jax.Array, members: jax.Array, other: ArrayLike) -> jax.Array:
     return jnp.where(mask.reshape(-1, *[1] * (members.ndim - 1)), members, jnp.asarray(other, members.dtype))
 
 
@@ -56,20 +56,20 @@ SECURE_SUM = SUM._replace(report=lambda total: total)
 
 
 @functools.cache
-def mean_of(dtypes: tuple[Any, ...]) -> Reduction:
+def mean_of(dtypes: tuple[DType, ...]) -> Reduction:
     """Returns the reduction to the plain mean, in the members' own dtypes; 0 over no client."""
 
-    def zero(member: PyTree) -> Any:
+    def zero(member: PyTree) -> PyTree:
         return _zero_sum(member), jnp.zeros((), jnp.float32)
 
-    def update(accumulator: Any, members: PyTree, mask: jax.Array) -> Any:
+    def update(accumulator: PyTree, members: PyTree, mask: jax.Array) -> PyTree:
         total, num_clients = accumulator
         return _add_chunk(total, members, mask), num_clients + mask.sum(dtype=jnp.float32)
 
     return Reduction(zero, update, "sum", lambda accumulator: divide(accumulator[0], accumulator[1], dtypes))
 
 
-def divide(total: PyTree, weight: jax.Array, dtypes: tuple[Any, ...]) -> PyTree:
+def divide(total: PyTree, weight: jax.Array, dtypes: tuple[DType, ...]) -> PyTree:
     """Divides a sum by its scalar weight, 0 where the weight is 0, and casts the leaves to the dtypes."""
     # One division for all elements of all leaves.
     scale = jnp.where(weight == 0, 0.0, 1 / jnp.where(weight == 0, 1.0, weight))
@@ -77,7 +77,12 @@ def divide(total: PyTree, weight: jax.Array, dtypes: tuple[Any, ...]) -> PyTree:
     return treedef.unflatten([(leaf * scale).astype(d) for leaf, d in zip(leaves, dtypes, strict=True)])
 
 
-def _extremum(across: Any, combine: Any, reduce: Any, identity: Callable[[Any], Any]) -> Reduction:
+def _extremum(
+    across: Literal["min", "max"],
+    combine: Callable[[jax.Array, jax.Array], jax.Array],
+    reduce: Callable[..., jax.Array],
+    identity: Callable[[DType], ArrayLike],
+) -> Reduction:
     def zero(member: PyTree) -> PyTree:
         return jax.tree.map(lambda m: jnp.full(m.shape, identity(m.dtype), m.dtype), member)
 
@@ -90,13 +95,13 @@ def _extremum(across: Any, combine: Any, reduce: Any, identity: Callable[[Any], 
     return Reduction(zero, update, across)
 
 
-def _largest(dtype: Any) -> Any:
+def _largest(dtype: DType) -> ArrayLike:
     if dtype == jnp.bool_:
         return True
     return jnp.inf if jnp.issubdtype(dtype, jnp.floating) else np.iinfo(dtype).max
 
 
-def _smallest(dtype: Any) -> Any:
+def _smallest(dtype: DType) -> ArrayLike:
     if dtype == jnp.bool_:
         return False
     return -jnp.inf if jnp.issubdtype(dtype, jnp.floating) else np.iinfo(dtype).min
@@ -106,11 +111,16 @@ MIN = _extremum("min", jnp.minimum, jnp.min, _largest)
 MAX = _extremum("max", jnp.maximum, jnp.max, _smallest)
 
 
-def aggregate_of(zero: PyTree, accumulate: Callable, merge: Callable, report: Callable) -> Reduction:
+def aggregate_of(
+    zero: PyTree,
+    accumulate: Merge,
+    merge: Merge,
+    report: Callable[[PyTree], PyTree],
+) -> Reduction:
     """Returns the reduction that folds members one at a time, and devices by ``merge``."""
 
     def update(accumulator: PyTree, members: PyTree, mask: jax.Array) -> PyTree:
-        def one(accumulator: PyTree, member_and_mask: Any) -> Any:
+        def one(accumulator: PyTree, member_and_mask: tuple[PyTree, jax.Array]) -> tuple[PyTree, None]:
             member, real = member_and_mask
             updated = accumulate(accumulator, member)
             return jax.tree.map(lambda new, old: jnp.where(real, new, old), updated, accumulator), None

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from fedjx.core.execution.computation import Computation
+from fedjx.core.language.traced import Traced
 
 
-def check_secure(computation: Computation, *args: object, **kwargs: object) -> None:
+def check_secure(computation: Traced, *args: object, **kwargs: object) -> None:
     """Refuses a computation in which anything but `federated_secure_sum` touches the clients' values.
 
     The traced graph is looked at and nothing is run. Metrics count as all else does. What clients

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fedjx.core.language.names import PyTree
 from fedjx.core.language.reductions import SUM
 from fedjx.core.language.types import notation, without_leading_axis
 from fedjx.core.language.values import Sequence, gathered, per_client
 from fedjx.core.rewriting.early_stop import fold, longest
-
-PyTree = Any
 
 
 def sequence_reduce(
@@ -40,7 +39,7 @@ def sequence_reduce(
     own, pools, join = per_client(jax.tree.map(jnp.asarray, sequence.elements))
     zero = jax.tree.map(jnp.asarray, zero)
 
-    def step(total: PyTree, position: Any, row: PyTree) -> PyTree:
+    def step(total: PyTree, position: jax.Array, row: PyTree) -> PyTree:
         updated = fn(total, gathered(join(row, pools)))
         _check_accumulator(zero, updated)
         return jax.tree.map(lambda new, old: jnp.where(position < sequence.length, new, old), updated, total)
@@ -53,7 +52,7 @@ def sequence_reduce(
         positions = jnp.arange(capacity, dtype=jnp.int32)
         return fold(lambda total, xs: step(total, *xs), zero, (positions, own), length)
 
-    def body(state: Any) -> Any:
+    def body(state: tuple[jax.Array, PyTree]) -> tuple[jax.Array, PyTree]:
         position, total = state
         return position + 1, step(total, position, jax.tree.map(lambda x: x[position], own))
 

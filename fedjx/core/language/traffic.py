@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
-from fedjx.core.execution.computation import Computation
+from fedjx.core.language.names import PyTree
+from fedjx.core.language.traced import Traced
 
 _BITS_PER_MIB = 8 * 2**20
 
@@ -47,7 +47,7 @@ class Traffic:
         return {f"bits_{k}": v for k, v in bits.items()} | {f"MiB_{k}": v / _BITS_PER_MIB for k, v in bits.items()}
 
 
-def traffic(computation: Computation, *args: Any, protocol: Traffic | None = None, **kwargs: Any) -> Traffic:
+def traffic(computation: Traced, *args: PyTree, protocol: Traffic | None = None, **kwargs: PyTree) -> Traffic:
     """Adds up what one client receives and sends in one call of a computation, without running it.
 
     A round's traffic is this times the number of its clients: for a cohort on a mesh or in padded

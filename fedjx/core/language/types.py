@@ -17,16 +17,17 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjx.core.language.names import DType, PyTree, Type
 from fedjx.core.language.values import Clients, Sequence, gathered, per_client
 
-PyTree = Any
+Shape = tuple[Any, ...]  # of numbers, symbols of `jax.export`, and None for what is not known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +42,8 @@ class ArrayType:
     ArrayType((28, None), 'uint8')
     """
 
-    shape: tuple[Any, ...]
-    dtype: Any
+    shape: Shape
+    dtype: DType
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
@@ -58,7 +59,7 @@ class ArrayType:
         return len(self.shape)
 
 
-def array_type(shape: tuple[Any, ...], dtype: Any) -> jax.ShapeDtypeStruct | ArrayType:
+def array_type(shape: Shape, dtype: DType) -> jax.ShapeDtypeStruct | ArrayType:
     """Returns an array's type, in JAX's own form if all of its dimensions are known."""
     return ArrayType(shape, dtype) if None in shape else jax.ShapeDtypeStruct(shape, dtype)
 
@@ -138,8 +139,8 @@ class FunctionType(_Notation):
     ( -> int32)
     """
 
-    parameter: Any
-    result: Any
+    parameter: Type
+    result: Type
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -150,36 +151,36 @@ class Struct:
     by name (``s.x``, ``s["x"]``) or by position (``s[0]``).
     """
 
-    def __init__(self, names: tuple[str | None, ...], values: tuple[Any, ...]):
+    def __init__(self, names: tuple[str | None, ...], values: tuple[PyTree, ...]):
         self._names, self._values = tuple(names), tuple(values)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> PyTree:
         if name.startswith("__") or name not in self.__dict__.get("_names", ()):
             raise AttributeError(f"no element {name!r} in {self!r}")
         return self._values[self._names.index(name)]
 
-    def __getitem__(self, key: int | str) -> Any:
+    def __getitem__(self, key: int | str) -> PyTree:
         return getattr(self, key) if isinstance(key, str) else self._values[key]
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[PyTree]:
         return iter(self._values)
 
     def __repr__(self) -> str:
         items = (f"{n}={v!r}" if n else repr(v) for n, v in zip(self._names, self._values, strict=True))
         return f"<{', '.join(items)}>"
 
-    def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], tuple[str | None, ...]]:
+    def tree_flatten_with_keys(self) -> tuple[list[tuple[object, PyTree]], tuple[str | None, ...]]:
         """Names become attribute keys, positions sequence keys."""
         keys = [jax.tree_util.GetAttrKey(n) if n else jax.tree_util.SequenceKey(i) for i, n in enumerate(self._names)]
         return list(zip(keys, self._values, strict=True)), self._names
 
     @classmethod
-    def tree_unflatten(cls, names: tuple[str | None, ...], values: Any) -> Struct:
+    def tree_unflatten(cls, names: tuple[str | None, ...], values: Iterable[PyTree]) -> Struct:
         """Inverse of `tree_flatten_with_keys`."""
         return cls(names, tuple(values))
 
 
-def children(tree: PyTree) -> list[tuple[str | None, Any]] | None:
+def children(tree: PyTree) -> list[tuple[str | None, PyTree]] | None:
     """Lists the direct children of a pytree node with their names, or returns None for a leaf."""
     paths, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is not tree)
     if len(paths) == 1 and paths[0][0] == ():
@@ -187,7 +188,7 @@ def children(tree: PyTree) -> list[tuple[str | None, Any]] | None:
     return [(_name(path[0]), child) for path, child in paths]
 
 
-def _name(key: Any) -> str | None:
+def _name(key: PyTree) -> str | None:
     if isinstance(key, jax.tree_util.DictKey):
         return str(key.key)
     return key.name if isinstance(key, jax.tree_util.GetAttrKey) else None
@@ -196,7 +197,7 @@ def _name(key: Any) -> str | None:
 # --- printing -----------------------------------------------------------------------------------
 
 
-def notation(type_: Any) -> str:
+def notation(type_: Type) -> str:
     """Writes a type in the compact notation.
 
     >>> notation({"b": jnp.zeros(5), "w": jnp.zeros((10, 5), jnp.bfloat16)})
@@ -224,7 +225,7 @@ def _quoted(name: str) -> str:
     return name if _PLAIN_NAME.fullmatch(name) else "'" + name.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def _array_notation(leaf: Any) -> str:
+def _array_notation(leaf: jax.ShapeDtypeStruct | ArrayType) -> str:
     shape = ",".join(str(d) if isinstance(d, int) else "?" for d in leaf.shape)
     return f"{leaf.dtype}[{shape}]" if leaf.shape else str(leaf.dtype)
 
@@ -235,7 +236,7 @@ def _array_notation(leaf: Any) -> str:
 _CAPACITY = 1
 
 
-def parse_type(text: str) -> Any:
+def parse_type(text: str) -> Type:
     """Parses the compact notation.
 
     Returns:
@@ -257,7 +258,7 @@ class _Parser:
     def __init__(self, text: str):
         self.text, self.position = text, 0
 
-    def parse(self) -> Any:
+    def parse(self) -> Type:
         type_ = self.type()
         self.match("")
         if self.position < len(self.text):
@@ -275,13 +276,13 @@ class _Parser:
         found = self.match(pattern)
         return self.fail(meaning) if found is None else found
 
-    def fail(self, meaning: str) -> Any:
+    def fail(self, meaning: str) -> NoReturn:
         raise ValueError(
             f"a type needs {meaning} at position {self.position}; got {self.text!r}. "
             "Examples: float32[10,5], <x=int32,float32>*, {float32}@CLIENTS, (int32 -> int32)."
         )
 
-    def type(self) -> Any:
+    def type(self) -> Type:
         if self.match(r"\("):
             return self.function()
         if self.match(r"\{"):
@@ -294,7 +295,7 @@ class _Parser:
             type_ = sequence_type(self.unplaced(type_))
         return FederatedType(self.unplaced(type_), self.placement(), all_equal=True) if self.match("@") else type_
 
-    def unplaced(self, member: Any) -> Any:
+    def unplaced(self, member: Type) -> Type:
         leaves = jax.tree.leaves(member)
         return self.fail("an unplaced member") if any(isinstance(leaf, _Notation) for leaf in leaves) else member
 
@@ -309,7 +310,7 @@ class _Parser:
     def placement(self) -> Placement:
         return {"SERVER": SERVER, "CLIENTS": CLIENTS}[self.expect("SERVER|CLIENTS", "SERVER or CLIENTS")]
 
-    def structure(self) -> Any:
+    def structure(self) -> Type:
         names, values = [], []
         while not self.match(">"):
             if values:
@@ -336,7 +337,7 @@ class _Parser:
             return self.fail("a known dtype")
 
 
-def _dtype(name: str) -> Any:
+def _dtype(name: str) -> DType:
     if name.startswith("key<"):
         return jax.eval_shape(lambda: jax.random.key(0, impl=_KEY_IMPLEMENTATIONS[name[4:-1]])).dtype
     dtype = jnp.dtype(name)
@@ -351,7 +352,7 @@ _KEY_IMPLEMENTATIONS = {"fry": "threefry2x32", "rbg": "rbg", "urbg": "unsafe_rbg
 # --- from values to types -----------------------------------------------------------------------
 
 
-def member_type(value: Any) -> PyTree:
+def member_type(value: PyTree) -> PyTree:
     """Reads the member type off dtypes, arrays, notation, or a pytree of these.
 
     Raises:
@@ -360,7 +361,7 @@ def member_type(value: Any) -> PyTree:
     return jax.tree.map(_leaf_type, value, is_leaf=lambda x: isinstance(x, _Notation))
 
 
-def _leaf_type(leaf: Any) -> Any:
+def _leaf_type(leaf: PyTree) -> Type:
     if isinstance(leaf, (jax.ShapeDtypeStruct, ArrayType)):
         return leaf
     if isinstance(leaf, jax.Array):
@@ -405,7 +406,7 @@ def sequence_type(element: PyTree) -> Sequence:
     return Sequence(elements, jax.ShapeDtypeStruct((), jnp.int32))
 
 
-def type_of(value: Any) -> FederatedType:
+def type_of(value: PyTree) -> FederatedType:
     """Infers where a value is and what it is: `Clients` are at CLIENTS, all else at SERVER.
 
     >>> print(type_of(Clients.of(np.zeros((7, 2), np.float32))), type_of({"a": 1}))

@@ -11,9 +11,8 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from fedjx.core.execution.hosts import own_rows
-
-PyTree = Any
+from fedjx.core.language.names import PyTree
+from fedjx.core.language.shares import own_rows
 
 MASK = "mask"
 
@@ -151,7 +150,7 @@ class Clients:
         return {int(ids[c]): jax.tree.map(lambda x, c=c: x[c], value) for c in np.flatnonzero(mask)}
 
 
-def check_32_bits(leaf: Any) -> None:
+def check_32_bits(leaf: object) -> None:
     """Refuses integers that JAX would wrap around in silence when it stores them in 32 bits."""
     if not isinstance(leaf, np.ndarray) or leaf.dtype not in (np.int64, np.uint64) or not leaf.size:
         return
@@ -166,7 +165,7 @@ def check_32_bits(leaf: Any) -> None:
 def strongly_typed(value: PyTree) -> PyTree:
     """Makes arrays of definite dtype out of numbers and weakly typed arrays."""
 
-    def strong(leaf: Any) -> jax.Array:
+    def strong(leaf: PyTree) -> jax.Array:
         if isinstance(leaf, jax.Array) and not getattr(leaf, "weak_type", False):
             return leaf
         array = jnp.asarray(leaf)
@@ -297,5 +296,5 @@ def _padded(sequence: Sequence, capacity: int, donor: Sequence | None) -> Sequen
     return Sequence(jax.tree.map(pad, sequence.elements, source.elements), sequence.length)
 
 
-def _is_batches(x: Any) -> bool:
+def _is_batches(x: object) -> bool:
     return isinstance(x, Batches)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +24,10 @@ import numpy as np
 from jax import lax
 
 from fedjx.core.rewriting import winograd
+from fedjx.core.rewriting.jaxprs import Parameters
 from fedjx.core.rewriting.windows import num_positions, padded, slices
+
+Ints = Sequence[int]
 
 
 class _Form(NamedTuple):
@@ -36,7 +40,7 @@ class _Form(NamedTuple):
     padding: list[tuple[int, int, int]]
     feature_groups: int
     batch_groups: int
-    options: dict[str, Any]
+    options: Parameters
 
     @property
     def is_kernel_gradient(self) -> bool:
@@ -66,12 +70,12 @@ def convolution(lhs: jax.Array, rhs: jax.Array, flipped: jax.Array | None = None
     return lax.transpose(result, np.argsort(order))
 
 
-def _spatial_first(kernel: jax.Array, spec: Any) -> jax.Array:
+def _spatial_first(kernel: jax.Array, spec: lax.ConvDimensionNumbers) -> jax.Array:
     out_feature, in_feature, *spatial = spec.rhs_spec
     return lax.transpose(kernel, (*spatial, in_feature, out_feature))
 
 
-def _form(lhs: jax.Array, rhs: jax.Array, params: dict[str, Any]) -> _Form:
+def _form(lhs: jax.Array, rhs: jax.Array, params: Parameters) -> _Form:
     spec, dilations = params["dimension_numbers"], params["lhs_dilation"]
     padding = [(low, high, d - 1) for (low, high), d in zip(params["padding"], dilations, strict=True)]
     sizes = [
@@ -175,6 +179,8 @@ def _grouped(x: jax.Array, kernel: jax.Array, form: _Form) -> jax.Array:
     return product.reshape(*form.outputs, -1, kernel.shape[-1])
 
 
-def _columns(x: jax.Array, window: Any, positions: Any, strides: Any, dilation: Any, padding: Any) -> jax.Array:
+def _columns(
+    x: jax.Array, window: Ints, positions: Ints, strides: Ints, dilation: Ints, padding: list[tuple[int, int, int]]
+) -> jax.Array:
     """Gathers what a window sees at every position: ``[*positions, N, element * C]``."""
     return jnp.concatenate(list(slices(padded(x, padding), window, positions, strides, dilation).values()), axis=-1)

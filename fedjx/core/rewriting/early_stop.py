@@ -8,7 +8,6 @@ turns it into a while loop where nothing is differentiated any more.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +15,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 
 from fedjx.core.rewriting import jaxprs
-from fedjx.core.rewriting.jaxprs import Equation, Program
-
-PyTree = Any
+from fedjx.core.rewriting.jaxprs import Equation, Parameters, Program, PyTree, Values
 
 FOLD = "sequence_fold"
 
@@ -37,7 +34,7 @@ def _longest_of_all(_: int, in_batched: list[bool], length: jax.Array) -> tuple[
     return longest(jnp.max(length) if in_batched[0] else length), False
 
 
-def fold(step: Callable[[PyTree, Any], PyTree], zero: PyTree, xs: PyTree, length: jax.Array) -> PyTree:
+def fold(step: Callable[[PyTree, PyTree], PyTree], zero: PyTree, xs: PyTree, length: jax.Array) -> PyTree:
     """Folds ``step`` over ``xs``, leaves ``[S, ...]``, as a scan that `is_fold` knows again."""
 
     def sequence_fold(length: jax.Array, zero: PyTree) -> tuple[jax.Array, PyTree]:
@@ -51,7 +48,7 @@ def is_fold(eqn: Equation) -> bool:
     return jaxprs.called(eqn) == FOLD and _parts(eqn) is not None
 
 
-def _parts(eqn: Equation) -> tuple[Program, Equation, dict[str, Any]] | None:
+def _parts(eqn: Equation) -> tuple[Program, Equation, Parameters] | None:
     """Returns the program of a `fold`, the scan in it, and the parameters of that."""
     params = jaxprs.parameters(eqn)
     if params is None:
@@ -66,7 +63,7 @@ def _parts(eqn: Equation) -> tuple[Program, Equation, dict[str, Any]] | None:
     return program, scans[0], loop
 
 
-def while_loop(eqn: Equation, inputs: list[Any], part: Callable[[Program], Callable[..., list[Any]]]) -> list[Any]:
+def while_loop(eqn: Equation, inputs: Values, part: Callable[[Program], Callable[..., Values]]) -> Values:
     """Runs a `fold` up to the longest length.
 
     Args:
@@ -83,7 +80,7 @@ def while_loop(eqn: Equation, inputs: list[Any], part: Callable[[Program], Calla
     consts, carry, xs = operands[:num_consts], operands[num_consts:][:num_carry], operands[num_consts + num_carry :]
     body, stop = part(loop["jaxpr"]), longest(jnp.max(length))  # of a user's own vmap, too
 
-    def advance(state: tuple[jax.Array, tuple[Any, ...]]) -> tuple[jax.Array, tuple[Any, ...]]:
+    def advance(state: tuple[jax.Array, tuple[jax.Array, ...]]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         position, carry = state
         at = [lax.dynamic_index_in_dim(x, position, keepdims=False) for x in xs]
         return position + 1, tuple(body(*consts, *carry, *at))

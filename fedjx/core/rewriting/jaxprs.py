@@ -4,21 +4,23 @@ JAX documents how a function is traced and a program evaluated, but neither how 
 called nor what parameters they carry, which change from version to version. They are read here and
 nowhere else. `parameters` gives those of an operation in one form for all versions, or None where the
 operation is not exactly as it is known: the rewriting then leaves it as JAX has it, right and slow,
-and says so once. `tests/core/test_jaxprs.py` names every assumption made here.
+and says so once. `tests/core/rewriting/test_jaxprs.py` names every assumption made here.
 """
 
 from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.core
 import jax.extend.core
 
-PyTree = Any
+PyTree = Any  # of arrays, in any structure
+Values = list[jax.Array]  # of arguments or results of a program, in their order
+Parameters = dict[str, Any]  # of an operation, by name
 Jaxpr = Any  # jax.extend.core.Jaxpr, and until JAX 0.11 ClosedJaxpr too
 Equation = Any  # jax.extend.core.JaxprEqn
 Atom = Any  # jax.extend.core.Var or Literal
@@ -62,7 +64,7 @@ class Program(NamedTuple):
       jaxpr: JAX's own form of it, without constants.
     """
 
-    constants: dict[Atom, Any]
+    constants: Mapping[Atom, jax.Array]
     inputs: list[Atom]
     equations: list[Equation]
     outputs: list[Atom]
@@ -74,13 +76,13 @@ class Program(NamedTuple):
         jaxpr = self.jaxpr.replace(constvars=constants, invars=inputs, outvars=outputs, eqns=equations)
         return Program(self.constants, inputs, equations, outputs, jaxpr)
 
-    def __call__(self, *args: Any) -> list[Any]:
+    def __call__(self, *args: jax.Array) -> Values:
         """Evaluates the program as JAX has it."""
         with jax.debug_nans(False):  # which the traced function may have switched off where it was traced
             return list(jax.core.eval_jaxpr(self.jaxpr, list(self.constants.values()), *args))
 
 
-def trace(fn: Callable[..., PyTree], *args: Any) -> tuple[Program, PyTree]:
+def trace(fn: Callable[..., PyTree], *args: PyTree) -> tuple[Program, PyTree]:
     """Traces a function of arrays; returns its program, and its result's structure of shapes and dtypes."""
     closed, shape = jax.make_jaxpr(fn, return_shape=True)(*args)
     return program(closed), shape
@@ -122,7 +124,7 @@ def inner(equation: Equation) -> Iterable[Program]:
         yield Program({}, list(open_.invars), list(open_.eqns), list(open_.outvars), open_)
 
 
-def alone(within: Program, equation: Equation, inputs: list[Any]) -> list[Any]:
+def alone(within: Program, equation: Equation, inputs: Values) -> Values:
     """Evaluates one equation, as JAX has it."""
     # A program of this one step: JAX knows best how each of its operations is called.
     variables = {v: x for v, x in zip(equation.invars, inputs, strict=True) if not is_literal(v)}
@@ -130,7 +132,7 @@ def alone(within: Program, equation: Equation, inputs: list[Any]) -> list[Any]:
     return step(*variables.values())
 
 
-def parameters(equation: Equation) -> dict[str, Any] | None:
+def parameters(equation: Equation) -> Parameters | None:
     """Returns the parameters of an operation that fedjx looks into, in one form for all versions of JAX.
 
     Programs among them are of type `Program`. Of a scan they are ``jaxpr``, ``num_consts``, ``num_carry``,
@@ -165,7 +167,7 @@ def leave(name: str, reason: str) -> None:
     )
 
 
-def _convolution(params: dict[str, Any], equation: Equation) -> dict[str, Any]:
+def _convolution(params: Parameters, equation: Equation) -> Parameters:
     sharding = params.pop("out_sharding", None)
     spec = getattr(sharding, "spec", sharding) or ()
     _require(all(part is None for part in spec), f"its result is to be sharded, as {spec}")
@@ -173,20 +175,20 @@ def _convolution(params: dict[str, Any], equation: Equation) -> dict[str, Any]:
     return params
 
 
-def _gradient_of_pooling(params: dict[str, Any], _: Equation) -> dict[str, Any]:
+def _gradient_of_pooling(params: Parameters, _: Equation) -> Parameters:
     select = params.pop("select_prim").name
     return {**params, "select": {"ge": "max", "le": "min"}.get(select)}
 
 
-def _call(params: dict[str, Any], _: Equation) -> dict[str, Any]:
+def _call(params: Parameters, _: Equation) -> Parameters:
     return {"name": params["name"], "jaxpr": program(params["jaxpr"])}
 
 
-def _remat(params: dict[str, Any], _: Equation) -> dict[str, Any]:
+def _remat(params: Parameters, _: Equation) -> Parameters:
     return {**params, "jaxpr": program(params["jaxpr"])}
 
 
-def _while(params: dict[str, Any], equation: Equation) -> dict[str, Any]:
+def _while(params: Parameters, equation: Equation) -> Parameters:
     test, body = program(params["cond_jaxpr"]), program(params["body_jaxpr"])
     num_carry = len(equation.outvars)
     num_inputs = len(test.inputs) + len(body.inputs) - num_carry
@@ -195,14 +197,14 @@ def _while(params: dict[str, Any], equation: Equation) -> dict[str, Any]:
     return {**params, "cond_jaxpr": test, "body_jaxpr": body}
 
 
-def _cond(params: dict[str, Any], equation: Equation) -> dict[str, Any]:
+def _cond(params: Parameters, equation: Equation) -> Parameters:
     branches = [program(branch) for branch in params["branches"]]
     same = all(len(branch.inputs) == len(equation.invars) - 1 for branch in branches)
     _require(same, "a branch has another number of inputs")
     return {"branches": branches}
 
 
-def _scan(params: dict[str, Any], equation: Equation) -> dict[str, Any]:
+def _scan(params: Parameters, equation: Equation) -> Parameters:
     body = program(params["jaxpr"])
     if "num_carry" in params:
         num_consts, num_carry = params["num_consts"], params["num_carry"]
@@ -229,7 +231,7 @@ def _require(holds: bool, otherwise: str) -> None:
         raise ValueError(otherwise)
 
 
-_READERS: dict[str, Callable[[dict[str, Any], Equation], dict[str, Any]]] = {
+_READERS: dict[str, Callable[[Parameters, Equation], Parameters]] = {
     "conv_general_dilated": _convolution,
     "select_and_scatter_add": _gradient_of_pooling,
     "jit": _call,

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -91,7 +91,9 @@ def _window(
     )
 
 
-def _reduce(x: jax.Array, window: _Window, combine: Any, neutral: float) -> jax.Array:
+def _reduce(
+    x: jax.Array, window: _Window, combine: Callable[[jax.Array, jax.Array], jax.Array], neutral: float
+) -> jax.Array:
     """Combines the elements of a window axis by axis."""
     x = padded(x, window.padding, neutral)
     outputs = num_positions(x.shape, window.size, window.strides, window.dilation)

@@ -15,16 +15,13 @@ whatever this version of JAX writes in a form that `jaxprs` does not know.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 from jax import lax
 
 from fedjx.core.rewriting import early_stop, jaxprs, pooling, threefry
 from fedjx.core.rewriting.convolution import convolution
-from fedjx.core.rewriting.jaxprs import Equation, Program
-
-PyTree = Any
+from fedjx.core.rewriting.jaxprs import Atom, Equation, Parameters, Program, PyTree, Values
 
 
 def rewritten(fn: Callable[..., PyTree], shared: PyTree, own: PyTree, *, stop_early: bool = False) -> PyTree:
@@ -78,12 +75,12 @@ def _is_replaced(eqn: Equation, stop_early: bool) -> bool:
     return is_slow or (stop_early and early_stop.is_fold(eqn))
 
 
-def _evaluate(program: Program, args: list[Any], is_own: list[bool], stop_early: bool) -> tuple[list[Any], list[bool]]:
+def _evaluate(program: Program, args: Values, is_own: list[bool], stop_early: bool) -> tuple[Values, list[bool]]:
     """Evaluates a program, and tells which results depend on what is each client's own."""
-    values: dict[Any, tuple[Any, bool]] = {v: (x, False) for v, x in program.constants.items()}
+    values: dict[Atom, tuple[jax.Array, bool]] = {v: (x, False) for v, x in program.constants.items()}
     values |= dict(zip(program.inputs, zip(args, is_own, strict=True), strict=True))
 
-    def read(v: Any) -> tuple[Any, bool]:
+    def read(v: Atom) -> tuple[jax.Array, bool]:
         return (v.val, False) if jaxprs.is_literal(v) else values[v]
 
     sources = {v: eqn for eqn in program.equations for v in eqn.outvars}
@@ -100,7 +97,7 @@ def _evaluate(program: Program, args: list[Any], is_own: list[bool], stop_early:
     return [x for x, _ in results], [flag for _, flag in results]
 
 
-def _checked(eqn: Equation, outputs: list[Any]) -> list[Any]:
+def _checked(eqn: Equation, outputs: Values) -> Values:
     """Refuses results that are not of the shapes and dtypes that the equation has."""
     for v, x in zip(eqn.outvars, outputs, strict=True):
         if x.shape != v.aval.shape or x.dtype != v.aval.dtype:
@@ -108,13 +105,13 @@ def _checked(eqn: Equation, outputs: list[Any]) -> list[Any]:
     return outputs
 
 
-def _convolution(eqn: Equation, inputs: list[Any], flipped: Any) -> list[Any] | None:
+def _convolution(eqn: Equation, inputs: Values, flipped: jax.Array | None) -> Values | None:
     params = jaxprs.parameters(eqn)
     lhs, rhs = inputs
     return None if params is None else [convolution(lhs, rhs, flipped, **params)]
 
 
-def _flipped(eqn: Equation, source: Equation | None) -> Any:
+def _flipped(eqn: Equation, source: Equation | None) -> Atom | None:
     """Returns the variable that the kernel of a convolution is the reversal of, along all of its spatial axes."""
     if source is None or jaxprs.name_of(source) != "rev":
         return None
@@ -125,10 +122,10 @@ def _flipped(eqn: Equation, source: Equation | None) -> Any:
     return source.invars[0] if sorted(reversed_["dimensions"]) == axes else None
 
 
-def _replaced(eqn: Equation, inputs: list[Any], is_own: bool, stop_early: bool) -> list[Any] | None:
+def _replaced(eqn: Equation, inputs: Values, is_own: bool, stop_early: bool) -> Values | None:
     """Evaluates an equation in another way than JAX; None if it is left to JAX."""
 
-    def part(program: Program) -> Callable[..., list[Any]]:
+    def part(program: Program) -> Callable[..., Values]:
         """Returns an inner program, rewritten, as a function."""
         # What goes in as anyone's own makes all of it their own; a mistaken True costs speed only.
         return lambda *args: _evaluate(program, list(args), [is_own] * len(args), stop_early)[0]
@@ -147,24 +144,26 @@ def _replaced(eqn: Equation, inputs: list[Any], is_own: bool, stop_early: bool) 
 
 
 # Makes a function of an inner program.
-Part = Callable[[Program], Callable[..., list[Any]]]
+Part = Callable[[Program], Callable[..., Values]]
 
 
-def _call(params: dict[str, Any], inputs: list[Any], part: Part) -> list[Any]:
+def _call(params: Parameters, inputs: Values, part: Part) -> Values:
     return part(params["jaxpr"])(*inputs)
 
 
-def _remat(params: dict[str, Any], inputs: list[Any], part: Part) -> list[Any]:
+def _remat(params: Parameters, inputs: Values, part: Part) -> Values:
     options = {name: params[name] for name in ("policy", "prevent_cse")}
     return list(jax.checkpoint(part(params["jaxpr"]), **options)(*inputs))
 
 
-def _scan(params: dict[str, Any], inputs: list[Any], part: Part) -> list[Any]:
+def _scan(params: Parameters, inputs: Values, part: Part) -> Values:
     num_consts, num_carry = params["num_consts"], params["num_carry"]
     step = part(params["jaxpr"])
     consts, carry, xs = inputs[:num_consts], inputs[num_consts:][:num_carry], inputs[num_consts + num_carry :]
 
-    def body(carry: tuple[Any, ...], xs: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    def body(
+        carry: tuple[jax.Array, ...], xs: tuple[jax.Array, ...]
+    ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
         results = step(*consts, *carry, *xs)
         return tuple(results[:num_carry]), tuple(results[num_carry:])
 
@@ -173,7 +172,7 @@ def _scan(params: dict[str, Any], inputs: list[Any], part: Part) -> list[Any]:
     return [*carry, *ys]
 
 
-def _while(params: dict[str, Any], inputs: list[Any], part: Part) -> list[Any]:
+def _while(params: Parameters, inputs: Values, part: Part) -> Values:
     num_tests, num_bodies = params["cond_nconsts"], params["body_nconsts"]
     goes_on, body = part(params["cond_jaxpr"]), part(params["body_jaxpr"])
     tests, bodies = inputs[:num_tests], inputs[num_tests:][:num_bodies]
@@ -182,7 +181,7 @@ def _while(params: dict[str, Any], inputs: list[Any], part: Part) -> list[Any]:
     return list(end)
 
 
-def _cond(params: dict[str, Any], inputs: list[Any], part: Part) -> list[Any]:
+def _cond(params: Parameters, inputs: Values, part: Part) -> Values:
     return list(lax.switch(inputs[0], [part(branch) for branch in params["branches"]], *inputs[1:]))
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +69,7 @@ def random_bits(keys: jax.Array, *, bit_width: int, shape: tuple[int, ...]) -> j
     return draw(jax.random.key_data(keys))
 
 
-def _threefry2x32(key_0: Any, key_1: Any, x_0: Any, x_1: Any) -> tuple[jax.Array, jax.Array]:
+def _threefry2x32(key_0: jax.Array, key_1: jax.Array, x_0: jax.Array, x_1: jax.Array) -> tuple[jax.Array, jax.Array]:
     keys = (key_0, key_1, key_0 ^ key_1 ^ jnp.uint32(_PARITY))
     x_0, x_1 = x_0 + keys[0], x_1 + keys[1]
     for group in range(5):

@@ -28,7 +28,8 @@ from fedjx import (
     federated_sum,
     sequence_reduce,
 )
-from fedjx.core.execution.engine import Pass, PassStream, map_reduce
+from fedjx.core.execution.engine import PassStream, map_reduce
+from fedjx.core.language.passes import Pass
 from fedjx.core.language.reductions import MIN, SUM, mean_of
 from fedjx.core.language.types import type_of
 from fedjx.core.language.values import gathered

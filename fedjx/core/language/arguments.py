@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import jax
 import numpy as np
 
+from fedjx.core.language.names import DType, PyTree, Type
 from fedjx.core.language.types import (
     SERVER,
     FederatedType,
@@ -21,10 +21,8 @@ from fedjx.core.language.types import (
 )
 from fedjx.core.language.values import Clients, Sequence, stack
 
-PyTree = Any
 
-
-def declared_type(type_: Any) -> Any:
+def declared_type(type_: Type) -> Type:
     """Reads a declared parameter type: a `FederatedType`, its notation, or a member type."""
     type_ = parse_type(type_) if isinstance(type_, str) else type_
     return type_ if isinstance(type_, FederatedType) else member_type(type_)
@@ -36,11 +34,11 @@ def check_type(function: str, name: str, got: FederatedType, declared: Federated
         raise _mismatch(function, name, got, declared)
 
 
-def _mismatch(function: str, name: str, got: Any, declared: Any) -> TypeError:
+def _mismatch(function: str, name: str, got: Type, declared: Type) -> TypeError:
     return TypeError(f"{function} declares {name!r} as {declared}; got {got}. Pass a value of the declared type.")
 
 
-def as_declared(function: str, name: str, value: Any, declared: Any) -> Any:
+def as_declared(function: str, name: str, value: PyTree, declared: Type) -> PyTree:
     """Brings an argument into its device form: a list of members becomes `Clients`, a list a sequence."""
     if not isinstance(declared, FederatedType):
         value = _as_member(value, declared)
@@ -57,7 +55,7 @@ def as_declared(function: str, name: str, value: Any, declared: Any) -> Any:
     return value
 
 
-def _as_member(value: Any, type_: PyTree) -> PyTree:
+def _as_member(value: PyTree, type_: Type) -> PyTree:
     """Makes arrays of a type out of Python numbers, and sequences out of lists; leaves the rest."""
     if isinstance(type_, Sequence):
         return value if isinstance(value, Sequence) else _as_sequence(list(value), element_type(type_))
@@ -70,7 +68,7 @@ def _as_member(value: Any, type_: PyTree) -> PyTree:
     return treedef.unflatten([_as_member(part, field) for part, (_, field) in zip(parts, fields, strict=True)])
 
 
-def _as_array(value: Any, type_: Any) -> Any:
+def _as_array(value: PyTree, type_: Type) -> PyTree:
     if isinstance(value, (bool, int, float, complex, list)):
         array = np.asarray(value)
         if array.shape == type_.shape and _fits(array, type_.dtype):
@@ -78,13 +76,13 @@ def _as_array(value: Any, type_: Any) -> Any:
     return value
 
 
-def _fits(array: np.ndarray, dtype: Any) -> bool:
+def _fits(array: np.ndarray, dtype: DType) -> bool:
     if array.dtype.kind == "i" and np.issubdtype(dtype, np.integer):
         return bool(np.all(array == array.astype(dtype)))
     return array.dtype.kind in "biufc" and np.can_cast(array.dtype, dtype, "same_kind")
 
 
-def _as_sequence(elements: list[Any], type_: PyTree) -> Sequence:
+def _as_sequence(elements: list[PyTree], type_: Type) -> Sequence:
     if not elements:
         return Sequence(jax.tree.map(lambda leaf: np.zeros((0, *leaf.shape), leaf.dtype), type_), np.int32(0))
     return Sequence(stack([_as_member(element, type_) for element in elements]), np.int32(len(elements)))

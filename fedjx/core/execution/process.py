@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
+from fedjx.core.execution.computation import Computation
+from fedjx.core.language.names import Key, Metrics, PyTree
 from fedjx.core.language.operators import federated_zip
+from fedjx.core.language.placed import FederatedValue
+from fedjx.core.language.streams import AtClients
+from fedjx.core.language.values import Clients
+
+State = TypeVar("State")
+ClientState = TypeVar("ClientState")
 
 
-class Algorithm(NamedTuple):
+class Algorithm(NamedTuple, Generic[State]):
     """An iterative federated algorithm.
 
     Attributes:
@@ -17,11 +25,11 @@ class Algorithm(NamedTuple):
         metrics@SERVER)``. Its state has the type that ``init`` returns.
     """
 
-    init: Callable[..., Any]
-    next: Callable[..., Any]
+    init: Callable[[Key], State]
+    next: Computation[[State, AtClients], tuple[State, Metrics]]
 
 
-class StatefulAlgorithm(NamedTuple):
+class StatefulAlgorithm(NamedTuple, Generic[State, ClientState]):
     """An iterative federated algorithm whose clients keep a state between rounds.
 
     Attributes:
@@ -32,9 +40,9 @@ class StatefulAlgorithm(NamedTuple):
         metrics@SERVER, states@CLIENTS)``. A client without examples, or whose update is not finite, keeps its state.
     """
 
-    init: Callable[..., Any]
-    init_client: Callable[..., Any]
-    next: Callable[..., Any]
+    init: Callable[[Key], State]
+    init_client: Callable[[State], ClientState]
+    next: Computation[[State, AtClients, AtClients], tuple[State, Metrics, Clients]]
 
 
 class Aggregator(NamedTuple):
@@ -46,11 +54,11 @@ class Aggregator(NamedTuple):
         result@SERVER, measurements@SERVER)``, written with the federated operators.
     """
 
-    init: Callable[..., Any]
-    next: Callable[..., Any]
+    init: Callable[[PyTree], PyTree]
+    next: Callable[[PyTree, PyTree, PyTree, PyTree], tuple[PyTree, PyTree, PyTree]]
 
 
-def keeps_type(name: str, before: Any, after: Any) -> Any:
+def keeps_type(name: str, before: FederatedValue, after: PyTree) -> FederatedValue:
     """Returns a new state, if it has the type of the one before.
 
     Raises:

@@ -10,7 +10,7 @@ import pytest
 import fedjx
 from fedjx.core.execution.ahead import Room
 from fedjx.core.execution.devices import Placer
-from fedjx.core.execution.hosts import Share
+from fedjx.core.language.shares import Share
 from fedjx.data import Cohort
 from tests.algorithms.problems import BATCH_SIZE, dropout_model, federated_data
 

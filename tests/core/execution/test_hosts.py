@@ -13,12 +13,12 @@ import jax
 import numpy as np
 import pytest
 
-from fedjx.core.execution.hosts import Share
+from fedjx.core.language.shares import Share
 from fedjx.data import write_store
 from tests.algorithms.problems import federated_data
-from tests.core import hosts_worker
+from tests.core.execution import hosts_worker
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @contextlib.contextmanager
@@ -63,7 +63,7 @@ def results(tmp_path_factory):
     write_store(store, federated_data(hosts_worker.SIZES), progress=False)
     outputs = [folder / f"results{rank}" for rank in range(hosts_worker.NUM_PROCESSES)]
     commands = [
-        [sys.executable, "-m", "tests.core.hosts_worker", str(rank), str(port), str(store), str(output)]
+        [sys.executable, "-m", "tests.core.execution.hosts_worker", str(rank), str(port), str(store), str(output)]
         for rank, output in enumerate(outputs)
     ]
     with together(commands, folder):

@@ -7,10 +7,10 @@ import fedjx
 from fedjx.core.execution import chunks, streaming
 from fedjx.core.execution.chunks import Level, arranged, levelled
 from fedjx.core.execution.computation import federated_computation
-from fedjx.core.execution.hosts import Share
 from fedjx.core.language.operators import federated_sum
 from fedjx.core.language.placed import federated_map
 from fedjx.core.language.sequence import sequence_reduce
+from fedjx.core.language.shares import Share
 from fedjx.core.language.values import Clients, Sequence
 from fedjx.data import Cohort, FederatedData
 

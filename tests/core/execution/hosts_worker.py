@@ -1,4 +1,7 @@
-"""What `test_hosts` runs in one process and in two: ``python -m tests.core.hosts_worker RANK PORT STORE OUTPUT``."""
+"""What `test_hosts` runs in one process and in two.
+
+``python -m tests.core.execution.hosts_worker RANK PORT STORE OUTPUT``
+"""
 
 from __future__ import annotations
 

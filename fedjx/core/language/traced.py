@@ -1,0 +1,167 @@
+"""From a function of placed values to its types and its program."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from fedjx.core.language.arguments import as_declared, check_type, declared_type
+from fedjx.core.language.names import PyTree, Type
+from fedjx.core.language.operators import federated_zip
+from fedjx.core.language.placed import FederatedValue, Node
+from fedjx.core.language.program import Message, Program
+from fedjx.core.language.streams import first_chunk
+from fedjx.core.language.types import CLIENTS, SERVER, FederatedType, FunctionType, Struct, notation, type_of
+
+
+class Traced:
+    """A function of placed values: what its types are, and which program it is traced into."""
+
+    def __init__(self, fn: Callable[..., PyTree], types: tuple[Type, ...] | None = None):
+        self.name = getattr(fn, "__name__", repr(fn))
+        self._fn = fn
+        self._signature = inspect.signature(fn)
+        self._parameters = _parameter_names(self.name, self._signature)
+        if types is None and not self._parameters:
+            types = ()
+        self._types = None if types is None else tuple(map(declared_type, types))
+        if self._types is not None and len(self._types) != len(self._parameters):
+            raise TypeError(
+                f"a computation declares one type per parameter; got {len(self._types)} for {self._parameters} of "
+                f"{self.name}. Declare all, or none."
+            )
+        if self._types is not None:
+            self._declared_signature = self._signature_of(self._types)
+
+    def __repr__(self) -> str:
+        return f"<federated computation {self.name}>"
+
+    # --- types ---
+
+    @property
+    def type_signature(self) -> Any:
+        """The `FunctionType`; for a computation without declared types, a function of the arguments.
+
+        Arguments may be values, streams or types.
+        """
+        return self._inferred_signature if self._types is None else self._declared_signature
+
+    def _inferred_signature(self, *args: PyTree, **kwargs: PyTree) -> FunctionType:
+        return self._signature_of(self._types_of(args, kwargs))
+
+    def _signature_of(self, types: tuple[Type, ...]) -> FunctionType:
+        parameter = types[0] if len(types) == 1 else Struct(self._parameters, types) if types else None
+        if self._is_local(types):
+            return FunctionType(parameter, jax.eval_shape(self._fn, *types))
+        return FunctionType(parameter, _result_type(self.trace(types).result))
+
+    def _types_of(self, args: tuple[PyTree, ...], kwargs: Mapping[str, PyTree]) -> tuple[Type, ...]:
+        return tuple(type_of(first_chunk(value)) for value in self.bind(args, kwargs))
+
+    def _is_local(self, types: tuple[Type, ...] | None) -> bool:
+        return bool(types) and not any(isinstance(t, FederatedType) for t in types)
+
+    def communication(self, *args: PyTree, **kwargs: PyTree) -> list[Message]:
+        """Lists the messages between the server and one client, without running anything.
+
+        Arguments may be values, streams or types; none are needed where types are declared.
+        """
+        return self.program(*args, **kwargs).communication()
+
+    # --- tracing ---
+
+    def program(self, *args: PyTree, **kwargs: PyTree) -> Program:
+        """Traces the computation for arguments, which may be values, streams or types, or for its declared types."""
+        types = self._types if self._types is not None and not args and not kwargs else self._types_of(args, kwargs)
+        return self.trace(types)
+
+    def trace(self, types: tuple[Type, ...]) -> Program:
+        """Runs the function on placed values of the types, and cuts its graph into passes."""
+        for name, type_ in zip(self._parameters, types, strict=True):
+            if not isinstance(type_, FederatedType):
+                raise TypeError(
+                    f"parameters must be all placed or all unplaced; got {notation(type_)} for {name!r}. "
+                    "Write FederatedType(member, SERVER)."
+                )
+            if "?" in str(type_):
+                raise TypeError(f"a computation is traced for arrays of known size; got {type_} for {name!r}. Give it.")
+        arguments = [Node("argument", type_) for type_ in types]
+        try:
+            result = self._fn(*map(FederatedValue, arguments))
+        except (TypeError, ValueError) as error:
+            if FederatedValue.__name__ in str(error):
+                error.add_note("fedjx: a placed value is no array. Act on its members with federated_map.")
+            raise
+        return Program(arguments, _normal(result))
+
+    def bind(self, args: tuple[PyTree, ...], kwargs: Mapping[str, PyTree]) -> list[PyTree]:
+        """Returns the arguments of a call in the order of the parameters."""
+        bound = self._signature.bind(*args, **kwargs)
+        options = [name for name in bound.arguments if name not in self._parameters]
+        if options:
+            raise TypeError(
+                f"keyword-only parameters keep their defaults; {self.name} got {options}. Pass by position."
+            )
+        bound.apply_defaults()
+        values = [bound.arguments[name] for name in self._parameters]
+        if self._types is None and any(isinstance(v, list) and not v for v in values):
+            raise ValueError("a cohort needs at least one client; got []. Sample again, or skip the round.")
+        return values
+
+    def converted(self, values: list[PyTree]) -> list[PyTree]:
+        """Brings arguments into their declared types, or leaves them if none are declared."""
+        if self._types is None:
+            return values
+        named = zip(self._parameters, values, self._types, strict=True)
+        return [as_declared(self.name, name, value, type_) for name, value, type_ in named]
+
+    def inline(self, values: list[PyTree]) -> PyTree:
+        """Applies the function to placed values, which makes it part of the computation that they belong to."""
+        if self._types is not None:
+            values = [federated_zip(value) for value in values]
+            for name, value, type_ in zip(self._parameters, values, self._types, strict=True):
+                check_type(self.name, name, value.type, type_)
+        return self._fn(*values)
+
+
+def _parameter_names(name: str, signature: inspect.Signature) -> tuple[str, ...]:
+    names = []
+    for parameter in signature.parameters.values():
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            names.append(parameter.name)
+        elif parameter.kind != parameter.KEYWORD_ONLY or parameter.default is parameter.empty:
+            raise TypeError(f"a federated computation has positional parameters; got {parameter} in {name}. Name each.")
+    return tuple(names)
+
+
+# --- results --------------------------------------------------------------------------------------
+
+
+def _normal(result: PyTree, top: bool = True) -> PyTree:
+    """Checks that all of a result is placed, and zips structures that are wholly at CLIENTS."""
+    leaves = jax.tree.leaves(result)
+    for leaf in leaves:
+        if not isinstance(leaf, FederatedValue):
+            raise TypeError(
+                f"a federated computation returns placed values; got {leaf!r}. "
+                "Place it with federated_value(x, fedjx.SERVER)."
+            )
+    if top and type(result) is tuple:
+        return tuple(_normal(part, top=False) for part in result)
+    at_clients = leaves and all(leaf.type.placement == CLIENTS for leaf in leaves)
+    return federated_zip(result) if at_clients else result
+
+
+def _result_type(result: PyTree, top: bool = True) -> Type:
+    """Types a result: what is wholly at the server is one value, but for the parts of a returned tuple."""
+    if isinstance(result, FederatedValue):
+        return result.type
+    if not (top and type(result) is tuple):
+        leaves = jax.tree.leaves(result)
+        if all(leaf.type.placement == SERVER for leaf in leaves):
+            return FederatedType(jax.tree.map(lambda leaf: leaf.type.member, result), SERVER)
+    parts, treedef = jax.tree.flatten(result, is_leaf=lambda x: x is not result)
+    return treedef.unflatten([_result_type(part, top=False) for part in parts])

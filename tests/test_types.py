@@ -1,0 +1,84 @@
+"""A user's script, the README's own, has types throughout: pyright, being strict, finds only what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.test_documents import ROOT, fenced_blocks
+
+# What JAX and optax leave untyped, and no user of theirs can help: by rule, how the message begins.
+NOT_OURS = {
+    "reportMissingTypeStubs": ('Stub file not found for "optax"',),
+    "reportUnknownMemberType": ('Type of "make_mesh"', 'Type of "device_count"'),
+}
+
+MISTAKES = """
+algorithm.next(state)
+algorithm.next(state, 3)
+algorithm.next(state, clients)[0].parameters
+algorithm.init("a seed")
+step(chunks, state, clients)
+step.ahead([3])
+round_fn(state)
+sample("the seventh")
+Cohort(train, 4, batch_size="ten")
+cohort(model, [4], batch_size=10)
+evaluation(state.params)
+"""
+
+
+class Problem(NamedTuple):
+    line: int
+    rule: str
+    message: str
+
+
+def section(heading: str) -> str:
+    """Returns the Python of a section of the README, without what comes in sections of its own."""
+    text = (ROOT / "README.md").read_text().partition(f"## {heading}\n")[2]
+    text = re.split(r"^###? ", text, flags=re.MULTILINE)[0]
+    return "".join(block.source for block in fenced_blocks(text) if block.info == "python")
+
+
+SCRIPT = section("Train a model") + section("One program, or a stream")
+
+
+def problems(folder: Path, script: str) -> list[Problem]:
+    """Returns what pyright, in strict mode, finds in a script that uses this fedjx."""
+    (folder / "script.py").write_text(script)
+    config = {"include": ["script.py"], "extraPaths": [str(ROOT)], "typeCheckingMode": "strict"}
+    (folder / "pyrightconfig.json").write_text(json.dumps(config))
+    command = [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable, "-p", str(folder)]
+    # As in the Makefile: pyright runs on the Node.js that is installed beside it.
+    environment = {**os.environ, "PYRIGHT_PYTHON_GLOBAL_NODE": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    report = json.loads(done.stdout)
+    assert report["summary"]["filesAnalyzed"] == 1, done.stdout + done.stderr
+    return [
+        Problem(found["range"]["start"]["line"], found.get("rule", ""), found["message"])
+        for found in report["generalDiagnostics"]
+        if not found["message"].startswith(NOT_OURS.get(found.get("rule", ""), ("\0",)))
+    ]
+
+
+def test_a_script_is_fully_typed(tmp_path):
+    assert SCRIPT.count("\n") > 30
+    assert problems(tmp_path, SCRIPT) == []
+
+
+def test_mistakes_are_seen(tmp_path):
+    """The negative control: types that were all `Any` would let these pass."""
+    lines = (SCRIPT + MISTAKES).splitlines()
+    found = problems(tmp_path, SCRIPT + MISTAKES)
+    wrong = {problem.line for problem in found if problem.rule != "reportUnusedExpression"}
+    assert [lines[i] for i in sorted(wrong)] == MISTAKES.split("\n")[1:-1]
+
+
+def test_the_package_says_that_it_has_types():
+    assert (ROOT / "fedjx/py.typed").exists()
