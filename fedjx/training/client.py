@@ -15,6 +15,7 @@ import optax
 from jax import lax
 
 from fedjx.aggregation.mean import by_examples
+from fedjx.core.language.padding import own_padding
 from fedjx.core.language.sequence import sequence_reduce
 from fedjx.core.language.values import MASK, Batches, Sequence
 from fedjx.models.model import LossWithStats, Model, Ratio, mean_loss, sum_metrics, with_batch_stats
@@ -224,17 +225,17 @@ def local_evaluate(model: Model, params: PyTree, data: Sequence) -> dict[str, Ra
 
 
 def examples(data: Sequence) -> Batches:
-    """Returns a client's data set as batches of indices, ``[S, B]``, -1 for every padded example."""
+    """Returns a client's data set as batches of indices, ``[S, B]``, negative for every padded example."""
     num_steps = _num_steps(data)
     real = jnp.arange(num_steps, dtype=jnp.int32)[:, None] < data.length
     if isinstance(data.elements, Batches):
-        return Batches(data.elements.pool, jnp.where(real, data.elements.index, -1))
+        return own_padding(Batches(data.elements.pool, jnp.where(real, data.elements.index, -1)))
     features = {name: x for name, x in data.elements.items() if name != MASK}
     shape = jnp.shape(next(iter(features.values())))[:2]
     mask = data.elements.get(MASK, jnp.ones(shape, bool)) & real
     rows = jnp.arange(shape[0] * shape[1], dtype=jnp.int32).reshape(shape)
     pool = {name: x.reshape(-1, *x.shape[2:]) for name, x in features.items()}
-    return Batches(pool, jnp.where(mask, rows, -1))
+    return own_padding(Batches(pool, jnp.where(mask, rows, -1)))
 
 
 def _num_steps(data: Sequence) -> int:
