@@ -19,7 +19,7 @@ from fedjx.core.language.process import Aggregator
 from fedjx.core.language.sequence import sequence_reduce
 from fedjx.core.language.types import SERVER
 from fedjx.core.language.values import MASK, Batches, Clients, Sequence
-from fedjx.models.model import Model, Ratio, finalize_metrics, mean_loss, sum_metrics
+from fedjx.models.model import Model, Ratio, batch_loss, finalize_metrics, sum_metrics
 from fedjx.tff.data import as_clients
 from fedjx.training.client import ClientUpdate, checked, examples
 from fedjx.training.compose import ServerState, compose
@@ -180,10 +180,8 @@ def _client_work(model: Model, optimizer: optax.GradientTransformation, weight: 
     """Trains on the batches as they come, and measures the model before every step."""
 
     def loss(params: PyTree, batch: Any, key: jax.Array) -> Any:
-        losses = model.loss(params, batch, key)
-        return mean_loss(losses, batch[MASK]), sum_metrics(
-            {**model.metrics(params, batch), "loss": losses}, batch[MASK]
-        )
+        mean, (sums, _) = batch_loss(model)(params, batch, key)
+        return mean, {**sum_metrics(model.metrics(params, batch), batch[MASK]), **sums}
 
     def client_update(params: PyTree, data: Sequence, key: jax.Array) -> ClientUpdate:
         def step(carry: Any, batch: Any) -> Any:

@@ -1,7 +1,7 @@
 """What one client does: train and evaluate on its own data. Pure functions, of use on their own.
 
-Padded examples are masked here and nowhere else: a model gives one loss per example, and the
-means and sums over them are taken with the batch's mask.
+A model gives one loss per example; `fedjx.models.batch_loss` and `sum_metrics` take the means and sums over them
+with the batch's mask. What padding shows is a copy of a real example (`own_padding`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fedjx.aggregation.mean import by_examples
 from fedjx.core.language.padding import own_padding
 from fedjx.core.language.sequence import sequence_reduce
 from fedjx.core.language.values import MASK, Batches, Sequence
-from fedjx.models.model import LossWithStats, Model, Ratio, mean_loss, sum_metrics, with_batch_stats
+from fedjx.models.model import Model, Ratio, batch_loss, sum_metrics, with_batch_stats
 
 PyTree = Any
 
@@ -123,14 +123,11 @@ def local_train(
         got_to = jnp.minimum(num_examples, jnp.sum((done.elements >= 0) & done.mask[:, None], dtype=jnp.int32))
         num_examples, plan = jnp.where(done.length < plan.length, got_to, num_examples), done
 
-    def loss(params: PyTree, batch: Any, key: jax.Array) -> Any:
-        values = model.loss(params, batch, key)
-        losses, stats = values if isinstance(values, LossWithStats) else (values, None)
-        return mean_loss(losses, batch[MASK]), (sum_metrics({"loss": losses}, batch[MASK]), stats)
+    gradient = jax.grad(batch_loss(model, carries_stats=True), has_aux=True)
 
     def step(carry: Any, batch: Any) -> Any:
         params, state, sums, t = carry
-        grads, (metrics, stats) = jax.grad(loss, has_aux=True)(params, batch, jax.random.fold_in(key_loss, t))
+        grads, (metrics, stats) = gradient(params, batch, jax.random.fold_in(key_loss, t))
         updates, state = optimizer.update(grads, state, params)
         params = with_batch_stats(optax.apply_updates(params, updates), stats)
         return params, state, jax.tree.map(jnp.add, sums, metrics), t + 1
