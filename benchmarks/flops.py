@@ -8,10 +8,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
+from fedjx.core.language.values import MASK
 from fedjx.core.rewriting import jaxprs
 from fedjx.core.rewriting.jaxprs import Equation, Program
-from fedjx.models import Model, mean_loss
+from fedjx.models import Model, batch_loss
 
 
 class Product(NamedTuple):
@@ -39,13 +41,9 @@ def training_products(model: Model, examples: dict[str, Any], batch_size: int) -
       examples: Features, of which the first batch serves.
       batch_size: Examples in the batch.
     """
-    batch = {name: column[:batch_size] for name, column in examples.items()}
-
-    def loss(params: Any, batch: Any, key: jax.Array) -> jax.Array:
-        return mean_loss(model.loss(params, batch, key), jax.numpy.ones(batch_size, bool))
-
-    key = jax.random.key(0)
-    return products(jax.grad(loss), jax.eval_shape(model.init, key), batch, key)
+    batch = {name: column[:batch_size] for name, column in examples.items()} | {MASK: np.ones(batch_size, bool)}
+    gradient, key = jax.grad(batch_loss(model), has_aux=True), jax.random.key(0)
+    return products(gradient, jax.eval_shape(model.init, key), batch, key)
 
 
 def products(fn: Callable[..., Any], *args: Any) -> Counter[Product]:

@@ -16,8 +16,7 @@ from jax import lax
 
 from fedjx.core.execution.process import Algorithm
 from fedjx.core.language.names import PyTree
-from fedjx.core.language.values import MASK
-from fedjx.models.model import Batch, Model, mean_loss
+from fedjx.models.model import Batch, Model, batch_loss
 from fedjx.training.round import ServerState, TrainingArguments, averaging, compose
 
 
@@ -64,7 +63,8 @@ def moreau_envelope(model: Model, *, strength: float, optimizer: optax.GradientT
 
     def personal(params: PyTree, batch: Batch, key: jax.Array) -> PyTree:
         def objective(theta: PyTree) -> jax.Array:
-            return mean_loss(model.loss(theta, batch, key), batch[MASK]) + _distance(theta, params, strength)
+            mean, _ = batch_loss(model)(theta, batch, key)
+            return mean + _distance(theta, params, strength)
 
         def step(_: Any, carry: Any) -> Any:
             theta, state = carry

@@ -15,8 +15,7 @@ import jax.numpy as jnp
 
 from fedjx.core.execution.process import Algorithm
 from fedjx.core.language.names import PyTree
-from fedjx.core.language.values import MASK
-from fedjx.models.model import Batch, Model, mean_loss
+from fedjx.models.model import Batch, Model, batch_loss
 from fedjx.training.client import check_not_negative, check_positive
 from fedjx.training.round import ServerState, TrainingArguments, averaging, compose
 from fedjx.training.surrogate import with_gradient
@@ -65,7 +64,7 @@ def meta_model(model: Model, *, learning_rate: float, variant: Variant, differen
     def loss(params: PyTree, batch: Batch, key: jax.Array) -> jax.Array:
         def gradient(part: int, at: PyTree) -> PyTree:
             dealt = {name: x[part::num_parts] for name, x in batch.items()}
-            return jax.grad(lambda w: mean_loss(model.loss(w, dealt, key), dealt[MASK]))(at)
+            return jax.grad(batch_loss(model), has_aux=True)(at, dealt, key)[0]
 
         personal = _moved(params, -learning_rate, gradient(1, params))
         meta = gradient(0, personal)

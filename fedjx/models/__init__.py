@@ -3,10 +3,12 @@
 from fedjx.models.factorization import matrix_factorization
 from fedjx.models.flax_models import from_flax
 from fedjx.models.model import (
+    LossSums,
     LossWithStats,
     Model,
     Ratio,
     Variables,
+    batch_loss,
     finalize_metrics,
     mean_loss,
     sum_metrics,
@@ -15,10 +17,12 @@ from fedjx.models.model import (
 from fedjx.models.networks import cnn, linear, mlp
 
 __all__ = [
+    "LossSums",
     "LossWithStats",
     "Model",
     "Ratio",
     "Variables",
+    "batch_loss",
     "cnn",
     "finalize_metrics",
     "from_flax",

@@ -1,8 +1,9 @@
 """What a model is, and the one place where per-example values become sums and means.
 
 A batch is a dict of features ``[B, ...]`` with ``"mask"``, bool ``[B]``. A model gives one
-value per example; the functions below apply the mask. Only batch statistics, which go over
-the examples of a batch, are the model's own to mask.
+value per example; the functions below apply the mask, and every mean or sum of a loss or a
+metric is theirs. Only batch statistics, which go over the examples of a batch, are the
+model's own to mask.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjx.core.language.names import PyTree
+from fedjx.core.language.values import MASK
 
 Batch = Mapping[str, Any]
 
@@ -69,6 +71,49 @@ class Model(NamedTuple):
     init: Callable[[jax.Array], PyTree]
     loss: Callable[[PyTree, Batch, jax.Array], Any]
     metrics: Callable[[PyTree, Batch], dict[str, Any]]
+
+
+class LossSums(NamedTuple):
+    """What `batch_loss` returns beside the mean.
+
+    Attributes:
+      sums: The loss, summed over the valid examples, as `finalize_metrics` takes it.
+      batch_stats: As in `Variables`, after this batch; None without.
+    """
+
+    sums: dict[str, Ratio]
+    batch_stats: PyTree
+
+
+def batch_loss(
+    model: Model, *, carries_stats: bool = False
+) -> Callable[[PyTree, Batch, jax.Array], tuple[jax.Array, LossSums]]:
+    """Returns ``(params, batch, key) -> (mean, LossSums)``: a model's mean loss over the valid examples of a batch.
+
+    A training step differentiates it, ``jax.grad(batch_loss(model), has_aux=True)``. The mean, float32 ``[]``, is 0
+    when no example is valid.
+
+    Args:
+      model: Its loss is one number per example.
+      carries_stats: Whether the caller puts the batch statistics into the next step's parameters, by
+        `with_batch_stats`. If not, a model that has some is refused, or they would be lost in silence.
+
+    >>> model = fedjx.models.linear(2, input_shape=(3,))
+    >>> batch = {"x": jnp.ones((2, 3)), "y": jnp.array([0, 1]), "mask": jnp.array([True, False])}
+    >>> params, key = model.init(jax.random.key(0)), jax.random.key(1)
+    >>> gradient, (sums, _) = jax.grad(batch_loss(model), has_aux=True)(params, batch, key)
+    >>> int(sums["loss"].denominator)
+    1
+    """
+
+    def loss(params: PyTree, batch: Batch, key: jax.Array) -> tuple[jax.Array, LossSums]:
+        values, stats = model.loss(params, batch, key), None
+        if carries_stats and isinstance(values, LossWithStats):
+            values, stats = values
+        sums = sum_metrics({"loss": values}, batch[MASK])
+        return _divide(sums["loss"]), LossSums(sums, stats)
+
+    return loss
 
 
 def with_batch_stats(params: PyTree, batch_stats: PyTree) -> PyTree:

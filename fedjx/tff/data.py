@@ -161,7 +161,6 @@ def as_clients(datasets: Iterable[Iterable[Any]]) -> Clients:
         for s, size in enumerate(client):
             index[c, s, :size] = next(rows)
     columns = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-    # Padding shows a real example: a mask after the fact does not cure a gradient that is not finite.
     elements = {name: column[np.maximum(index, 0)] for name, column in columns.items()}
     return Clients.of(Sequence({**elements, MASK: index >= 0}, lengths))
 

@@ -20,7 +20,7 @@ from fedjx.core.language.placed import FederatedValue, federated_map
 from fedjx.core.language.sequence import sequence_reduce
 from fedjx.core.language.types import SERVER
 from fedjx.core.language.values import MASK, Batches, Clients, Sequence
-from fedjx.models.model import Model, Ratio, finalize_metrics, mean_loss, sum_metrics
+from fedjx.models.model import Model, Ratio, batch_loss, finalize_metrics, sum_metrics
 from fedjx.tff.data import as_clients
 from fedjx.training.client import ClientUpdate, Local, checked, examples
 from fedjx.training.round import Method, ServerState, compose
@@ -181,10 +181,8 @@ def _client_work(model: Model) -> Callable[..., ClientUpdate]:
     """Trains on the batches as they come, and measures the model before every step."""
 
     def loss(params: PyTree, batch: Any, key: jax.Array) -> Any:
-        losses = model.loss(params, batch, key)
-        return mean_loss(losses, batch[MASK]), sum_metrics(
-            {**model.metrics(params, batch), "loss": losses}, batch[MASK]
-        )
+        mean, (sums, _) = batch_loss(model)(params, batch, key)
+        return mean, {**sum_metrics(model.metrics(params, batch), batch[MASK]), **sums}
 
     def client_update(params: PyTree, data: Sequence, key: jax.Array, *, local: Local) -> ClientUpdate:
         def step(carry: Any, batch: Any) -> Any:

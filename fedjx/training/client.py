@@ -1,7 +1,7 @@
 """What one client does: train and evaluate on its own data. Pure functions, of use on their own.
 
-Padded examples are masked here and nowhere else: a model gives one loss per example, and the
-means and sums over them are taken with the batch's mask.
+A model gives one loss per example; `fedjx.models.batch_loss` and `sum_metrics` take the means and sums over them
+with the batch's mask. What padding shows is a copy of a real example (`own_padding`).
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from jax import lax
 
 from fedjx.aggregation.mean import by_examples
 from fedjx.core.language.names import PyTree
+from fedjx.core.language.padding import own_padding
 from fedjx.core.language.sequence import sequence_reduce
 from fedjx.core.language.values import MASK, Batches, Sequence
-from fedjx.models.model import LossWithStats, Model, Ratio, mean_loss, sum_metrics, with_batch_stats
+from fedjx.models.model import Model, Ratio, batch_loss, sum_metrics, with_batch_stats
 
 # Folded into keys that have other uses: `jax.random.split` in two is folding in 0 and 1, and rounds count from 0.
 OWN = 2  # Into a client's key of the round, for what it trains besides the shared parameters.
@@ -126,14 +127,11 @@ def local_train(
         got_to = jnp.minimum(num_examples, jnp.sum((done.elements >= 0) & done.mask[:, None], dtype=jnp.int32))
         num_examples, plan = jnp.where(done.length < plan.length, got_to, num_examples), done
 
-    def loss(params: PyTree, batch: Any, key: jax.Array) -> Any:
-        values = model.loss(params, batch, key)
-        losses, stats = values if isinstance(values, LossWithStats) else (values, None)
-        return mean_loss(losses, batch[MASK]), (sum_metrics({"loss": losses}, batch[MASK]), stats)
+    gradient = jax.grad(batch_loss(model, carries_stats=True), has_aux=True)
 
     def step(carry: Any, batch: Any) -> Any:
         params, state, sums, t = carry
-        grads, (metrics, stats) = jax.grad(loss, has_aux=True)(params, batch, jax.random.fold_in(key_loss, t))
+        grads, (metrics, stats) = gradient(params, batch, jax.random.fold_in(key_loss, t))
         updates, state = optimizer.update(grads, state, params)
         params = with_batch_stats(optax.apply_updates(params, updates), stats)
         return params, state, jax.tree.map(jnp.add, sums, metrics), t + 1
@@ -229,17 +227,17 @@ def has_examples(data: Any) -> jax.Array:
 
 
 def examples(data: Sequence) -> Batches:
-    """Returns a client's data set as batches of indices, ``[S, B]``, -1 for every padded example."""
+    """Returns a client's data set as batches of indices, ``[S, B]``, negative for every padded example."""
     num_steps = _num_steps(data)
     real = jnp.arange(num_steps, dtype=jnp.int32)[:, None] < data.length
     if isinstance(data.elements, Batches):
-        return Batches(data.elements.pool, jnp.where(real, data.elements.index, -1))
+        return own_padding(Batches(data.elements.pool, jnp.where(real, data.elements.index, -1)))
     features = {name: x for name, x in data.elements.items() if name != MASK}
     shape = jnp.shape(next(iter(features.values())))[:2]
     mask = data.elements.get(MASK, jnp.ones(shape, bool)) & real
     rows = jnp.arange(shape[0] * shape[1], dtype=jnp.int32).reshape(shape)
     pool = {name: x.reshape(-1, *x.shape[2:]) for name, x in features.items()}
-    return Batches(pool, jnp.where(mask, rows, -1))
+    return own_padding(Batches(pool, jnp.where(mask, rows, -1)))
 
 
 def _num_steps(data: Sequence) -> int:

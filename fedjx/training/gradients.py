@@ -11,8 +11,8 @@ import optax
 
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.sequence import sequence_reduce
-from fedjx.core.language.values import MASK, Sequence
-from fedjx.models.model import Model, Ratio, sum_metrics
+from fedjx.core.language.values import Sequence
+from fedjx.models.model import Model, Ratio, batch_loss
 from fedjx.training.client import ClientUpdate, checked, examples
 
 
@@ -47,7 +47,7 @@ def local_gradient(model: Model, params: PyTree, data: Sequence, key: jax.Array)
     num_examples = jnp.sum(batches.index >= 0, dtype=jnp.int32)
 
     def total(params: PyTree, batch: Any, key: jax.Array) -> Any:
-        sums = sum_metrics({"loss": model.loss(params, batch, key)}, batch[MASK])
+        _, (sums, _) = batch_loss(model)(params, batch, key)
         return sums["loss"].numerator / jnp.maximum(num_examples, 1), sums
 
     def add(carry: Any, batch: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fedjx.core.language.padding import own_padding
 from fedjx.core.language.values import Batches, Sequence
 from fedjx.training.client import examples
 
@@ -26,7 +27,8 @@ def split_where(data: Sequence, is_first: jax.Array) -> tuple[Sequence, Sequence
     batches = examples(data)
 
     def part(mask: jax.Array) -> Sequence:
-        return Sequence(Batches(batches.pool, jnp.where(mask, batches.index, -1), batches.shared), data.length)
+        index = jnp.where(mask, batches.index, -1)
+        return Sequence(own_padding(Batches(batches.pool, index, batches.shared)), data.length)
 
     return part(is_first), part(~is_first)
 
@@ -36,7 +38,7 @@ def alternate_split(data: Sequence, key: jax.Array) -> tuple[Sequence, Sequence]
 
     >>> data = fedjx.data.central({"x": np.arange(5)}, batch_size=2)
     >>> [part.elements.index.tolist() for part in alternate_split(data, jax.random.key(0))]
-    [[[0, -1], [2, -1], [4, -1]], [[-1, 1], [-1, 3], [-1, -1]]]
+    [[[0, -1], [2, -1], [4, -1]], [[-2, 1], [-2, 3], [-2, -2]]]
     """
     del key
     return split_where(data, _rank(data) % 2 == 0)
@@ -66,8 +68,7 @@ def feature_split(name: str) -> Split:
 
     def split(data: Sequence, key: jax.Array) -> tuple[Sequence, Sequence]:
         del key
-        batches = examples(data)
-        return split_where(data, batches.pool[name][jnp.maximum(batches.index, 0)].astype(bool))
+        return split_where(data, examples(data).gather()[name].astype(bool))
 
     return split
 

@@ -26,7 +26,7 @@ from fedjx.algorithms.q_fed_avg import q_fed_avg
 from fedjx.algorithms.scaffold import scaffold
 from fedjx.core.language.values import Clients
 from fedjx.data import FederatedData, cohort
-from fedjx.models import from_flax, mean_loss
+from fedjx.models import batch_loss, from_flax, mean_loss
 from fedjx.models.model import Variables
 from fedjx.training import local_train
 from fedjx.training.batch_stats import in_batch_norm, is_batch_stat
@@ -137,6 +137,20 @@ def test_an_algorithm_that_does_not_carry_them_refuses_them():
     variables = model.init(jax.random.key(0))
     with pytest.raises(TypeError, match="needs an algorithm that carries them; got loss as LossWithStats"):
         jax.eval_shape(lambda: mean_loss(model.loss(variables, batch, jax.random.key(0)), batch["mask"]))
+    with pytest.raises(TypeError, match="needs an algorithm that carries them; got loss as LossWithStats"):
+        jax.eval_shape(batch_loss(model), variables, batch, jax.random.key(0))
+
+
+def test_the_loss_of_a_batch_carries_them_when_asked_to():
+    model = normed_model()
+    batch = {"x": jnp.ones((3, 5)), "y": jnp.zeros(3, int), "mask": jnp.array([True, True, False])}
+    variables, key = model.init(jax.random.key(0)), jax.random.key(1)
+    mean, (sums, stats) = batch_loss(model, carries_stats=True)(variables, batch, key)
+    losses, expected = model.loss(variables, batch, key)
+    jax.tree.map(np.testing.assert_array_equal, stats, expected)
+    assert float(mean) == pytest.approx(float(losses[:2].mean()))
+    assert (float(sums["loss"].numerator), int(sums["loss"].denominator)) == (pytest.approx(2 * float(mean)), 2)
+    assert batch_loss(plain_model(), carries_stats=True)(plain_model().init(key), batch, key)[1].batch_stats is None
 
 
 def test_a_method_that_treats_them_as_parameters_refuses_them():

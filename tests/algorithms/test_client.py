@@ -11,11 +11,13 @@ import optax
 import pytest
 
 from fedjx.algorithms import federated_evaluation
+from fedjx.core.language.padding import own_padding
 from fedjx.core.language.values import Batches, Sequence
 from fedjx.data import FederatedData, central, cohort
 from fedjx.models import Model, Ratio, finalize_metrics
 from fedjx.training import local_evaluate, local_train
-from fedjx.training.client import _plan
+from fedjx.training.client import _plan, examples
+from fedjx.training.splits import split_where
 from tests.algorithms.problems import dropout_model, federated_data, plain_model
 
 INDEX = np.array([[3, 4, 5], [6, 7, 8], [9, -1, -1], [-1, -1, -1]], np.int32)  # 7 examples in batches of 3
@@ -130,6 +132,18 @@ def test_batches_without_a_mask_are_all_real():
     sums = local_evaluate(mean_model(), jnp.float32(0), data)
     assert int(sums["large"].numerator) == 2
     assert int(sums["large"].denominator) == 4
+
+
+def test_the_examples_of_a_client_by_itself_pad_with_its_own():
+    """Whatever stands in the places of padding, here in the first one too, nobody computes on it."""
+    x = np.array([[np.nan, 2], [3, np.nan], [np.nan, np.nan]], np.float32)
+    data = Sequence({"x": x, "mask": np.isfinite(x) | (np.arange(3) == 2)[:, None]}, np.int32(2))
+    (first,) = {x.tobytes() for x in (examples(data).gather()["x"], examples(own_padding(data)).gather()["x"])}
+    np.testing.assert_array_equal(np.frombuffer(first, np.float32), [2, 2, 3, 2, 2, 2])
+    pool = Batches({"x": np.array([9.0, 2.0, 3.0])}, np.array([[-1, 1], [2, -1], [0, 0]]))
+    assert examples(Sequence(pool, np.int32(2))).gather()["x"].tolist() == [[2, 2], [3, 2], [2, 2]]
+    ones, others = split_where(Sequence(pool, np.int32(2)), jnp.array([[True, True], [False, True], [True, True]]))
+    assert [part.elements.gather()["x"].tolist()[0] for part in (ones, others)] == [[2, 2], [3, 3]]
 
 
 def test_momentum_and_adam_do_not_move_on_padded_steps():

@@ -87,6 +87,17 @@ class Chunks:
             for rows in arranged(sizes[members], lanes, self._num_devices, self._num_groups(lanes))
         ]
 
+    def places(self, ids: np.ndarray) -> np.ndarray:
+        """Returns where in ``ids``, those of the chunks' clients, the first of the cohort is, the second, and so on."""
+        if self._leader is None:
+            return np.arange(len(ids))  # nobody has rearranged them
+        asked = np.asarray(self._leader.ids)
+        order, by_id = np.argsort(asked, kind="stable"), np.argsort(ids, kind="stable")
+        # Who is named again is there again: which time it is, too, tells who belongs where.
+        times = np.empty(len(ids), np.int64)
+        times[by_id] = np.arange(len(ids)) - np.searchsorted(ids[by_id], ids[by_id])
+        return np.argsort(order[np.searchsorted(asked[order], ids) + times])
+
     def sample(self, lanes: int, *, is_full: bool) -> Clients:
         """Returns a chunk of the shape that `cut` gives, of copies of a middling client: one group, or all."""
         assert self._leader is not None

@@ -149,9 +149,9 @@ class Computation(Traced, Generic[P, R]):
             them, each calls with the same arguments, and plans and places the clients of its own devices.
           lanes: How many clients each device maps at once, if `Clients` are given whole: they are cut into
             chunks of so many. A `Cohort` knows its own; other streams come in chunks already.
-          sink: Called with the results at CLIENTS, chunk by chunk, on the device; they are then
-            None in the result. Without a sink they are gathered in host memory. Each process gets
-            the results of its own devices' clients.
+          sink: Called with the results at CLIENTS, chunk by chunk, on the device, in the order of the
+            chunks; they are then None in the result. Without a sink they are gathered in host
+            memory, in the order of the cohort. Each process gets the results of its own devices' clients.
         """
         _check_lanes(lanes)
         stream: Stream[P, R] = Stream(self, mesh, lanes, sink)

@@ -21,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from fedjx.core.execution.devices import Placer, padded
 from fedjx.core.execution.hosts import agreed, auto_mesh
 from fedjx.core.language.names import Array, DType, PyTree
+from fedjx.core.language.padding import filled, own_padding
 from fedjx.core.language.passes import Merge, Pass
 from fedjx.core.language.shares import AXIS
 from fedjx.core.language.values import Clients, per_client, shares_pool
@@ -34,10 +35,12 @@ _SPLIT, _WHOLE = PartitionSpec(AXIS), PartitionSpec()
 
 def _map(run: Pass, server: PyTree, clients: Clients) -> tuple[tuple[PyTree, ...], PyTree]:
     own, pools, join = per_client(clients.value)
+    # A client that is padding is a copy of a real one, and what pads a client's own data is its own.
+    own = jax.tree.map(lambda x: filled(x, clients.mask), own)
 
     def one(shared: PyTree, member: PyTree) -> tuple[tuple[PyTree, ...], PyTree]:
         (server, pools), (own, client_id) = shared, member
-        return run.fn(server, join(own, pools), client_id)
+        return run.fn(server, own_padding(join(own, pools)), client_id)
 
     stop_early = not (run.differentiable or run.in_step)
     return mapped(one, (server, pools), (own, clients.id), stop_early=stop_early)

@@ -166,7 +166,7 @@ class _Compiled:
             receiver = _Receiver(sink)
             accumulators = run(environment, cut, receiver, are_fresh=chunks.are_fresh)
             environment = finish(environment, accumulators, *receiver.members())
-            finished.update(zip(self.program.outputs(level), receiver.outputs(), strict=False))
+            finished.update(zip(self.program.outputs(level), receiver.outputs(chunks.places), strict=False))
         return self.program.assemble({**dict.fromkeys(self.program.client_results()), **environment, **finished})
 
 
@@ -202,11 +202,13 @@ class _Receiver:
     def members(self) -> tuple[PyTree, PyTree]:
         return jax.tree.map(_concatenated, *self._members) if self._members else ([], ())
 
-    def outputs(self) -> list[Clients]:
+    def outputs(self, places: Callable[[np.ndarray], np.ndarray]) -> list[Clients]:
         if not self._outputs:
             return []
         whole = jax.tree.map(_concatenated, *self._outputs)
-        real = jax.tree.map(lambda x: x[whole.mask], whole)
+        rows = np.flatnonzero(whole.mask)
+        rows = rows[places(whole.id[rows])]
+        real = jax.tree.map(lambda x: x[rows], whole)
         return [Clients(value, real.mask, real.id) for value in real.value]
 
 

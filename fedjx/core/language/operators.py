@@ -343,8 +343,8 @@ def federated_collect(value: PyTree) -> FederatedValue:
     """Brings every member to the server: ``{T}@CLIENTS -> T*@SERVER``.
 
     The one operator that materialises all members, in memory that grows with the cohort: for
-    medians and the like. The sequence holds the real clients in the cohort's order; its capacity
-    is that of the padded cohort, so look at its ``mask``.
+    medians and the like. The sequence holds the real clients in the cohort's order, but in that of
+    its chunks when streamed; its capacity is that of the padded cohort, so look at its ``mask``.
 
     >>> @fedjx.federated_computation
     ... def median(x):

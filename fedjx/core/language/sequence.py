@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fedjx.core.language.names import PyTree
+from fedjx.core.language.padding import own_padding
 from fedjx.core.language.reductions import SUM
 from fedjx.core.language.types import notation, without_leading_axis
 from fedjx.core.language.values import Sequence, gathered, per_client
@@ -28,7 +29,7 @@ def sequence_reduce(
     Args:
       fn: ``(accumulator, element) -> accumulator``.
       zero: The initial accumulator.
-      sequence: Elements past its length are never seen in the result.
+      sequence: Elements past its length are never seen in the result; ``fn`` gets copies of a real one instead.
       loop: "scan" runs over the whole capacity and can be differentiated in reverse, except that
         a streamed computation, which is not differentiated, stops it where the longest sequence of
         those mapped together ends; "while" always stops there.
@@ -36,7 +37,7 @@ def sequence_reduce(
     >>> sequence_reduce(jnp.add, jnp.int32(0), Sequence(jnp.array([1, 2, 3, 99]), jnp.int32(3)))
     Array(6, dtype=int32)
     """
-    own, pools, join = per_client(jax.tree.map(jnp.asarray, sequence.elements))
+    own, pools, join = per_client(own_padding(sequence).elements)
     zero = jax.tree.map(jnp.asarray, zero)
 
     def step(total: PyTree, position: jax.Array, row: PyTree) -> PyTree:
@@ -71,7 +72,7 @@ def _check_accumulator(zero: PyTree, updated: PyTree) -> None:
 
 def sequence_map(fn: Callable[[PyTree], PyTree], sequence: Sequence) -> Sequence:
     """Applies a function to every element: ``(T*, (T -> U)) -> U*``."""
-    own, pools, join = per_client(sequence.elements)
+    own, pools, join = per_client(own_padding(sequence).elements)
     return Sequence(jax.vmap(lambda row: fn(gathered(join(row, pools))))(own), sequence.length)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -27,7 +28,8 @@ class Batches:
 
     Attributes:
       pool: Features by name, each ``[N, ...]``.
-      index: int32 ``[..., B]``; row of the pool, or -1 for padding.
+      index: int32 ``[..., B]``; row of the pool, or negative for padding: ``~row`` of what it shows, which is -1
+        for the first.
       shared: Whether every device needs all of the pool. If not, it is in as many equal parts as
         there are devices, and a client's index counts from the beginning of its device's part.
     """
@@ -39,11 +41,13 @@ class Batches:
     def gather(self) -> dict[str, Any]:
         """Returns the features ``[..., B, ...]`` and ``mask``, bool ``[..., B]``.
 
-        Padding shows a real example (the pool's first), so that a loss or gradient
-        computed on it is finite before the mask removes it.
+        Padding shows the row of its index, and zeros past the pool's end. In a function of one client it shows an
+        example of the same client (`own_padding`), so that a loss or gradient computed on it is finite before the
+        mask removes it.
         """
-        rows = jnp.maximum(self.index, 0)
-        batch = {name: jnp.take(column, rows, axis=0, mode="clip") for name, column in self.pool.items()}
+        rows = jnp.where(self.index < 0, ~self.index, self.index)
+        take = functools.partial(jnp.take, indices=rows, axis=0, mode="fill", fill_value=0)
+        batch = {name: take(column) for name, column in self.pool.items()}
         return {**batch, MASK: self.index >= 0}
 
 
@@ -54,8 +58,10 @@ class Sequence:
 
     Attributes:
       elements: Pytree of leaves ``[S, ...]``, or a `Batches` with index ``[S, B]``. The
-        capacity S is padding and no part of the type.
-      length: int32 ``[]``; only the first ``length`` elements exist.
+        capacity S is padding and no part of the type. In a dict, ``mask``, bool ``[S, B]``, says that
+        the elements are batches of features ``[S, B, ...]``, and which of their examples are real.
+      length: int32 ``[]``; only the first ``length`` elements exist. A function of one client sees
+        copies of the first in the place of others, and zeros if there is none.
     """
 
     elements: PyTree

@@ -12,7 +12,7 @@ from fedjx.core.language.placed import federated_map
 from fedjx.core.language.sequence import sequence_reduce
 from fedjx.core.language.shares import Share
 from fedjx.core.language.values import Clients, Sequence
-from fedjx.data import Cohort, FederatedData
+from fedjx.data import Cohort, FederatedData, cohort
 
 SIZES = np.random.default_rng(0).geometric(0.05, 37)
 DATA = FederatedData({"x": np.arange(SIZES.sum(), dtype=np.float32)}, np.cumsum([0, *SIZES]))
@@ -108,6 +108,24 @@ def test_whole_clients_beside_a_cohort_are_found_by_their_ids(lanes, mesh):
 def test_a_client_that_one_argument_lacks():
     with pytest.raises(ValueError, match=r"need the same clients; got none of id \[36\] in one"):
         weighted_total(Cohort(DATA, [3, 36], batch_size=4), Clients.of(np.ones(36, np.float32)))
+
+
+@pytest.mark.parametrize("ids", [IDS, [7, 2, 9, 7, 7, 2]], ids=["once", "again"])
+@pytest.mark.parametrize(("devices", "lanes"), [(1, 1), (1, 3), (4, 2)])
+def test_results_come_in_the_order_of_the_cohort(ids, devices, lanes):
+    totals = federated_computation(lambda data: federated_map(lambda d: sequence_reduce(add, 0.0, d), data))
+    expected, handed = totals(cohort(DATA, ids, batch_size=4)), []
+    mesh = jax.make_mesh((devices,), ("clients",), devices=jax.devices()[:devices])
+    chunked = Cohort(DATA, ids, batch_size=4, lanes=lanes)
+    result = totals.streamed(mesh=mesh)(chunked)
+    assert result.id.tolist() == expected.id.tolist() == list(ids)
+    np.testing.assert_allclose(result.value, expected.value, rtol=1e-6)
+    totals.streamed(mesh=mesh, sink=handed.append)(chunked)
+    ran = np.concatenate([chunk.id[chunk.mask] for chunk in handed])
+    assert ran.tolist() != list(ids)  # the largest first
+    assert sorted(ran) == sorted(ids)
+    plain = totals.streamed(mesh=mesh, lanes=lanes)(cohort(DATA, ids, batch_size=4))
+    assert plain.id.tolist() == list(ids)
 
 
 # --- loops that stop early ------------------------------------------------------------------------

@@ -89,6 +89,14 @@ def test_gather_pads_with_a_real_example():
     assert (batch["x"].dtype, batch["y"].dtype, batch["mask"].dtype) == (jnp.uint8, jnp.float32, bool)
 
 
+def test_gather_shows_the_row_that_padding_names():
+    pool = {"x": np.array([5, 7, 9], np.uint8), "b": np.array([True, True, True])}
+    batch = Batches(pool, np.array([1, ~2, ~1, ~3], np.int32)).gather()
+    assert batch["x"].tolist() == [7, 9, 7, 0]
+    assert batch["b"].tolist() == [True, True, True, False]
+    assert batch["mask"].tolist() == [True, False, False, False]
+
+
 def test_gradients_of_a_padded_example_are_finite():
     def loss(w, batch):
         return jnp.sum(jnp.where(batch["mask"], w * jnp.linalg.norm(w * batch["x"], axis=-1), 0))
