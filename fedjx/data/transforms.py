@@ -162,8 +162,8 @@ def split_examples(data: ClientData, fractions: Mapping[str, float], *, seed: in
     """Splits within clients: every example of a client is in exactly one part.
 
     Of n examples, the part that ends at the cumulated fraction f ends at the rounded f n, in an order that
-    is a function of the seed and the client's id; within a part, examples keep their order. A client is left out
-    of a part in which it has none.
+    is a function of the seed and the client's id; within a part, examples keep their order. Every client is in every
+    part, under its number, and may be empty there.
 
     Args:
       data: Client data in memory or on disk; nothing is copied.
@@ -194,7 +194,7 @@ def split_examples(data: ClientData, fractions: Mapping[str, float], *, seed: in
 
 
 def split_clients(data: Splittable, fractions: Mapping[str, float], *, seed: int) -> dict[str, Splittable]:
-    """Splits by clients: every client is, with all its examples, in exactly one part.
+    """Splits by clients: every client is, with all its examples and under its number, in exactly one part.
 
     Args:
       data: Client data with a method `select`: `FederatedData`, a `Store`, or what `preprocess` returns.
@@ -206,8 +206,8 @@ def split_clients(data: Splittable, fractions: Mapping[str, float], *, seed: int
 
     >>> from fedjx.data import FederatedData, preprocess
     >>> data = FederatedData({"x": np.arange(10)}, np.arange(11))
-    >>> {name: part.num_clients for name, part in split_clients(data, {"train": 0.8, "test": 0.2}, seed=0).items()}
-    {'train': 8, 'test': 2}
+    >>> {name: part.ids.tolist() for name, part in split_clients(data, {"train": 0.7, "test": 0.3}, seed=0).items()}
+    {'train': [0, 1, 3, 4, 6, 7, 8], 'test': [2, 5, 9]}
     """
     order = np.random.Generator(np.random.Philox(seed)).permutation(data.num_clients)
     parts = {}
@@ -218,7 +218,7 @@ def split_clients(data: Splittable, fractions: Mapping[str, float], *, seed: int
                 f"every part of a split needs a client; got none in {name!r} for {data.num_clients} clients. "
                 "Give it a larger fraction."
             )
-        parts[name] = cast(Any, data).select(np.sort(order[start:end]))
+        parts[name] = cast(Any, data).select(data.ids[np.sort(order[start:end])])
     return parts
 
 
