@@ -28,16 +28,30 @@ Columns = Mapping[str, np.ndarray]
 
 
 class Step(NamedTuple):
-    """A function of one client that needs its id, or that tells how many examples it leaves.
+    """A pure function of one client's columns that says what it is, and may tell how many examples it leaves.
 
     Attributes:
-      apply: From the client's id and its columns, each ``[n, ...]``, to its new columns, each ``[m, ...]``.
+      name: What it is called in a manifest.
+      function: From a client's columns, each ``[n, ...]``, to its new columns, each ``[m, ...]``.
+      parameters: What else the result depends on; anything JSON can say.
       num_examples: From the numbers n of some clients, int64 ``[C]``, to the numbers m; None if that takes
         reading the examples.
+      takes_id: Whether the function takes the client's id too, after the columns.
+
+    >>> double = Step("times", lambda columns: {"x": 2 * columns["x"]}, {"factor": 2})
+    >>> double({"x": np.arange(3)})
+    {'x': array([0, 2, 4])}
     """
 
-    apply: Callable[[ClientId, Columns], Mapping[str, ArrayLike]]
+    name: str
+    function: Callable[..., Mapping[str, ArrayLike]]
+    parameters: Mapping[str, Any] = {}
     num_examples: Callable[[np.ndarray], np.ndarray] | None = None
+    takes_id: bool = False
+
+    def __call__(self, columns: Columns, client_id: ClientId | None = None) -> Mapping[str, Any]:
+        """Applies the function to one client; what it refuses is a ValueError."""
+        return self.function(columns, client_id) if self.takes_id else self.function(columns)
 
 
 Function = Step | Callable[[Columns], Mapping[str, ArrayLike]]
@@ -59,11 +73,13 @@ def preprocess(data, *functions):
         function sees it any more.
 
     Returns:
-      A `Source` of a source, else client data. Where a function does not say how many examples it leaves,
+      A `Source` of a source, else client data. The provenance lists the functions after those that were applied before:
+      a `Step` with its parameters, others by their names. Where a function does not say how many examples it leaves,
       client data are read once, at first use, for their sizes.
 
     Raises:
-      ValueError: When a client is read whose new columns are not alike in length, or unlike the first client's.
+      ValueError: When a client is read which a function refuses, or whose new columns are not alike in length, or
+        unlike the first client's; names the client.
 
     >>> data = FederatedData({"x": np.arange(6), "y": np.ones(6)}, offsets=np.array([0, 1, 6]))
     >>> odd = preprocess(data, lambda columns: {"x": columns["x"][columns["x"] % 2 == 1]})
@@ -72,13 +88,13 @@ def preprocess(data, *functions):
     """
     if not isinstance(data, Source):
         return Preprocessed(data, functions)
-    steps = tuple(map(_step, functions))
+    steps = tuple(map(as_step, functions))
 
     def clients() -> Iterator[Client]:
         for client in data.clients():
             yield client._replace(examples=_applied(steps, client.id, client.examples))
 
-    said = [_said(function) for function in functions]
+    said = [*data.provenance.get("preprocessed", ()), *({"name": step.name, **step.parameters} for step in steps)]
     return data._replace(clients=clients, provenance={**data.provenance, "preprocessed": said})
 
 
@@ -90,7 +106,7 @@ class Preprocessed:
 
     def __init__(self, data: ClientData, functions: Sequence[Function]):
         self.data, self._functions = data, functions
-        self._steps = tuple(map(_step, functions))
+        self._steps = tuple(map(as_step, functions))
 
     @property
     def num_clients(self) -> int:
@@ -222,25 +238,25 @@ def _applied(steps: Sequence[Step], client_id: ClientId, columns: Columns) -> di
     for step in steps:
         if not num_rows(columns):
             break  # What is computed of no examples, such as their mean, is seldom meant.
-        columns = named_columns(step.apply(client_id, columns), repr(client_id))
+        try:
+            columns = named_columns(step(columns, client_id), repr(client_id))
+        except ValueError as error:
+            raise ValueError(f"{step.name} of client {client_id!r}: {error}") from error
     return dict(columns)
 
 
-def _step(function: Function) -> Step:
+def as_step(function: Function) -> Step:
+    """Returns a function of columns as a step, which has its name."""
     if isinstance(function, Step):
         return function
     if not callable(function):
         raise TypeError(f"preprocess needs functions; got {function!r}. Give one from columns to columns.")
-    plain: Any = function  # To a type checker a Step might be callable too.
-    return Step(lambda client_id, columns: plain(columns))
+    return Step(name_of(function), function)
 
 
-def _said(function: Function) -> Any:
-    """Returns what a manifest says of a function: its name, and its parameters where it tells them."""
-    applied: Any = function.apply if isinstance(function, Step) else function
-    name = getattr(applied, "__qualname__", None) or getattr(applied, "name", type(applied).__name__)
-    name, parameters = str(name).split(".<locals>")[0], getattr(applied, "parameters", None)
-    return {"name": name, **parameters} if parameters else name
+def name_of(function: Any) -> str:
+    """Returns what a manifest calls a function: its name, or that of the function which made it."""
+    return getattr(function, "__qualname__", type(function).__name__).split(".<locals>")[0]
 
 
 def num_rows(columns: Columns) -> int:

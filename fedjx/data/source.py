@@ -107,6 +107,28 @@ def as_source(data: Source | ClientData) -> Source:
     return Source(clients, data.num_clients, getattr(data, "provenance", {}))
 
 
+def with_metadata(source: Source, metadata_fn: Callable[[Client], Mapping[str, str | float]]) -> Source:
+    """Replaces the metadata of each client by those that a function tells.
+
+    Raises:
+      ValueError: When clients are read, if the function refuses one; names the client.
+
+    >>> sized = with_metadata(Source(lambda: iter([Client("ada", {"x": np.ones(3)})])), lambda client: {"n": 3})
+    >>> next(sized.clients()).metadata
+    {'n': 3}
+    """
+
+    def clients() -> Iterator[Client]:
+        for client in source.clients():
+            try:
+                metadata = metadata_fn(client)
+            except ValueError as error:
+                raise ValueError(f"client {client.id!r}: {error}") from error
+            yield client._replace(metadata=metadata)
+
+    return source._replace(clients=clients)
+
+
 def client_ids(data: ClientData, ids: np.ndarray) -> list[ClientId]:
     """Returns under which ids some clients were written, or their numbers where they have no other ids."""
     named = getattr(data, "client_ids", None)

@@ -12,16 +12,21 @@ from fedjx.data import (
     filter_examples,
     map_examples,
     preprocess,
-    select,
+    select_features,
     split_clients,
     split_examples,
     tokenize,
     truncate,
     write_store,
 )
-from fedjx.data.published import Transform
 from tests.data.stores import CLIENTS, MEMORY, SIZES, SPLITS, assert_equal, written
 
+WIDER = Step(
+    "wider",
+    lambda columns, name: {"y": columns["y"].astype(np.float64 if name else np.float32)},
+    num_examples=lambda sizes: sizes,
+    takes_id=True,
+)
 TEXTS = Source(lambda: iter([Client("ada", {"text": np.array([b"a"], object)})]))
 
 
@@ -104,7 +109,7 @@ def test_what_is_baked_is_what_is_lazy(tmp_path):
         "store": "s",
         "fingerprint": store.fingerprint,
         "provenance": {"made": "here"},
-        "preprocessed": ["odd", "truncate"],
+        "preprocessed": [{"name": "odd"}, {"name": "truncate", "num_examples": 2, "seed": None}],
         "num_empty_clients": 1,
     }
     source = preprocess(Source(lambda: (Client(f"client {k}", c) for k, c in enumerate(CLIENTS))), odd, truncate(2))
@@ -117,7 +122,7 @@ def test_sizes_that_functions_tell_need_no_reading():
             raise AssertionError("read")
 
     data = Unread(MEMORY.examples, MEMORY.offsets)
-    result = preprocess(data, truncate(4), map_examples(lambda columns: columns), select("y"))
+    result = preprocess(data, truncate(4), map_examples(lambda columns: columns), select_features("y"))
     assert result.sizes.tolist() == np.minimum(SIZES, 4).tolist()
     with pytest.raises(AssertionError):  # The negative control: a plain function does not tell.
         _ = preprocess(data, odd).sizes
@@ -198,7 +203,7 @@ def test_tokenize_cuts_pads_and_checks():
         },
     )
     narrow = tokenize("text", lambda text: [300], length=4, dtype=np.uint8)
-    with pytest.raises(ValueError, match="tokens need to fit in uint8; got 0 to 300 in 'text' of client 'ada'"):
+    with pytest.raises(ValueError, match="of client 'ada': tokens need to fit in uint8; got 0 to 300 in 'text'"):
         next(preprocess(texts(b"a"), narrow).clients())
 
 
@@ -214,21 +219,25 @@ def test_tokenize_cuts_pads_and_checks():
         (
             [filter_examples(lambda columns: columns["y"])],
             ValueError,
-            r"needs to return bool\[3\] for client 0; got int",
+            r"filter_examples of client 0: a predicate needs to return bool\[3\]; got int",
         ),
-        ([map_examples(odd)], ValueError, "keeps the number of examples, here .; got . in 'y' of client"),
         (
-            [select("y", z="w")],
+            [map_examples(odd)],
             ValueError,
-            r"features that exist; got \['w'\] for client 0, which has \['flag', 'x', 'y'\]",
+            "examples of client 0: .* keeps the number of examples, here 3; got 1 in 'y'",
         ),
         (
-            [Step(lambda name, columns: {"y": columns["y"].astype(f"f{4 + 4 * (name > 0)}")}, lambda sizes: sizes)],
+            [select_features("y", z="w")],
+            ValueError,
+            r"features of client 0: .* exist; got \['w'\], and there are \['flag', 'x', 'y'\]",
+        ),
+        (
+            [WIDER],
             ValueError,
             r"all clients need the same type, .*, here <y=float32> and 1; got <y=float64> and 1 for client 1",
         ),
         (
-            [Step(lambda name, columns: columns, lambda sizes: sizes + 1)],
+            [Step("same", lambda columns: columns, {}, lambda sizes: sizes + 1)],
             ValueError,
             "the sizes that were counted, here .* and 4; got .* and 3 for client 0",
         ),
@@ -258,12 +267,26 @@ def test_errors_of_seeds(seed):
 
 
 def test_a_missing_text_is_named():
-    with pytest.raises(ValueError, match=r"tokenize needs a feature 'title'; got \['text'\] for client 'ada'"):
+    with pytest.raises(ValueError, match=r"tokenize needs a feature 'title'; got \['text'\]"):
         next(preprocess(TEXTS, tokenize("title", list, length=2)).clients())
 
 
-def test_named_functions_stand_in_the_provenance():
-    named = Transform("double", lambda columns: columns)
-    assert preprocess(TEXTS, named).provenance["preprocessed"] == ["double"]
-    told = Transform("times", lambda columns: columns, {"factor": 3})
-    assert preprocess(TEXTS, told, named).provenance["preprocessed"] == [{"name": "times", "factor": 3}, "double"]
+def test_the_provenance_tells_every_step_and_its_parameters(tmp_path):
+    once = preprocess(TEXTS, Step("times", lambda columns: columns, {"factor": 3}), lambda columns: columns)
+    twice = preprocess(once, tokenize("text", list, length=2), odd)
+    told = {"name": "tokenize", "feature": "text", "encode": "list", "length": 2, "padding": 0, "dtype": "int32"}
+    name = "test_the_provenance_tells_every_step_and_its_parameters"
+    assert twice.provenance["preprocessed"] == [{"name": "times", "factor": 3}, {"name": name}, told, {"name": "odd"}]
+    lazy = preprocess(preprocess(MEMORY, truncate(8)), select_features(a="y"))
+    baked = write_store(tmp_path / "s", lazy, progress=False)
+    names = [step["name"] for step in baked.manifest["provenance"]["preprocessed"]]
+    assert names == ["truncate", "select_features"]
+
+
+def refused(columns):
+    raise ValueError("no")
+
+
+def test_an_error_of_a_plain_function_names_it_and_the_client():
+    with pytest.raises(ValueError, match="refused of client 'ada': no"):
+        next(preprocess(TEXTS, refused).clients())
