@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from fedjx.core.language.types import ArrayType
 from fedjx.core.language.values import MASK
+from fedjx.data.random_words import digest
 
 if TYPE_CHECKING:
     cached = property  # To a type checker no protocol has a functools.cached_property.
@@ -79,6 +80,7 @@ class FederatedData:
         casting and scaling belong to the jitted step.
       offsets: int64 ``[K+1]``, from 0 to N, never decreasing.
       ids: The clients' numbers, int64 ``[K]``, increasing; by default 0 to K - 1.
+      provenance: What to say of the origin of a store that is made of them; anything JSON can say.
 
     Raises:
       ValueError: If there is no feature, no client or no example, a feature is named "mask", the features
@@ -95,6 +97,7 @@ class FederatedData:
     examples: Mapping[str, np.ndarray]
     offsets: np.ndarray
     ids: np.ndarray = None  # type: ignore[assignment]  # Never None once it is made.
+    provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         examples = {name: np.asarray(column) for name, column in self.examples.items()}
@@ -154,7 +157,7 @@ class FederatedData:
         Args:
           examples: Features by name, each ``[N, ...]``.
           partition: For each client the rows it gets, integers in ``[0, N)``, or none. Rows may be left
-            out or given to several clients.
+            out or given to several clients. The provenance has their SHA-256.
 
         Raises:
           ValueError: If a row is outside ``[0, N)``, or all clients get none.
@@ -173,7 +176,9 @@ class FederatedData:
                     f"client {k}. Partition the same examples."
                 )
         order = np.concatenate([np.empty(0, np.int64), *parts])
-        return cls({name: column[order] for name, column in arrays.items()}, np.cumsum([0, *map(len, parts)]))
+        offsets = np.cumsum([0, *map(len, parts)])
+        told = {"num_examples": num_examples, "offsets": digest(offsets), "rows": digest(order)}
+        return cls({name: column[order] for name, column in arrays.items()}, offsets, provenance={"partition": told})
 
     @property
     def num_clients(self) -> int:
@@ -244,7 +249,7 @@ class FederatedData:
         (array([1, 3]), array([1, 2]), array([13, 14]))
         """
         ids = selected(self, ids)
-        return FederatedData(self.read(ids), np.append(0, self.sizes[self.places(ids)].cumsum()), ids)
+        return FederatedData(self.read(ids), np.append(0, self.sizes[self.places(ids)].cumsum()), ids, self.provenance)
 
     def client(self, k: int) -> dict[str, np.ndarray]:
         """Returns the examples of the client of number k, each feature ``[n_k, ...]``, without a copy."""

@@ -176,7 +176,7 @@ class Preprocessed:
 
     def load(self) -> FederatedData:
         """Preprocesses all examples into memory."""
-        return FederatedData(self.read(self.ids[:]), self.offsets, self.ids[:])
+        return FederatedData(self.read(self.ids[:]), self.offsets, self.ids[:], self.as_source().provenance)
 
     def read(self, ids: ArrayLike, out: Mapping[str, np.ndarray] | None = None) -> Mapping[str, np.ndarray]:
         """Reads and preprocesses some clients, one client after another; as `FederatedData.read`."""

@@ -25,7 +25,7 @@ class Store:
     """The examples of any number of clients, on disk; `StoreWriter` writes it.
 
     A store takes the place of `FederatedData` in a `Cohort`. Opening it reads the manifest and compares
-    the sizes of the files; all else is read when it is asked for. No example is cached or memory-mapped
+    the sizes and headers of the files; all else is read when it is asked for. No example is cached or memory-mapped
     and no file is kept open, so threads and processes may share a store, also by pickling.
 
     Clients are numbered from 0 in the order in which they were written. What `select` returns is
@@ -37,7 +37,8 @@ class Store:
 
     Raises:
       FileNotFoundError: If there is no store at the path, writing it was interrupted, or a file is missing.
-      ValueError: If the manifest is corrupt or of another version, or a file has not the size it was written with.
+      ValueError: If the manifest is corrupt, contradicts itself or is of another version, or a file has not the size
+        and type that it was written with.
 
     >>> import tempfile
     >>> from fedjx.data import Cohort, StoreWriter
@@ -58,7 +59,8 @@ class Store:
         self.path = Path(os.path.abspath(path))
         self.manifest, self._columns = read_manifest(self.path)
         for column in self._columns.values():
-            column.check_size()
+            column.check_file()
+            column.check_header()
         self._rows: range | np.ndarray = range(self.manifest["num_clients"])
 
     @property
@@ -130,7 +132,7 @@ class Store:
 
     def load(self) -> FederatedData:
         """Reads all examples into memory."""
-        return FederatedData(self._read(self._rows, None), np.asarray(self.offsets), self.ids[:])
+        return FederatedData(self._read(self._rows, None), np.asarray(self.offsets), self.ids[:], self.provenance)
 
     def places(self, ids: ArrayLike) -> np.ndarray:
         """Returns where in `ids`, `sizes`, `offsets` and metadata the clients of these numbers are, int64 ``[C]``.
@@ -233,7 +235,7 @@ class Store:
         """
         problems: list[str] = []
         for column in self._columns.values():
-            column.check_size()
+            column.check_file()
             problems += column.problems()
         if problems:
             raise ValueError(

@@ -15,7 +15,7 @@ import optax
 import pytest
 
 from fedjx.algorithms import fed_avg
-from fedjx.data import Cohort, FederatedData, client_ids, cohort
+from fedjx.data import Cohort, FederatedData, client_ids, cohort, write_store
 from fedjx.models import linear
 from tests.data.stores import CLIENTS, MEMORY, ROOT, SIZES, SPLITS, assert_equal, client, written
 
@@ -255,6 +255,22 @@ def test_metadata_keep_their_types(tmp_path):
         assert store.metadata(name).tolist() == values
     assert store.metadata("s").tolist() == ["ü", "ü"]
     assert store.select(f=2.0).client_ids([1]) == ["client 1"]
+
+
+def test_sizes_are_like_an_array(store):
+    sizes = store.sizes
+    assert (sizes.max(), sizes.mean(), sizes.sum(), sizes.tolist()) == (9, 3.5, 35, SIZES)
+    assert (sizes > 2).tolist() == [size > 2 for size in SIZES]
+    assert (2 * sizes + sizes).tolist() == [3 * size for size in SIZES]
+    assert np.sort(sizes).tolist() == sorted(SIZES)
+    assert pickle.loads(pickle.dumps(store)).select(sizes == 1).sizes.tolist() == [1, 1, 1]
+
+
+def test_stores_of_partitions_say_what_they_are_made_of(tmp_path):
+    data = FederatedData.from_partition({"x": np.arange(9)}, [[0, 3], [2]])
+    told = write_store(tmp_path / "s", data, progress=False).manifest["provenance"]["partition"]
+    assert told["num_examples"] == 9
+    assert told != FederatedData.from_partition({"x": np.arange(9)}, [[0], [3, 2]]).provenance["partition"]
 
 
 # In place of the data in memory.
