@@ -43,7 +43,7 @@ from fedjx.data.store_writer import StoreWriter
 from fedjx.data.transforms import (
     filter_examples,
     map_examples,
-    select,
+    select_features,
     split_clients,
     split_examples,
     tokenize,
@@ -107,7 +107,7 @@ __all__ = [
     "rotate_images",
     "rotating_weights",
     "scale_channels",
-    "select",
+    "select_features",
     "shards_partition",
     "size_partition",
     "size_weighted_sampler",

@@ -66,7 +66,11 @@ class ClientIds:
         names = self.read_encoded(rows)
         if self.kind == "int":
             return [int.from_bytes(name, "little", signed=True) for name in names]
-        return [name.decode() for name in names] if self.kind == "str" else list(names)
+        try:
+            return [name.decode() for name in names] if self.kind == "str" else list(names)
+        except UnicodeDecodeError:
+            path = self._columns[client_file("client_ids")].path
+            raise ValueError(f"client ids of type str need to be UTF-8; {path} is corrupt. Verify the store.") from None
 
     def read_encoded(self, rows: np.ndarray | range) -> list[bytes]:
         """Reads the names of some clients as bytes."""

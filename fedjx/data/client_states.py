@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.shares import Share
 from fedjx.core.language.values import Clients
-from fedjx.data.federated_data import checked_ids
+from fedjx.data.federated_data import places_of
 from fedjx.data.state_journal import ENTRY, ROWS, Journal, close, create, locked, read_head
 from fedjx.data.state_rows import RowFile, blocks, check_schema, checksums, for_blocks, layout, spoken
 
@@ -126,7 +126,7 @@ class ClientStates:
           ValueError: If there is no client, an id does not exist, or a state is corrupt.
         """
         self._check_open()
-        slots = self._journal.slots[checked_ids(self.num_clients, ids)]
+        slots = self._journal.slots[places_of(range(self.num_clients), ids)]
         rows, wrong = np.empty((len(slots), self._layout.row_bytes), np.uint8), np.empty(len(slots), bool)
 
         def read(part: slice) -> None:
@@ -151,7 +151,7 @@ class ClientStates:
           TypeError: If the states have other dtypes.
         """
         file = self._writable()
-        ids = checked_ids(self.num_clients, ids)
+        ids = places_of(range(self.num_clients), ids)
         leaves = self._layout.checked(states, len(ids))
         clients = set(ids.tolist())
         if len(clients) < len(ids) or not self._clients.isdisjoint(clients):
@@ -254,7 +254,7 @@ class ClientStates:
 
     def cohort(self, ids: ArrayLike) -> StateCohort:
         """Returns a cohort's states as an argument of a streamed computation, which takes them chunk by chunk."""
-        return StateCohort(self, checked_ids(self.num_clients, ids))
+        return StateCohort(self, places_of(range(self.num_clients), ids))
 
     def sink(self, clients: Clients) -> None:
         """Puts a chunk of new states: the `sink` of a streamed computation whose only result at CLIENTS they are.

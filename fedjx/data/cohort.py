@@ -14,7 +14,7 @@ from fedjx.core.execution.chunks import arranged
 from fedjx.core.execution.hosts import device_memory
 from fedjx.core.language.shares import Share
 from fedjx.core.language.values import Batches, Clients, Sequence
-from fedjx.data.federated_data import ClientData, FederatedData, cached, checked_ids
+from fedjx.data.federated_data import ClientData, FederatedData, cached
 
 _ALIGNMENT = 64  # bytes; of rows too, so that each device's part begins so
 
@@ -55,8 +55,8 @@ def cohort(
     >>> clients.value.length.tolist()
     [2, 1]
     """
-    ids = checked_ids(data.num_clients, ids)
-    lengths = _num_batches(data.sizes[ids], batch_size)
+    ids, places = np.asarray(ids), data.places(ids)
+    lengths = _num_batches(data.sizes[places], batch_size)
     longest = int(lengths.max())
     if num_steps is None:
         num_steps = _bucket(longest)
@@ -72,13 +72,12 @@ def cohort(
             f"num_clients needs to hold the cohort; got {num_clients=} for {len(ids)} ids. Raise it, or use Cohort."
         )
     mask = np.arange(num_clients) < len(ids)
-    padded = np.concatenate([ids, np.full(num_clients - len(ids), ids[0])])
-    index = _plan(data.offsets[padded], data.sizes[padded], num_steps, batch_size)
-    length = _num_batches(data.sizes[padded], batch_size)
+    rows = np.where(mask, np.arange(num_clients), 0)
+    index = _plan(data.offsets[places[rows]], data.sizes[places[rows]], num_steps, batch_size)
     return Clients(
-        Sequence(Batches(data.pool, index), length.astype(np.int32)),
+        Sequence(Batches(data.pool, index), lengths[rows].astype(np.int32)),
         mask=mask,
-        id=np.where(mask, padded, -1).astype(np.int32),
+        id=np.where(mask, ids[rows], -1).astype(np.int32),
     )
 
 
@@ -93,7 +92,7 @@ def empty_cohort(data: ClientData, *, batch_size: int) -> list[Clients]:
     >>> chunk.mask.tolist(), chunk.id.tolist()
     ([False], [-1])
     """
-    nobody = Cohort(data, [0], batch_size=batch_size, lanes=1)
+    nobody = Cohort(data, data.ids[:1], batch_size=batch_size, lanes=1)
     return [nobody.members(nobody.ids, np.zeros(1, bool))]
 
 
@@ -136,7 +135,8 @@ class Cohort:
     placement: Literal["resident", "streamed", "auto"] = "auto"
 
     def __post_init__(self):
-        object.__setattr__(self, "ids", checked_ids(self.data.num_clients, self.ids))
+        self.data.places(self.ids)  # Raises where one is no client of the data.
+        object.__setattr__(self, "ids", np.asarray(self.ids, np.int64))
         _check_positive("batch_size", self.batch_size)
         if self.lanes != "auto":
             _check_positive("lanes", self.lanes)
@@ -148,20 +148,20 @@ class Cohort:
     @cached
     def sizes(self) -> np.ndarray:
         """Number of batches of each member, int64 ``[C]``."""
-        return _num_batches(self.data.sizes[self.ids], self.batch_size)
+        return _num_batches(self.data.sizes[self.data.places(self.ids)], self.batch_size)
 
     def members(self, ids: np.ndarray, mask: np.ndarray, share: Share = Share()) -> Clients:
         """Plans this process's share of a chunk of the named clients; where the mask is False it is padding."""
-        longest = _num_batches(self.data.sizes[ids].max(), self.batch_size)
+        longest = _num_batches(self.data.sizes[self.data.places(ids)].max(), self.batch_size)
         num_steps = _capacity(int(longest), int(_num_batches(self.data.largest, self.batch_size)), least=64)
         resident = self.placement == "resident" or (self.placement == "auto" and _fits_device(self.data, share))
         if resident:
             ids = share.of(ids)
-            pool, first = self.data.pool, self.data.offsets[ids]
+            pool, first = self.data.pool, self.data.offsets[self.data.places(ids)]
         else:
             pool, first = _parts(self.data, ids, share)
             ids = share.of(ids)
-        sizes, mask = self.data.sizes[ids], share.of(mask)
+        sizes, mask = self.data.sizes[self.data.places(ids)], share.of(mask)
         batches = Batches(pool, _plan(first, sizes, num_steps, self.batch_size), shared=resident)
         value = Sequence(batches, _num_batches(sizes, self.batch_size).astype(np.int32))
         return Clients(value, mask, np.where(mask, ids, -1).astype(np.int32))
@@ -233,7 +233,7 @@ def _parts(data: ClientData, ids: np.ndarray, share: Share) -> tuple[dict[str, n
     Returns:
       The features, each ``[P * N, ...]``, and where in its device's part each client begins, ``[P * C]``.
     """
-    sizes = data.sizes[ids].reshape(share.num_devices, -1)
+    sizes = data.sizes[data.places(ids)].reshape(share.num_devices, -1)
     ids = ids.reshape(share.num_devices, -1)
     new = np.append(np.ones((len(ids), 1), bool), ids[:, 1:] != ids[:, :-1], axis=1)
     ends = np.where(new, sizes, 0).cumsum(axis=1)

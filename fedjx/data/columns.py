@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import math
 import os
+import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -60,17 +61,28 @@ class Column:
         """Size of the file."""
         return len(self.header) + len(self) * self.row_bytes
 
-    def check_size(self) -> None:
-        """Raises FileNotFoundError if the file is missing and ValueError if its size is another than it was."""
+    def check_file(self) -> None:
+        """Raises FileNotFoundError if the file is missing, and ValueError if it is none or its size is another."""
         try:
-            size = os.stat(self.path).st_size
+            found = os.stat(self.path)
         except FileNotFoundError:
             raise FileNotFoundError(f"a store needs all its files; {self.path} is missing. Import it again.") from None
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError(f"a column of a store needs to be a file; {self.path} is none. Import it again.")
+        size = found.st_size
         if size != self.num_bytes:
             how = "truncated" if size < self.num_bytes else "too long"
             raise ValueError(
                 f"a file of a store needs its size at writing; {self.path} is {how}: got {size} bytes, expected "
                 f"{self.num_bytes}. Import it again."
+            )
+
+    def check_header(self) -> None:
+        """Raises ValueError if the file says that it holds another dtype or shape."""
+        if not self._has_header():
+            raise ValueError(
+                f"a file of a store needs to hold what the manifest says; {self.path} is not {self.dtype}"
+                f"{list(self.shape)}. Import it again."
             )
 
     def read(self, first: np.ndarray, count: np.ndarray, out: np.ndarray, place: np.ndarray) -> None:
@@ -128,9 +140,9 @@ class Column:
     def problems(self) -> Iterator[str]:
         """Compares header and checksums, and yields a line for everything that is not as it was written."""
         scratch = memoryview(bytearray(min(BLOCK, self.num_bytes)))
+        if not self._has_header():
+            yield f"{self.path}: the header is not that of {self.dtype}{list(self.shape)}"
         with self._opened() as file:
-            if os.pread(file, len(self.header), 0) != self.header:
-                yield f"{self.path}: the header is not that of {self.dtype}{list(self.shape)}"
             for number, checksum in enumerate(self.checksums):
                 first = number * BLOCK
                 last = min(first + BLOCK, len(self) * self.row_bytes)
@@ -141,6 +153,10 @@ class Column:
                     start = len(self.header)
                     yield f"{self.path}: corrupt between bytes {start + first} and {start + last} ({rows})"
 
+    def _has_header(self) -> bool:
+        with self._opened() as file:
+            return os.pread(file, len(self.header), 0) == self.header
+
     @contextlib.contextmanager
     def _opened(self) -> Iterator[int]:
         try:
@@ -149,6 +165,8 @@ class Column:
             raise FileNotFoundError(f"a store needs all its files; {self.path} is gone. Import it again.") from None
         try:
             yield file
+        except IsADirectoryError:
+            raise ValueError(f"a column of a store needs to be a file; {self.path} is none. Import it again.") from None
         finally:
             os.close(file)
 
@@ -172,8 +190,10 @@ class Column:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class OnDisk:
+class OnDisk(np.lib.mixins.NDArrayOperatorsMixin):
     """A vector that is read when it is indexed, and only there.
+
+    It takes part in arithmetic and comparisons, and has the methods of an array, which read all of it.
 
     Attributes:
       length: Its length.
@@ -182,6 +202,8 @@ class OnDisk:
     >>> squares = OnDisk(4, lambda rows: np.square(rows))
     >>> squares[[3, 1]], squares[-1], squares[:2], np.asarray(squares)
     (array([9, 1]), np.int64(9), array([0, 1]), array([0, 1, 4, 9]))
+    >>> squares.max(), squares.mean(), squares > 2
+    (np.int64(9), np.float64(3.5), array([False, False,  True,  True]))
     """
 
     length: int
@@ -203,6 +225,14 @@ class OnDisk:
             )
         values = self.read(rows.reshape(-1).astype(np.int64) % self.length)
         return values.reshape(rows.shape)[()]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # Python and NumPy ask for these before there is anything to read.
+            raise AttributeError(name)
+        return getattr(self[:], name)
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        return getattr(ufunc, method)(*(np.asarray(value) for value in inputs), **options)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[:], dtype)

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from fedjx.core.language.types import ArrayType
 from fedjx.core.language.values import MASK
+from fedjx.data.random_words import digest
 
 if TYPE_CHECKING:
     cached = property  # To a type checker no protocol has a functools.cached_property.
@@ -25,19 +26,25 @@ else:
 class ClientData(Protocol):
     """What a cohort asks of a data set: `FederatedData` in memory, a `Store` on disk, or your own.
 
+    A client's number is its identity. Splits, selections and views keep it, and a client may be empty in some of them.
+
     Attributes:
-      num_clients: Number of clients K, which are numbered from 0.
+      num_clients: Number of clients K.
+      ids: Their numbers, increasing, as if int64 ``[K]``: from 0 to K - 1, unless the others are elsewhere.
       num_examples: Number of examples N of all clients together.
       num_bytes: Their size in bytes.
       largest: Number of examples of the largest client.
       schema: The type of one example, an `ArrayType` by name of the feature.
-      sizes: Number of examples of each client; indexed with int64 ``[...]`` it gives int64 ``[...]``.
+      sizes: Number of examples of each client, in the order of `ids`; indexed with int64 ``[...]`` it gives
+        int64 ``[...]``.
       offsets: Where each client begins in `pool`; indexed likewise.
       pool: All examples on the device, each feature ``[N, ...]``.
     """
 
     @property
     def num_clients(self) -> int: ...  # noqa: D102
+    @property
+    def ids(self) -> Any: ...  # noqa: D102
     @property
     def num_examples(self) -> int: ...  # noqa: D102
     @property
@@ -53,6 +60,10 @@ class ClientData(Protocol):
     @property
     def pool(self) -> Mapping[str, jax.Array]: ...  # noqa: D102
 
+    def places(self, ids: ArrayLike) -> np.ndarray:
+        """Returns where in `ids`, `sizes` and `offsets` the clients of these numbers are, int64 ``[C]``."""
+        ...
+
     def read(self, ids: ArrayLike, out: Mapping[str, np.ndarray] | None = None) -> Mapping[str, np.ndarray]:
         """Copies the examples of some clients, one client after another, into `out` where it is given."""
         ...
@@ -62,16 +73,18 @@ class ClientData(Protocol):
 class FederatedData:
     """The examples of all clients, one client after another.
 
-    The examples of client ``k`` are the rows ``offsets[k]:offsets[k+1]`` of every feature.
+    The examples of client ``ids[k]`` are the rows ``offsets[k]:offsets[k+1]`` of every feature. A client may have none.
 
     Attributes:
       examples: Features by name, each ``[N, ...]``, in the narrowest dtype that holds them;
         casting and scaling belong to the jitted step.
-      offsets: int64 ``[K+1]``, increasing from 0 to N.
+      offsets: int64 ``[K+1]``, from 0 to N, never decreasing.
+      ids: The clients' numbers, int64 ``[K]``, increasing; by default 0 to K - 1.
+      provenance: What to say of the origin of a store that is made of them; anything JSON can say.
 
     Raises:
-      ValueError: If there is no feature or no client, a feature is named "mask", the features
-        disagree on N, the offsets do not increase from 0 to N, or a client has no example.
+      ValueError: If there is no feature, no client or no example, a feature is named "mask", the features
+        disagree on N, the offsets do not go from 0 to N, or the ids do not increase.
       TypeError: If a feature is not numeric or the offsets are not integers.
 
     >>> data = FederatedData({"x": np.arange(10, 15), "y": np.eye(5)}, offsets=np.array([0, 2, 5]))
@@ -83,6 +96,8 @@ class FederatedData:
 
     examples: Mapping[str, np.ndarray]
     offsets: np.ndarray
+    ids: np.ndarray = None  # type: ignore[assignment]  # Never None once it is made.
+    provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         examples = {name: np.asarray(column) for name, column in self.examples.items()}
@@ -95,14 +110,17 @@ class FederatedData:
                 f"offsets need to increase from 0 to the number of examples; got {offsets=} and {num_examples=}. "
                 "Cumulate the clients' sizes: [0, n_0, n_0 + n_1, ...]."
             )
-        empty = np.flatnonzero(np.diff(offsets) == 0)
-        if len(empty):
+        if not num_examples:
+            raise ValueError("a federated data set needs at least one example; got none. Look at how it was made.")
+        ids = np.arange(len(offsets) - 1) if self.ids is None else _integers("ids", self.ids)
+        if len(ids) != len(offsets) - 1 or ids[0] < 0 or (np.diff(ids) <= 0).any():
             raise ValueError(
-                f"every client needs at least one example; got none for client {empty[0]} ({len(empty)} empty in all). "
-                "Leave these clients out."
+                f"ids need to be a number for each client, from 0 and increasing; got {ids=} for {len(offsets) - 1} "
+                "clients. Sort the clients by number."
             )
         object.__setattr__(self, "examples", examples)
         object.__setattr__(self, "offsets", offsets)
+        object.__setattr__(self, "ids", ids)
 
     @classmethod
     def from_clients(cls, clients: PySequence[Mapping[str, ArrayLike]]) -> FederatedData:
@@ -138,11 +156,11 @@ class FederatedData:
 
         Args:
           examples: Features by name, each ``[N, ...]``.
-          partition: For each client the rows it gets, integers in ``[0, N)``. Rows may be left
-            out or given to several clients.
+          partition: For each client the rows it gets, integers in ``[0, N)``, or none. Rows may be left
+            out or given to several clients. The provenance has their SHA-256.
 
         Raises:
-          ValueError: If a row is outside ``[0, N)``, or a client gets none.
+          ValueError: If a row is outside ``[0, N)``, or all clients get none.
           TypeError: If the rows are not integers.
 
         >>> FederatedData.from_partition({"x": [7, 8, 9]}, [[2, 0], [1]]).client(0)["x"]
@@ -158,7 +176,9 @@ class FederatedData:
                     f"client {k}. Partition the same examples."
                 )
         order = np.concatenate([np.empty(0, np.int64), *parts])
-        return cls({name: column[order] for name, column in arrays.items()}, np.cumsum([0, *map(len, parts)]))
+        offsets = np.cumsum([0, *map(len, parts)])
+        told = {"num_examples": num_examples, "offsets": digest(offsets), "rows": digest(order)}
+        return cls({name: column[order] for name, column in arrays.items()}, offsets, provenance={"partition": told})
 
     @property
     def num_clients(self) -> int:
@@ -190,6 +210,14 @@ class FederatedData:
         """The type of one example, by name of the feature."""
         return schema_of(self.examples)
 
+    def places(self, ids: ArrayLike) -> np.ndarray:
+        """Returns where in `ids`, `sizes` and `offsets` the clients of these numbers are, int64 ``[C]``.
+
+        Raises:
+          ValueError: If there is no number or no such client.
+        """
+        return places_of(self.ids, ids)
+
     def read(self, ids: ArrayLike, out: Mapping[str, np.ndarray] | None = None) -> Mapping[str, np.ndarray]:
         """Copies the examples of some clients, one client after another.
 
@@ -204,10 +232,9 @@ class FederatedData:
         >>> data.read([1, 0])["x"]
         array([12, 13, 14, 10, 11])
         """
-        ids = checked_ids(self.num_clients, ids)
-        sizes = self.sizes[ids]
-        places = sizes.cumsum() - sizes
-        rows = np.repeat(self.offsets[ids] - places, sizes) + np.arange(sizes.sum())
+        places = self.places(ids)
+        sizes = self.sizes[places]
+        rows = np.repeat(self.offsets[places] - sizes.cumsum() + sizes, sizes) + np.arange(sizes.sum())
         if out is None:
             return {name: column[rows] for name, column in self.examples.items()}
         for name, column in self.examples.items():
@@ -215,16 +242,19 @@ class FederatedData:
         return out
 
     def select(self, ids: ArrayLike) -> FederatedData:
-        """Copies some clients, integers ``[C]`` or a mask, numbered from 0 in the order that they have here."""
-        ids = np.asarray(ids)
-        ids = np.flatnonzero(ids) if ids.dtype == bool else np.unique(checked_ids(self.num_clients, ids))
-        return FederatedData(self.read(ids), np.append(0, self.sizes[ids].cumsum()))
+        """Copies some clients, integers ``[C]`` or a mask ``[K]``, under their own numbers.
+
+        >>> odd = FederatedData({"x": np.arange(10, 15)}, offsets=np.array([0, 2, 3, 3, 5])).select([3, 1])
+        >>> odd.ids, odd.sizes, odd.client(3)["x"]
+        (array([1, 3]), array([1, 2]), array([13, 14]))
+        """
+        ids = selected(self, ids)
+        return FederatedData(self.read(ids), np.append(0, self.sizes[self.places(ids)].cumsum()), ids, self.provenance)
 
     def client(self, k: int) -> dict[str, np.ndarray]:
-        """Returns the examples of one client, each feature ``[n_k, ...]``, without a copy."""
-        if not 0 <= k < self.num_clients:
-            raise ValueError(f"clients are numbered from 0 to {self.num_clients - 1}; got {k=}. Choose one of them.")
-        return {name: column[self.offsets[k] : self.offsets[k + 1]] for name, column in self.examples.items()}
+        """Returns the examples of the client of number k, each feature ``[n_k, ...]``, without a copy."""
+        (place,) = self.places([k])
+        return {name: column[self.offsets[place] : self.offsets[place + 1]] for name, column in self.examples.items()}
 
     @cached
     def pool(self) -> dict[str, jax.Array]:
@@ -247,20 +277,50 @@ class FederatedData:
         )
 
 
-def checked_ids(num_clients: int, ids: ArrayLike) -> np.ndarray:
-    """Returns the ids of some clients as int64 ``[C]``; raises where there is none or one does not exist."""
+def places_of(numbers: range | np.ndarray, ids: ArrayLike) -> np.ndarray:
+    """Returns where some ids are among the numbers of clients, which increase; int64 ``[C]``.
+
+    Raises:
+      ValueError: If there is no id or one is not among the numbers.
+      TypeError: If the ids are no vector of integers.
+
+    >>> places_of(np.array([2, 5, 7]), [7, 2])
+    array([2, 0])
+    """
     ids = np.asarray(ids)
     if ids.size == 0:
         raise ValueError("a cohort needs at least one client; got ids=[]. Sample again, or use empty_cohort.")
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
-        raise TypeError(f"ids need to be a vector of integers; got {ids.dtype}{list(ids.shape)}. Give int32 [C].")
-    unknown = ids[(ids < 0) | (ids >= num_clients)]
-    if len(unknown):
-        raise ValueError(
-            f"ids need to be clients of the data set, 0 to {num_clients - 1}; got {unknown[:5].tolist()} "
-            f"({len(unknown)} in all). Sample from range(data.num_clients)."
+        raise TypeError(
+            f"ids need to be a vector of integers; got {ids.dtype}{list(ids.shape)}. Give int32 [C]; "
+            "Store.find returns the numbers of clients by what they are called."
         )
-    return ids.astype(np.int64)
+    places, is_known = located(numbers, ids.astype(np.int64))
+    if not is_known.all():
+        raise ValueError(
+            f"ids need to be clients of the data set, {len(numbers)} from {numbers[0]} to {numbers[-1]}; got "
+            f"{ids[~is_known][:5].tolist()} ({(~is_known).sum()} in all). Choose among its ids."
+        )
+    return places
+
+
+def located(numbers: range | np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns where some ids are among numbers that increase, and whether they are there."""
+    if isinstance(numbers, range):
+        return ids - numbers.start, (ids >= numbers.start) & (ids < numbers.stop)
+    places = np.searchsorted(numbers, ids)
+    return places, numbers[np.minimum(places, len(numbers) - 1)] == ids
+
+
+def selected(data: ClientData, ids: ArrayLike) -> np.ndarray:
+    """Returns the numbers of the clients that integers ``[C]`` or a mask ``[K]`` select, increasing."""
+    ids = np.asarray(ids)
+    if ids.dtype == bool and ids.shape != (data.num_clients,):
+        raise ValueError(f"a mask needs to be bool [{data.num_clients}]; got bool{list(ids.shape)}. Give one a client.")
+    places = np.flatnonzero(ids) if ids.dtype == bool else np.unique(data.places(ids))
+    if not len(places):
+        raise ValueError("a selection needs at least one client; got none. Look at the mask.")
+    return np.asarray(data.ids[places])
 
 
 def notation(schema: Mapping[str, ArrayType]) -> str:

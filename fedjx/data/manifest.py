@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from fedjx.data.columns import Column
@@ -16,6 +20,19 @@ from fedjx.data.columns import Column
 MANIFEST = "manifest.json"
 FORMAT = "fedjx store"
 VERSION = 1
+
+# What a manifest holds: a type, a list of one form, or a dict; `str` stands for any key. An int is in [0, 2^63).
+_FORM = {
+    "num_clients": int,
+    "num_examples": int,
+    "largest": int,
+    "client_ids": str,
+    "salt": int,
+    "features": {str: {"dtype": str, "shape": [int], "file": str}},
+    "metadata": {str: (list, type(None))},
+    "shards": [{"first_client": int, "first_example": int}],
+    "files": {str: {"dtype": str, "shape": [int], "bytes": int, "crc32": [int]}},
+}
 
 
 def client_file(name: str) -> str:
@@ -58,6 +75,8 @@ def read_manifest(directory: Path) -> tuple[dict[str, Any], dict[str, Column]]:
         text = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(_missing(directory)) from None
+    except IsADirectoryError:
+        raise ValueError(f"a manifest needs to be a file; {path} is a directory. Import it again.") from None
     try:
         body = json.loads(text)
     except (ValueError, RecursionError):
@@ -72,11 +91,94 @@ def read_manifest(directory: Path) -> tuple[dict[str, Any], dict[str, Column]]:
     # What reads the same is not enough: the fingerprint stands for every byte.
     if checked_text({key: value for key, value in body.items() if key != "sha256"}) != text:
         raise ValueError(f"a manifest needs its own checksum; {path} is corrupt. Import it again.")
-    columns = {
-        name: Column(directory / name, np.dtype(file["dtype"]), tuple(file["shape"]), tuple(file["crc32"]))
-        for name, file in body["files"].items()
-    }
+    try:
+        check(body, _FORM, "it")
+        columns = {
+            name: Column(directory / name, _dtype(file["dtype"]), tuple(file["shape"]), tuple(file["crc32"]))
+            for name, file in body["files"].items()
+        }
+        _check_files(body, columns)
+    except ValueError as error:
+        raise ValueError(f"a manifest needs to be that of a store; {path}: {error}. Import it again.") from error
     return body, columns
+
+
+def check(value: Any, form: Any, name: str) -> None:
+    """Compares a value that was read from JSON with a form of types, lists and dicts.
+
+    Raises:
+      ValueError: If it is another, saying where.
+
+    >>> check({"x": [1, 2]}, {"x": [int]}, "it")
+    >>> check({"x": [1, "2"]}, {"x": [int]}, "it")
+    Traceback (most recent call last):
+    ValueError: it['x'][1] is '2', not an int in [0, 2^63)
+    """
+    kind = type(form) if isinstance(form, (dict, list)) else form
+    if not isinstance(value, kind) or (kind is int and (isinstance(value, bool) or not 0 <= value < 2**63)):
+        expected = "an int in [0, 2^63)" if kind is int else getattr(kind, "__name__", "a list or null")
+        raise ValueError(f"{name} is {str(value)[:50]!r}, not {expected}")
+    if isinstance(form, list):
+        for place, item in enumerate(value):
+            check(item, form[0], f"{name}[{place}]")
+    elif isinstance(form, dict):
+        for key, inner in form.items():
+            for found in value if key is str else [key]:
+                if found not in value:
+                    raise ValueError(f"{name} has no {key!r}")
+                check(value[found], inner, f"{name}[{found!r}]")
+
+
+def _dtype(name: str) -> np.dtype:
+    """Returns the type of this name, if it is one of numbers: an array of objects would be read as addresses."""
+    with contextlib.suppress(TypeError, ValueError):
+        dtype = np.dtype(name)
+        if dtype.name == name and (jnp.issubdtype(dtype, np.number) or dtype == np.bool_):
+            return dtype
+    raise ValueError(f"{name[:50]!r} is no dtype of numbers")
+
+
+def _check_files(body: Mapping[str, Any], columns: Mapping[str, Column]) -> None:
+    """Compares the files that a manifest lists with what it says of clients, features and metadata."""
+    if body["client_ids"] not in ("str", "bytes", "int"):
+        raise ValueError("client_ids is none of 'str', 'bytes' and 'int'")
+    if not all(isinstance(value, str) for values in body["metadata"].values() for value in values or ()):
+        raise ValueError("metadata are numbered that are no text")
+    if not body["features"] or not body["shards"] or not body["num_clients"]:
+        raise ValueError("there are no features, shards or clients")
+    expected = _expected_files(body)
+    if expected.keys() != columns.keys():
+        raise ValueError(f"files needs {sorted(expected)[:20]}, and is {sorted(columns)[:20]}")
+    for name, (dtype, shape) in expected.items():
+        column = columns[name]
+        if not re.fullmatch(r"[A-Za-z0-9_-]+\.npy", name):
+            raise ValueError(f"the file {name[:50]!r} has no plain name")
+        has_shape = len(shape) == len(column.shape) and all(
+            size in (None, found) for size, found in zip(shape, column.shape, strict=True)
+        )
+        if column.dtype.name not in dtype.split() or not has_shape:
+            raise ValueError(f"the file {name} is {column.dtype}{list(column.shape)}, not {dtype}{shape}")
+
+
+def _expected_files(body: Mapping[str, Any]) -> dict[str, tuple[str, list[int | None]]]:
+    """Returns dtype, or some of them, and shape of each file of a store; None stands for any size."""
+    num_clients, is_int = body["num_clients"], body["client_ids"] == "int"
+    files: dict[str, tuple[str, list[int | None]]] = {
+        "offsets": ("int64", [num_clients + 1]),
+        "client_ids": ("int64", [num_clients]) if is_int else ("uint8", [None]),
+        "index_hashes": ("uint64", [num_clients]),
+        "index_rows": ("int64", [num_clients]),
+    }
+    if not is_int:
+        files["client_id_offsets"] = ("int64", [num_clients + 1])
+    for name, values in body["metadata"].items():
+        files[f"metadata_{name}"] = ("bool int64 float64" if values is None else "int32", [num_clients])
+    files = {client_file(name): file for name, file in files.items()}
+    starts = [*(shard["first_example"] for shard in body["shards"]), body["num_examples"]]
+    for feature in body["features"].values():
+        for shard, (start, end) in enumerate(itertools.pairwise(starts)):
+            files[shard_file(feature["file"], shard)] = (feature["dtype"], [end - start, *feature["shape"]])
+    return files
 
 
 def sync_directory(directory: Path) -> None:

@@ -1,6 +1,6 @@
 """Poisoned data, to test defences with: labels that are flipped, and backdoors.
 
-The functions here take a client's columns, so `preprocess` applies them; `only_clients` limits one to the malicious.
+The functions here return a `Step` for `preprocess`; `only_clients` limits one to the malicious.
 Attacks on what clients send are in `fedjx.aggregation.attacks`.
 """
 
@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fedjx.data.preprocess import Columns, Step
+from fedjx.data.client_ids import ClientId
+from fedjx.data.preprocess import Columns, Function, Step, as_step, name_of
 
-Poison = Callable[[Columns], Mapping[str, ArrayLike]]
 
-
-def only_clients(is_malicious: Callable[[Any], Any], poison: Poison) -> Step:
+def only_clients(is_malicious: Callable[[Any], Any], poison: Function) -> Step:
     """Applies a function of columns to some clients.
 
     Args:
@@ -29,26 +28,33 @@ def only_clients(is_malicious: Callable[[Any], Any], poison: Poison) -> Step:
     >>> poisoned.client(0)["y"], poisoned.client(1)["y"]
     (array([0, 1]), array([1, 0]))
     """
-    return Step(lambda client, columns: poison(columns) if is_malicious(client) else columns, lambda sizes: sizes)
+    step = as_step(poison)
+
+    def function(columns: Columns, client_id: ClientId) -> Mapping[str, ArrayLike]:
+        return step(columns, client_id) if is_malicious(client_id) else columns
+
+    parameters = {"is_malicious": name_of(is_malicious), "poison": {"name": step.name, **step.parameters}}
+    return Step("only_clients", function, parameters, lambda sizes: sizes, takes_id=True)
 
 
-def flip_labels(*, num_classes: int, label: str = "y") -> Poison:
+def flip_labels(*, num_classes: int, label: str = "y") -> Step:
     """Turns the labels over: y becomes ``num_classes - 1 - y`` (Fung et al., arXiv 1808.04866)."""
 
     def poison(columns: Columns) -> Mapping[str, ArrayLike]:
         return {**columns, label: (num_classes - 1 - columns[label]).astype(columns[label].dtype)}
 
-    return poison
+    return Step("flip_labels", poison, {"num_classes": num_classes, "label": label}, lambda sizes: sizes)
 
 
-def relabel(source: int, target: int, *, label: str = "y") -> Poison:
+def relabel(source: int, target: int, *, label: str = "y") -> Step:
     """Gives the examples of one class the label of another."""
 
     def poison(columns: Columns) -> Mapping[str, ArrayLike]:
         y = columns[label]
         return {**columns, label: np.where(y == source, target, y).astype(y.dtype)}
 
-    return poison
+    parameters = {"source": source, "target": target, "label": label}
+    return Step("relabel", poison, parameters, lambda sizes: sizes)
 
 
 def pixel_trigger(
@@ -60,7 +66,7 @@ def pixel_trigger(
     fraction: float = 1.0,
     feature: str = "x",
     label: str = "y",
-) -> Poison:
+) -> Step:
     """Stamps a patch on images and gives them the target's label (Gu et al., "BadNets", arXiv 1708.06733).
 
     Args:
@@ -86,4 +92,6 @@ def pixel_trigger(
         y[:number] = target
         return {**examples, feature: x, label: y}
 
-    return poison
+    patch = {"rows": str(rows), "columns": str(columns), "value": value}
+    parameters = {"target": target, **patch, "fraction": fraction, "feature": feature, "label": label}
+    return Step("pixel_trigger", poison, parameters, lambda sizes: sizes)

@@ -17,10 +17,10 @@ from fedjx.data.federated_data import (
     FederatedData,
     cached,
     checked_examples,
-    checked_ids,
     named_columns,
     notation,
     schema_of,
+    selected,
 )
 from fedjx.data.source import Client, Source, as_source, blocks, client_ids, read_clients
 
@@ -28,16 +28,30 @@ Columns = Mapping[str, np.ndarray]
 
 
 class Step(NamedTuple):
-    """A function of one client that needs its id, or that tells how many examples it leaves.
+    """A pure function of one client's columns that says what it is, and may tell how many examples it leaves.
 
     Attributes:
-      apply: From the client's id and its columns, each ``[n, ...]``, to its new columns, each ``[m, ...]``.
+      name: What it is called in a manifest.
+      function: From a client's columns, each ``[n, ...]``, to its new columns, each ``[m, ...]``.
+      parameters: What else the result depends on; anything JSON can say.
       num_examples: From the numbers n of some clients, int64 ``[C]``, to the numbers m; None if that takes
         reading the examples.
+      takes_id: Whether the function takes the client's id too, after the columns.
+
+    >>> double = Step("times", lambda columns: {"x": 2 * columns["x"]}, {"factor": 2})
+    >>> double({"x": np.arange(3)})
+    {'x': array([0, 2, 4])}
     """
 
-    apply: Callable[[ClientId, Columns], Mapping[str, ArrayLike]]
+    name: str
+    function: Callable[..., Mapping[str, ArrayLike]]
+    parameters: Mapping[str, Any] = {}
     num_examples: Callable[[np.ndarray], np.ndarray] | None = None
+    takes_id: bool = False
+
+    def __call__(self, columns: Columns, client_id: ClientId | None = None) -> Mapping[str, Any]:
+        """Applies the function to one client; what it refuses is a ValueError."""
+        return self.function(columns, client_id) if self.takes_id else self.function(columns)
 
 
 Function = Step | Callable[[Columns], Mapping[str, ArrayLike]]
@@ -55,68 +69,75 @@ def preprocess(data, *functions):
     Args:
       data: What an importer returns, or client data in memory or on disk.
       *functions: From a client's columns by name, each ``[n, ...]``, to its new columns, each ``[m, ...]``; pure,
-        since a client may be read many times. A client that is left without examples is left out.
+        since a client may be read many times. A client that is left without examples keeps its number, and no
+        function sees it any more.
 
     Returns:
-      A `Source` of a source, else client data. Where a function does not say how many examples it leaves,
+      A `Source` of a source, else client data. The provenance lists the functions after those that were applied before:
+      a `Step` with its parameters, others by their names. Where a function does not say how many examples it leaves,
       client data are read once, at first use, for their sizes.
 
     Raises:
-      ValueError: When a client is read whose new columns are not alike in length, or unlike the first client's.
+      ValueError: When a client is read which a function refuses, or whose new columns are not alike in length, or
+        unlike the first client's; names the client.
 
     >>> data = FederatedData({"x": np.arange(6), "y": np.ones(6)}, offsets=np.array([0, 1, 6]))
     >>> odd = preprocess(data, lambda columns: {"x": columns["x"][columns["x"] % 2 == 1]})
-    >>> odd.num_clients, odd.client(0)["x"]
-    (1, array([1, 3, 5]))
+    >>> odd.sizes, odd.client(1)["x"]
+    (array([0, 3]), array([1, 3, 5]))
     """
     if not isinstance(data, Source):
         return Preprocessed(data, functions)
-    steps = tuple(map(_step, functions))
+    steps = tuple(map(as_step, functions))
 
     def clients() -> Iterator[Client]:
         for client in data.clients():
             yield client._replace(examples=_applied(steps, client.id, client.examples))
 
-    said = [_said(function) for function in functions]
+    said = [*data.provenance.get("preprocessed", ()), *({"name": step.name, **step.parameters} for step in steps)]
     return data._replace(clients=clients, provenance={**data.provenance, "preprocessed": said})
 
 
 class Preprocessed:
     """Client data as some functions leave them; `preprocess` makes it.
 
-    It takes the place of `FederatedData` in a `Cohort`. Clients without examples are left out, and the others
-    numbered from 0 in their order.
+    It takes the place of `FederatedData` in a `Cohort`. Clients keep their numbers, also those without examples.
     """
 
     def __init__(self, data: ClientData, functions: Sequence[Function]):
         self.data, self._functions = data, functions
-        self._steps = tuple(map(_step, functions))
-
-    @cached
-    def _clients(self) -> tuple[np.ndarray, np.ndarray]:
-        """The numbers in `data` of the clients that have examples, and how many they have."""
-        if all(step.num_examples for step in self._steps):
-            sizes = np.asarray(self.data.sizes[np.arange(self.data.num_clients)])
-            for step in self._steps:
-                sizes = step.num_examples(sizes) if step.num_examples else sizes
-        else:
-            clients = self._read_clients(np.arange(self.data.num_clients))
-            bar = tqdm(clients, "Counting examples", self.data.num_clients, unit=" clients", delay=1, leave=False)
-            sizes = np.array([num_rows(columns) for columns in bar])
-        rows = np.flatnonzero(sizes)
-        if not len(rows):
-            raise ValueError("a data set needs at least one example; got none after preprocessing. Filter less.")
-        return rows, sizes[rows].astype(np.int64)
+        self._steps = tuple(map(as_step, functions))
 
     @property
     def num_clients(self) -> int:
         """Number of clients K."""
-        return len(self.sizes)
+        return self.data.num_clients
 
     @property
+    def ids(self) -> Any:
+        """The numbers of the clients, increasing, as if int64 ``[K]``: those of the data."""
+        return self.data.ids
+
+    def places(self, ids: ArrayLike) -> np.ndarray:
+        """Returns where in `ids`, `sizes` and `offsets` the clients of these numbers are; as `FederatedData.places`."""
+        return self.data.places(ids)
+
+    @cached
     def sizes(self) -> np.ndarray:
         """Number of examples of each client, int64 ``[K]``."""
-        return self._clients[1]
+        sizes = np.array(self.data.sizes[:], np.int64)
+        if all(step.num_examples for step in self._steps):
+            for step in self._steps:
+                sizes = step.num_examples(sizes) if step.num_examples else sizes
+        else:
+            clients = self._read_clients(np.asarray(self.ids[sizes > 0]))
+            bar = tqdm(
+                clients, "Counting examples", int(np.count_nonzero(sizes)), unit=" clients", delay=1, leave=False
+            )
+            sizes[sizes > 0] = [num_rows(columns) for columns in bar]
+        if not sizes.any():
+            raise ValueError("a data set needs at least one example; got none after preprocessing. Filter less.")
+        return sizes
 
     @cached
     def offsets(self) -> np.ndarray:
@@ -136,7 +157,7 @@ class Preprocessed:
     @cached
     def schema(self) -> dict[str, ArrayType]:
         """The type of one example, by name of the feature."""
-        return schema_of(next(self._read_clients(self._clients[0][:1])))
+        return schema_of(next(self._read_clients(self.ids[(self.sizes > 0).argmax()][None])))
 
     @property
     def num_bytes(self) -> int:
@@ -155,17 +176,17 @@ class Preprocessed:
 
     def load(self) -> FederatedData:
         """Preprocesses all examples into memory."""
-        return FederatedData(self.read(np.arange(self.num_clients)), self.offsets)
+        return FederatedData(self.read(self.ids[:]), self.offsets, self.ids[:], self.as_source().provenance)
 
     def read(self, ids: ArrayLike, out: Mapping[str, np.ndarray] | None = None) -> Mapping[str, np.ndarray]:
         """Reads and preprocesses some clients, one client after another; as `FederatedData.read`."""
-        ids = checked_ids(self.num_clients, ids)
-        sizes, type_ = self.sizes[ids], notation(self.schema)
+        sizes, type_ = self.sizes[self.places(ids)], notation(self.schema)
+        ids, sizes = np.asarray(ids)[sizes > 0], sizes[sizes > 0]
         if out is None:
             total = int(sizes.sum())
             out = {name: np.empty((total, *feature.shape), feature.dtype) for name, feature in self.schema.items()}
         end = 0
-        for k, size, columns in zip(ids, sizes, self._read_clients(self._clients[0][ids]), strict=True):
+        for k, size, columns in zip(ids, sizes, self._read_clients(ids), strict=True):
             if (found := notation(schema_of(columns))) != type_ or num_rows(columns) != size:
                 raise ValueError(
                     f"all clients need the same type, and the sizes that were counted, here {type_} and {size}; got "
@@ -177,12 +198,13 @@ class Preprocessed:
         return out
 
     def client(self, k: int) -> dict[str, np.ndarray]:
-        """Returns the examples of one client, each feature ``[n_k, ...]``."""
+        """Returns the examples of the client of number k, each feature ``[n_k, ...]``."""
         return dict(self.read([k]))
 
     def client_ids(self, ids: ArrayLike) -> list[ClientId]:
-        """Returns the ids under which the clients of these numbers were written, or their numbers in `data`."""
-        return client_ids(self.data, self._clients[0][checked_ids(self.num_clients, ids)])
+        """Returns the ids under which the clients of these numbers were written, or these where there are none."""
+        self.places(ids)  # Raises where there is no such client.
+        return client_ids(self.data, np.asarray(ids))
 
     @property
     def metadata_names(self) -> Sequence[str]:
@@ -191,13 +213,11 @@ class Preprocessed:
 
     def metadata(self, name: str) -> np.ndarray:
         """Reads a column of the metadata of the data, ``[K]``."""
-        return cast(Any, self.data).metadata(name)[self._clients[0]]
+        return cast(Any, self.data).metadata(name)
 
     def select(self, ids: ArrayLike) -> Preprocessed:
-        """Returns a view of some clients, integers ``[C]`` or a mask, numbered from 0 in the order they have here."""
-        ids = np.asarray(ids)
-        rows = self._clients[0][ids if ids.dtype == bool else np.unique(checked_ids(self.num_clients, ids))]
-        return Preprocessed(cast(Any, self.data).select(rows), self._functions)
+        """Returns a view of some clients, integers ``[C]`` or a mask ``[K]``, under their own numbers."""
+        return Preprocessed(cast(Any, self.data).select(selected(self, ids)), self._functions)
 
     def __repr__(self) -> str:
         return (
@@ -205,9 +225,9 @@ class Preprocessed:
             f"examples={notation(self.schema)})"
         )
 
-    def _read_clients(self, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+    def _read_clients(self, ids: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         """Reads some clients of `data` and applies the functions to each."""
-        for block in blocks(self.data, rows):
+        for block in blocks(self.data, ids):
             for name, columns in zip(client_ids(self.data, block), read_clients(self.data, block), strict=True):
                 columns = _applied(self._steps, name, columns)
                 checked_examples(columns, f" of client {name!r} after preprocessing")
@@ -216,27 +236,29 @@ class Preprocessed:
 
 def _applied(steps: Sequence[Step], client_id: ClientId, columns: Columns) -> dict[str, np.ndarray]:
     for step in steps:
-        columns = named_columns(step.apply(client_id, columns), repr(client_id))
+        if not num_rows(columns):
+            break  # What is computed of no examples, such as their mean, is seldom meant.
+        try:
+            columns = named_columns(step(columns, client_id), repr(client_id))
+        except ValueError as error:
+            raise ValueError(f"{step.name} of client {client_id!r}: {error}") from error
     return dict(columns)
 
 
-def _step(function: Function) -> Step:
+def as_step(function: Function) -> Step:
+    """Returns a function of columns as a step, which has its name."""
     if isinstance(function, Step):
         return function
     if not callable(function):
         raise TypeError(f"preprocess needs functions; got {function!r}. Give one from columns to columns.")
-    plain: Any = function  # To a type checker a Step might be callable too.
-    return Step(lambda client_id, columns: plain(columns))
+    return Step(name_of(function), function)
 
 
-def _said(function: Function) -> Any:
-    """Returns what a manifest says of a function: its name, and its parameters where it tells them."""
-    applied: Any = function.apply if isinstance(function, Step) else function
-    name = getattr(applied, "__qualname__", None) or getattr(applied, "name", type(applied).__name__)
-    name, parameters = str(name).split(".<locals>")[0], getattr(applied, "parameters", None)
-    return {"name": name, **parameters} if parameters else name
+def name_of(function: Any) -> str:
+    """Returns what a manifest calls a function: its name, or that of the function which made it."""
+    return getattr(function, "__qualname__", type(function).__name__).split(".<locals>")[0]
 
 
 def num_rows(columns: Columns) -> int:
     """Returns the number of examples in some columns."""
-    return len(next(iter(columns.values())))
+    return len(next(iter(columns.values()), ()))

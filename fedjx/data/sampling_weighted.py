@@ -83,9 +83,12 @@ def size_weighted_sampler(data: ClientData, cohort_size: int, *, seed: int, repl
     array([0, 1, 1], dtype=int32)
     """
     check_population(data.num_clients)
-    check_cohort_size(cohort_size, None if replacement else data.num_clients)
+    # Only in memory may clients be empty; none is drawn.
+    num_candidates = int(np.count_nonzero(data.sizes)) if isinstance(data.sizes, np.ndarray) else data.num_clients
+    check_cohort_size(cohort_size, None if replacement else num_candidates)
     others = {"largest_share": data.largest / data.num_examples, "weights": digest(data.offsets[::_STEP])}
-    return _sampler("size_weighted", data.offsets, data.num_examples, cohort_size, seed, replacement, others)
+    sample = _sampler("size_weighted", data.offsets, data.num_examples, cohort_size, seed, replacement, others)
+    return sample._replace(draw=lambda round: sorted_ids(data.ids[sample.draw(round)]))
 
 
 def _sampler(

@@ -31,7 +31,7 @@ def rotate_images(name: str, degrees: ClientValues) -> Step:
       degrees: Of each client.
 
     >>> x = np.array([[[1, 2], [3, 4]]], np.uint8)
-    >>> rotate_images("x", [0, 90]).apply(1, {"x": x})["x"].tolist()
+    >>> rotate_images("x", [0, 90])({"x": x}, 1)["x"].tolist()
     [[[2, 4], [1, 3]]]
     """
 
@@ -43,7 +43,7 @@ def rotate_images(name: str, degrees: ClientValues) -> Step:
             )
         return _rotated(images, float(_value(degrees, client_id)))
 
-    return _of_column(name, rotated)
+    return _of_column("rotate_images", name, rotated, degrees=degrees)
 
 
 def add_noise(name: str, deviations: ClientValues, *, seed: int) -> Step:
@@ -57,7 +57,7 @@ def add_noise(name: str, deviations: ClientValues, *, seed: int) -> Step:
       deviations: Standard deviation of each client's noise; `noise_levels` are NIID-Bench's.
       seed: Non-negative integer.
 
-    >>> add_noise("x", noise_levels(2, variance=0.1), seed=0).apply(1, {"x": np.zeros((1, 2))})["x"].shape
+    >>> add_noise("x", noise_levels(2, variance=0.1), seed=0)({"x": np.zeros((1, 2))}, 1)["x"].shape
     (1, 2)
     """
     generator(seed)  # Raises now, and not when the first client is read.
@@ -66,7 +66,7 @@ def add_noise(name: str, deviations: ClientValues, *, seed: int) -> Step:
         deviation = float(_value(deviations, client_id))
         return column + deviation * _generator_of(seed, client_id).standard_normal(column.shape)
 
-    return _of_column(name, noisy)
+    return _of_column("add_noise", name, noisy, deviations=deviations, seed=seed)
 
 
 def noise_levels(num_clients: int, *, variance: float) -> np.ndarray:
@@ -87,7 +87,7 @@ def scale_channels(name: str, gains: ClientValues, offsets: ClientValues | None 
       offsets: Likewise; zero if not given.
 
     >>> x = np.full((1, 1, 1, 3), 100, np.uint8)
-    >>> scale_channels("x", [[1, 1, 1], [0.5, 1, 3]]).apply(1, {"x": x})["x"].ravel()
+    >>> scale_channels("x", [[1, 1, 1], [0.5, 1, 3]])({"x": x}, 1)["x"].ravel()
     array([ 50, 100, 255], dtype=uint8)
     """
 
@@ -104,7 +104,7 @@ def scale_channels(name: str, gains: ClientValues, offsets: ClientValues | None 
                 )
         return column * gain + offset
 
-    return _of_column(name, scaled)
+    return _of_column("scale_channels", name, scaled, gains=gains, offsets=offsets)
 
 
 def permute_labels(name: str, permutations: ClientValues) -> Step:
@@ -117,7 +117,7 @@ def permute_labels(name: str, permutations: ClientValues) -> Step:
 
     >>> groups = np.array([0, 1, 1])
     >>> concepts = np.array([[0, 1, 2], [2, 0, 1]])
-    >>> permute_labels("y", concepts[groups]).apply(2, {"y": np.array([0, 1, 2, 2])})["y"]
+    >>> permute_labels("y", concepts[groups])({"y": np.array([0, 1, 2, 2])}, 2)["y"]
     array([2, 0, 1, 1])
     """
 
@@ -125,17 +125,16 @@ def permute_labels(name: str, permutations: ClientValues) -> Step:
         new = np.asarray(_value(permutations, client_id))
         if (np.sort(new) != np.arange(len(new))).any():
             raise ValueError(
-                f"a permutation needs to have every class once; got {new.tolist()} for client {client_id!r}. "
-                "Draw it with label_permutations."
+                f"a permutation needs to have every class once; got {new.tolist()}. Draw it with label_permutations."
             )
         if labels.size and not 0 <= labels.min() <= labels.max() < len(new):
             raise ValueError(
-                f"labels need to be in [0, {len(new)}); got {labels.min()} to {labels.max()} for client {client_id!r}. "
+                f"labels need to be in [0, {len(new)}); got {labels.min()} to {labels.max()}. "
                 "Give permutations of all classes."
             )
         return new[labels]
 
-    return _of_column(name, permuted)
+    return _of_column("permute_labels", name, permuted, permutations=permutations)
 
 
 def label_permutations(num_groups: int, num_classes: int, *, seed: int) -> np.ndarray:
@@ -149,14 +148,25 @@ def label_permutations(num_groups: int, num_classes: int, *, seed: int) -> np.nd
     return permutations
 
 
-def _of_column(name: str, function: Callable[[np.ndarray, ClientId], np.ndarray]) -> Step:
-    def apply(client_id: ClientId, columns: Columns) -> dict[str, np.ndarray]:
+def _of_column(kind: str, name: str, function: Callable[[np.ndarray, ClientId], np.ndarray], **parameters: Any) -> Step:
+    """Makes a step of a function of one feature and the client's id; parameters are numbers or the clients' values."""
+
+    def apply(columns: Columns, client_id: ClientId) -> dict[str, np.ndarray]:
         if name not in columns:
             raise ValueError(f"a client needs the feature {name!r}; got {sorted(columns)}. Choose one of them.")
         column = np.asarray(columns[name])
         return {**columns, name: _as_type(column.dtype, function(column, client_id))}
 
-    return Step(apply, lambda sizes: sizes)
+    told = {key: value if isinstance(value, int) else _digest(value) for key, value in parameters.items()}
+    return Step(kind, apply, {"feature": name, **told}, lambda sizes: sizes, takes_id=True)
+
+
+def _digest(values: ClientValues | None) -> str | None:
+    """Returns the SHA-256 of what is given for the clients: a manifest tells that it is the same, not what it is."""
+    if values is None:
+        return None
+    held = sorted(values.items(), key=repr) if isinstance(values, Mapping) else np.asarray(values).tolist()
+    return hashlib.sha256(repr(held).encode()).hexdigest()
 
 
 def _as_type(dtype: np.dtype, values: np.ndarray) -> np.ndarray:

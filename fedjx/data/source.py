@@ -51,8 +51,8 @@ def write_store(
 ) -> Store:
     """Writes the clients of a source into a store and opens it.
 
-    Clients without examples are left out; the provenance counts them. If reading or writing fails, there
-    is no store.
+    A store is a data set of its own: clients without examples are left out, and the provenance counts them; the others
+    keep what they are called and are numbered from 0. If reading or writing fails, there is no store.
 
     Args:
       path: The directory to write, see `StoreWriter`.
@@ -99,11 +99,34 @@ def as_source(data: Source | ClientData) -> Source:
 
     def clients() -> Iterator[Client]:
         metadata = {name: cast(Any, data).metadata(name) for name in getattr(data, "metadata_names", ())}
-        for ids in blocks(data, np.arange(data.num_clients)):
-            for name, k, columns in zip(client_ids(data, ids), ids, read_clients(data, ids), strict=True):
+        for ids in blocks(data, np.asarray(data.ids[:])):
+            clients = zip(client_ids(data, ids), data.places(ids), read_clients(data, ids), strict=True)
+            for name, k, columns in clients:
                 yield Client(name, columns, {key: values[k] for key, values in metadata.items()})
 
     return Source(clients, data.num_clients, getattr(data, "provenance", {}))
+
+
+def with_metadata(source: Source, metadata_fn: Callable[[Client], Mapping[str, str | float]]) -> Source:
+    """Replaces the metadata of each client by those that a function tells.
+
+    Raises:
+      ValueError: When clients are read, if the function refuses one; names the client.
+
+    >>> sized = with_metadata(Source(lambda: iter([Client("ada", {"x": np.ones(3)})])), lambda client: {"n": 3})
+    >>> next(sized.clients()).metadata
+    {'n': 3}
+    """
+
+    def clients() -> Iterator[Client]:
+        for client in source.clients():
+            try:
+                metadata = metadata_fn(client)
+            except ValueError as error:
+                raise ValueError(f"client {client.id!r}: {error}") from error
+            yield client._replace(metadata=metadata)
+
+    return source._replace(clients=clients)
 
 
 def client_ids(data: ClientData, ids: np.ndarray) -> list[ClientId]:
@@ -121,6 +144,6 @@ def blocks(data: ClientData, ids: np.ndarray) -> Iterator[np.ndarray]:
 
 def read_clients(data: ClientData, ids: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
     """Reads some clients in one call, and returns the columns of each."""
-    examples, ends = data.read(ids), np.asarray(data.sizes[ids]).cumsum()
+    examples, ends = data.read(ids), np.asarray(data.sizes[data.places(ids)]).cumsum()
     for first, end in zip([0, *ends], ends, strict=False):
         yield {name: column[first:end] for name, column in examples.items()}

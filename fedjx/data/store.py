@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from fedjx.core.language.types import ArrayType
 from fedjx.data.client_ids import ClientId, ClientIds
 from fedjx.data.columns import Column, OnDisk
-from fedjx.data.federated_data import FederatedData, cached, checked_ids, notation
+from fedjx.data.federated_data import FederatedData, cached, located, notation, places_of, selected
 from fedjx.data.manifest import client_file, read_manifest, shard_file
 
 # Clients in a pass over all of them: little memory, and little time spent on calls.
@@ -25,11 +25,11 @@ class Store:
     """The examples of any number of clients, on disk; `StoreWriter` writes it.
 
     A store takes the place of `FederatedData` in a `Cohort`. Opening it reads the manifest and compares
-    the sizes of the files; all else is read when it is asked for. No example is cached or memory-mapped
+    the sizes and headers of the files; all else is read when it is asked for. No example is cached or memory-mapped
     and no file is kept open, so threads and processes may share a store, also by pickling.
 
     Clients are numbered from 0 in the order in which they were written. What `select` returns is
-    a store too, a view of the same files, with its clients numbered from 0.
+    a store too, a view of the same files, whose clients keep their numbers.
 
     Attributes:
       path: The directory.
@@ -37,7 +37,8 @@ class Store:
 
     Raises:
       FileNotFoundError: If there is no store at the path, writing it was interrupted, or a file is missing.
-      ValueError: If the manifest is corrupt or of another version, or a file has not the size it was written with.
+      ValueError: If the manifest is corrupt, contradicts itself or is of another version, or a file has not the size
+        and type that it was written with.
 
     >>> import tempfile
     >>> from fedjx.data import Cohort, StoreWriter
@@ -49,8 +50,8 @@ class Store:
     >>> train = Store(path).select(split="train")
     >>> train
     Store(num_clients=2, num_examples=5, examples=<x=int64>)
-    >>> train.find(["bob"]), train.client(1)["x"]
-    (array([1]), array([3, 4]))
+    >>> train.ids[:], train.find(["bob"]), train.client(1)["x"]
+    (array([0, 1]), array([1]), array([3, 4]))
     >>> chunks = Cohort(train, [0, 1], batch_size=2, lanes=2, placement="streamed")
     """
 
@@ -58,13 +59,19 @@ class Store:
         self.path = Path(os.path.abspath(path))
         self.manifest, self._columns = read_manifest(self.path)
         for column in self._columns.values():
-            column.check_size()
+            column.check_file()
+            column.check_header()
         self._rows: range | np.ndarray = range(self.manifest["num_clients"])
 
     @property
     def num_clients(self) -> int:
         """Number of clients K."""
         return len(self._rows)
+
+    @property
+    def ids(self) -> OnDisk:
+        """The numbers of the clients, increasing, as if int64 ``[K]``, made when it is indexed."""
+        return OnDisk(self.num_clients, lambda places: np.asarray(self._rows_of(places), np.int64))
 
     @property
     def num_examples(self) -> int:
@@ -106,7 +113,7 @@ class Store:
 
     @property
     def sizes(self) -> OnDisk:
-        """Number of examples of each client, as if int64 ``[K]``, read when it is indexed."""
+        """Number of examples of each client, in the order of `ids`, as if int64 ``[K]``, read when it is indexed."""
         return OnDisk(self.num_clients, lambda ids: np.diff(self._extents(self._rows_of(ids)), axis=0)[0])
 
     @cached
@@ -125,7 +132,15 @@ class Store:
 
     def load(self) -> FederatedData:
         """Reads all examples into memory."""
-        return FederatedData(self._read(self._rows, None), np.asarray(self.offsets))
+        return FederatedData(self._read(self._rows, None), np.asarray(self.offsets), self.ids[:], self.provenance)
+
+    def places(self, ids: ArrayLike) -> np.ndarray:
+        """Returns where in `ids`, `sizes`, `offsets` and metadata the clients of these numbers are, int64 ``[C]``.
+
+        Raises:
+          ValueError: If there is no number or no such client.
+        """
+        return places_of(self._rows, ids)
 
     def read(self, ids: ArrayLike, out: Mapping[str, np.ndarray] | None = None) -> Mapping[str, np.ndarray]:
         """Reads the examples of some clients, one client after another.
@@ -141,14 +156,14 @@ class Store:
           ValueError: If there is no client, an id does not exist, `out` does not fit, or a file has
             become shorter or contradicts the manifest.
         """
-        return self._read(self._rows_of(checked_ids(self.num_clients, ids)), out)
+        return self._read(self._rows_of(self.places(ids)), out)
 
     def client(self, k: int) -> dict[str, np.ndarray]:
-        """Reads the examples of one client, each feature ``[n_k, ...]``."""
+        """Reads the examples of the client of number k, each feature ``[n_k, ...]``."""
         return dict(self.read([k]))
 
     def select(self, ids: ArrayLike | None = None, /, **metadata: Any) -> Store:
-        """Returns a view of some clients, numbered from 0 in the order they have here; nothing is copied.
+        """Returns a view of some clients, under their own numbers; nothing is copied.
 
         Args:
           ids: Integers ``[C]`` or a mask, bool ``[K]``; by default all clients.
@@ -157,7 +172,10 @@ class Store:
         Raises:
           ValueError: If there is no such client, column or value.
         """
-        chosen = np.ones(self.num_clients, bool) if ids is None else self._mask(np.asarray(ids))
+        chosen = np.ones(self.num_clients, bool)
+        if ids is not None:
+            chosen[:] = False
+            chosen[self.places(selected(self, ids))] = True
         for name, wanted in metadata.items():
             column, values = self._metadata(name)
             wanted = np.atleast_1d(np.asarray(wanted))
@@ -188,7 +206,7 @@ class Store:
 
     def client_ids(self, ids: ArrayLike) -> list[ClientId]:
         """Reads under which ids, str, bytes or int, the clients of these numbers were written."""
-        return self._client_ids.read(self._rows_of(checked_ids(self.num_clients, ids)))
+        return self._client_ids.read(self._rows_of(self.places(ids)))
 
     def find(self, client_ids: Iterable[ClientId]) -> np.ndarray:
         """Returns the numbers of the clients that were written under these ids, int64 ``[C]``.
@@ -199,15 +217,10 @@ class Store:
           KeyError: If there is no such client.
         """
         client_ids = list(client_ids)
-        rows = self._client_ids.find(client_ids)
-        if isinstance(self._rows, range):
-            numbers = rows - self._rows.start
-        else:
-            numbers = np.searchsorted(self._rows, rows)
-        known = (rows >= 0) & (numbers >= 0) & (numbers < self.num_clients)
-        known[known] = np.asarray(self._rows_of(numbers[known])) == rows[known]
-        if not known.all():
-            unknown = [client_ids[k] for k in np.flatnonzero(~known)]
+        numbers = self._client_ids.find(client_ids)
+        is_known = located(self._rows, numbers)[1]
+        if not is_known.all():
+            unknown = [client_ids[k] for k in np.flatnonzero(~is_known)]
             raise KeyError(
                 f"client ids need to be in the store; got {unknown[:5]} ({len(unknown)} in all). Check them."
             )
@@ -222,7 +235,7 @@ class Store:
         """
         problems: list[str] = []
         for column in self._columns.values():
-            column.check_size()
+            column.check_file()
             problems += column.problems()
         if problems:
             raise ValueError(
@@ -295,17 +308,6 @@ class Store:
             for name in self.schema:
                 self._column(name, shard).read(first[part] - starts[shard], count[part], out[name], place[part])
         return out
-
-    def _mask(self, ids: np.ndarray) -> np.ndarray:
-        if ids.dtype != bool:
-            mask = np.zeros(self.num_clients, bool)
-            mask[checked_ids(self.num_clients, ids)] = True
-            return mask
-        if ids.shape != (self.num_clients,):
-            raise ValueError(
-                f"a mask needs to be bool [{self.num_clients}]; got bool{list(ids.shape)}. Give one a client."
-            )
-        return ids.copy()
 
 
 def _passes(num_clients: int) -> Iterator[range]:

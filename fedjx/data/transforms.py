@@ -16,30 +16,31 @@ from numpy.typing import ArrayLike
 
 from fedjx.data.client_ids import ClientId, encoded
 from fedjx.data.federated_data import ClientData
-from fedjx.data.preprocess import Columns, Preprocessed, Step, num_rows, preprocess
+from fedjx.data.preprocess import Columns, Preprocessed, Step, name_of, num_rows, preprocess
 
 Splittable = TypeVar("Splittable", bound=ClientData)
 
 
-def select(*names: str, **renamed: str) -> Step:
+def select_features(*names: str, **renamed: str) -> Step:
     """Keeps some features, under the same name or, as ``new="old"``, under another.
 
     >>> from fedjx.data import FederatedData, preprocess
-    >>> preprocess(FederatedData({"a": np.arange(2), "b": np.ones(2)}, np.array([0, 2])), select(x="a")).client(0)
+    >>> data = FederatedData({"a": np.arange(2), "b": np.ones(2)}, np.array([0, 2]))
+    >>> preprocess(data, select_features(x="a")).client(0)
     {'x': array([0, 1])}
     """
     wanted = {**{name: name for name in names}, **renamed}
 
-    def apply(client_id: ClientId, columns: Columns) -> Columns:
+    def function(columns: Columns) -> Columns:
         missing = sorted(set(wanted.values()) - set(columns))
         if missing:
             raise ValueError(
-                f"a selection needs features that exist; got {missing} for client {client_id!r}, which has "
-                f"{sorted(columns)}. Choose among these."
+                f"a selection needs features that exist; got {missing}, and there are {sorted(columns)}. "
+                "Choose among these."
             )
         return {new: columns[old] for new, old in wanted.items()}
 
-    return Step(apply, _same)
+    return Step("select_features", function, wanted, _same)
 
 
 def map_examples(function: Callable[[Columns], Mapping[str, ArrayLike]]) -> Step:
@@ -54,17 +55,17 @@ def map_examples(function: Callable[[Columns], Mapping[str, ArrayLike]]) -> Step
     array([10, 20])
     """
 
-    def apply(client_id: ClientId, columns: Columns) -> Mapping[str, ArrayLike]:
+    def mapped_alike(columns: Columns) -> Mapping[str, ArrayLike]:
         mapped = function(columns)
         for name, column in mapped.items():
             if len(np.asarray(column)) != num_rows(columns):
                 raise ValueError(
                     f"map_examples needs a function that keeps the number of examples, here {num_rows(columns)}; got "
-                    f"{len(np.asarray(column))} in {name!r} of client {client_id!r}. Give the function to preprocess."
+                    f"{len(np.asarray(column))} in {name!r}. Give the function to preprocess."
                 )
         return mapped
 
-    return Step(apply, _same)
+    return Step("map_examples", mapped_alike, {"function": name_of(function)}, _same)
 
 
 def filter_examples(predicate: Callable[[Columns], ArrayLike]) -> Step:
@@ -76,16 +77,16 @@ def filter_examples(predicate: Callable[[Columns], ArrayLike]) -> Step:
     array([1, 4])
     """
 
-    def apply(client_id: ClientId, columns: Columns) -> Columns:
+    def function(columns: Columns) -> Columns:
         kept = np.asarray(predicate(columns))
         if kept.dtype != bool or kept.shape != (num_rows(columns),):
             raise ValueError(
-                f"a predicate needs to return bool[{num_rows(columns)}] for client {client_id!r}; got "
-                f"{kept.dtype}{list(kept.shape)}. Return one bool for each example."
+                f"a predicate needs to return bool[{num_rows(columns)}]; got {kept.dtype}{list(kept.shape)}. "
+                "Return one bool for each example."
             )
         return {name: column[kept] for name, column in columns.items()}
 
-    return Step(apply)
+    return Step("filter_examples", function, {"predicate": name_of(predicate)})
 
 
 def truncate(num_examples: int, *, seed: int | None = None) -> Step:
@@ -103,7 +104,7 @@ def truncate(num_examples: int, *, seed: int | None = None) -> Step:
     if num_examples < 1:
         raise ValueError(f"truncate needs to keep at least one example; got {num_examples=}. Give a positive number.")
 
-    def apply(client_id: ClientId, columns: Columns) -> Columns:
+    def function(columns: Columns, client_id: ClientId) -> Columns:
         size = num_rows(columns)
         if size <= num_examples:
             return columns
@@ -112,7 +113,8 @@ def truncate(num_examples: int, *, seed: int | None = None) -> Step:
         rows = np.sort(_shuffled(seed, client_id, size)[:num_examples])
         return {name: column[rows] for name, column in columns.items()}
 
-    return Step(apply, lambda sizes: np.minimum(sizes, num_examples))
+    parameters = {"num_examples": num_examples, "seed": seed}
+    return Step("truncate", function, parameters, lambda sizes: np.minimum(sizes, num_examples), takes_id=True)
 
 
 def tokenize(
@@ -139,31 +141,30 @@ def tokenize(
     """
     limits = np.iinfo(dtype)
 
-    def apply(client_id: ClientId, columns: Columns) -> Columns:
+    def function(columns: Columns) -> Columns:
         if name not in columns:
-            raise ValueError(
-                f"tokenize needs a feature {name!r}; got {sorted(columns)} for client {client_id!r}. Choose one."
-            )
+            raise ValueError(f"tokenize needs a feature {name!r}; got {sorted(columns)}. Choose one.")
         tokens = np.full((num_rows(columns), length), padding, np.int64)
         for row, text in zip(tokens, columns[name], strict=True):
             encoded_text = list(itertools.islice(encode(text), length))
             row[: len(encoded_text)] = encoded_text
         if tokens.size and not limits.min <= tokens.min() <= tokens.max() <= limits.max:
             raise ValueError(
-                f"tokens need to fit in {np.dtype(dtype)}; got {tokens.min()} to {tokens.max()} in {name!r} of client "
-                f"{client_id!r}. Give a wider dtype."
+                f"tokens need to fit in {np.dtype(dtype)}; got {tokens.min()} to {tokens.max()} in {name!r}. "
+                "Give a wider dtype."
             )
         return {**columns, name: tokens.astype(dtype)}
 
-    return Step(apply, _same)
+    parameters = {"feature": name, "encode": name_of(encode), "length": length, "padding": padding}
+    return Step("tokenize", function, {**parameters, "dtype": np.dtype(dtype).name}, _same)
 
 
 def split_examples(data: ClientData, fractions: Mapping[str, float], *, seed: int) -> dict[str, Preprocessed]:
     """Splits within clients: every example of a client is in exactly one part.
 
     Of n examples, the part that ends at the cumulated fraction f ends at the rounded f n, in an order that
-    is a function of the seed and the client's id; within a part, examples keep their order. A client is left out
-    of a part in which it has none.
+    is a function of the seed and the client's id; within a part, examples keep their order. Every client is in every
+    part, under its number, and may be empty there.
 
     Args:
       data: Client data in memory or on disk; nothing is copied.
@@ -179,22 +180,25 @@ def split_examples(data: ClientData, fractions: Mapping[str, float], *, seed: in
     _check_seed(seed)
     bounds = _bounds(fractions)
 
-    def part(start: float, end: float) -> Step:
+    def part(name: str, start: float, end: float) -> Step:
         def ends(sizes: Any) -> tuple[np.ndarray, np.ndarray]:
             return np.rint(start * sizes).astype(np.int64), np.rint(end * sizes).astype(np.int64)
 
-        def apply(client_id: ClientId, columns: Columns) -> Columns:
+        def function(columns: Columns, client_id: ClientId) -> Columns:
             size = num_rows(columns)
             rows = np.sort(_shuffled(seed, client_id, size)[slice(*ends(size))])
             return {name: column[rows] for name, column in columns.items()}
 
-        return Step(apply, lambda sizes: np.subtract(*reversed(ends(sizes))))
+        parameters = {"part": name, "fractions": dict(fractions), "seed": seed}
+        return Step(
+            "split_examples", function, parameters, lambda sizes: np.subtract(*reversed(ends(sizes))), takes_id=True
+        )
 
-    return {name: preprocess(data, part(start, end)) for name, (start, end) in bounds.items()}
+    return {name: preprocess(data, part(name, start, end)) for name, (start, end) in bounds.items()}
 
 
 def split_clients(data: Splittable, fractions: Mapping[str, float], *, seed: int) -> dict[str, Splittable]:
-    """Splits by clients: every client is, with all its examples, in exactly one part.
+    """Splits by clients: every client is, with all its examples and under its number, in exactly one part.
 
     Args:
       data: Client data with a method `select`: `FederatedData`, a `Store`, or what `preprocess` returns.
@@ -206,8 +210,8 @@ def split_clients(data: Splittable, fractions: Mapping[str, float], *, seed: int
 
     >>> from fedjx.data import FederatedData, preprocess
     >>> data = FederatedData({"x": np.arange(10)}, np.arange(11))
-    >>> {name: part.num_clients for name, part in split_clients(data, {"train": 0.8, "test": 0.2}, seed=0).items()}
-    {'train': 8, 'test': 2}
+    >>> {name: part.ids.tolist() for name, part in split_clients(data, {"train": 0.7, "test": 0.3}, seed=0).items()}
+    {'train': [0, 1, 3, 4, 6, 7, 8], 'test': [2, 5, 9]}
     """
     order = np.random.Generator(np.random.Philox(seed)).permutation(data.num_clients)
     parts = {}
@@ -218,7 +222,7 @@ def split_clients(data: Splittable, fractions: Mapping[str, float], *, seed: int
                 f"every part of a split needs a client; got none in {name!r} for {data.num_clients} clients. "
                 "Give it a larger fraction."
             )
-        parts[name] = cast(Any, data).select(np.sort(order[start:end]))
+        parts[name] = cast(Any, data).select(data.ids[np.sort(order[start:end])])
     return parts
 
 

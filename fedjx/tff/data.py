@@ -97,8 +97,9 @@ class ClientData:
     @classmethod
     def of(cls, data: Any) -> ClientData:
         """Names the clients of fedjx's client data, in memory or on disk, by their ids."""
-        names = [str(name) for name in source.client_ids(data, np.arange(data.num_clients))]
-        numbers = {name: k for k, name in enumerate(names)}
+        ids = np.asarray(data.ids[:])
+        names = [str(name) for name in source.client_ids(data, ids)]
+        numbers = dict(zip(names, ids, strict=True))
         return cls(names, lambda name: Dataset.from_tensor_slices(data.read([numbers[name]])))
 
     @classmethod

@@ -113,10 +113,6 @@ CASES = [
     Case("sort", lambda seed: sort_partition(VALUES, 20), 50, is_random=False),
     Case("continuous", lambda seed: continuous_partition(VALUES, 20, strictness=0.5, seed=seed), 50),
     Case("train_test", lambda seed: _joined(train_test_partition(PARTS, train_fraction=0.7, seed=seed))),
-    Case(
-        "train_test_of_clients",
-        lambda seed: _joined(train_test_partition(PARTS, train_fraction=0.7, seed=seed, by="client")),
-    ),
 ]
 PARTS = iid_partition(N, 20, seed=0)
 

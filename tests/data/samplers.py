@@ -21,6 +21,10 @@ class Sizes:
         self.num_clients, self.largest = num_clients, 3
         self.offsets = OnDisk(num_clients + 1, lambda rows: 2 * np.asarray(rows) - (np.asarray(rows) % 3 > 0))
         self.num_examples = int(self.offsets[num_clients])
+        self.ids, self.sizes = (
+            OnDisk(num_clients, np.asarray),
+            OnDisk(num_clients, lambda rows: 1 + np.asarray(rows) % 3),
+        )
 
 
 def _in_memory(num_clients):

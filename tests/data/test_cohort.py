@@ -162,7 +162,7 @@ DATA = federated([5, 1, 3])
     ("ids", "options", "error", "message"),
     [
         ([], {}, ValueError, "a cohort needs at least one client; got ids=.*Sample again, or use empty_cohort"),
-        ([0, 3, -1], {}, ValueError, r"clients of the data set, 0 to 2; got \[3, -1\] \(2 in all\)"),
+        ([0, 3, -1], {}, ValueError, r"clients of the data set, 3 from 0 to 2; got \[3, -1\] \(2 in all\)"),
         ([0.0, 1.0], {}, TypeError, r"ids need to be a vector of integers; got float64\[2\]"),
         ([True, False, True], {}, TypeError, r"vector of integers; got bool\[3\]"),
         ([[0, 1]], {}, TypeError, r"vector of integers; got int64\[1, 2\]"),

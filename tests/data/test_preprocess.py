@@ -12,16 +12,21 @@ from fedjx.data import (
     filter_examples,
     map_examples,
     preprocess,
-    select,
+    select_features,
     split_clients,
     split_examples,
     tokenize,
     truncate,
     write_store,
 )
-from fedjx.data.published import Transform
 from tests.data.stores import CLIENTS, MEMORY, SIZES, SPLITS, assert_equal, written
 
+WIDER = Step(
+    "wider",
+    lambda columns, name: {"y": columns["y"].astype(np.float64 if name else np.float32)},
+    num_examples=lambda sizes: sizes,
+    takes_id=True,
+)
 TEXTS = Source(lambda: iter([Client("ada", {"text": np.array([b"a"], object)})]))
 
 
@@ -31,7 +36,13 @@ def odd(columns):
 
 
 def expected(clients=CLIENTS):
-    return [columns for columns in map(odd, clients) if len(columns["y"])]
+    return [*map(odd, clients)]
+
+
+def in_memory(clients, ids):
+    """Clients under these numbers, some of them without examples."""
+    data = FederatedData.from_clients(clients)
+    return FederatedData(data.examples, data.offsets, ids)
 
 
 @pytest.fixture(params=["memory", "store", "view of a store", "preprocessed"])
@@ -51,13 +62,14 @@ def data(request, tmp_path):
 
 def test_functions_apply_to_each_client_when_it_is_read(data):
     result, clients = preprocess(data, odd), expected()
+    numbers = np.asarray(data.ids[:])
     assert result.num_clients == len(clients)
-    assert result.num_clients < 10  # One has nothing left.
+    assert result.sizes.min() == 0  # One has nothing left.
     assert result.sizes.tolist() == [len(columns["y"]) for columns in clients]
-    for k, columns in enumerate(clients):
+    for k, columns in zip(numbers, clients, strict=True):
         assert_equal(result.client(k), columns)
-    whole = FederatedData.from_clients(clients)
-    ids = [4, 0, 4, 2]
+    whole = in_memory(clients, numbers)
+    ids = numbers[[4, 0, 4, 2, int(result.sizes.argmin())]]
     assert_equal(result.read(ids), whole.read(ids))
     assert (result.num_examples, result.largest, result.num_bytes) == (
         whole.num_examples,
@@ -71,10 +83,12 @@ def test_functions_apply_to_each_client_when_it_is_read(data):
 
 
 def test_cohorts_take_it_like_any_client_data(data):
-    result, whole = preprocess(data, odd), FederatedData.from_clients(expected())
+    numbers = np.asarray(data.ids[:])
+    result, whole = preprocess(data, odd), in_memory(expected(), numbers)
+    ids = numbers[[3, 1, 6, 9, 4]]
     for placement in ("resident", "streamed"):
-        chunks = Cohort(result, [3, 1, 6], batch_size=2, lanes=2, placement=placement)
-        others = Cohort(whole, [3, 1, 6], batch_size=2, lanes=2, placement=placement)
+        chunks = Cohort(result, ids, batch_size=2, lanes=2, placement=placement)
+        others = Cohort(whole, ids, batch_size=2, lanes=2, placement=placement)
         for chunk, other in zip(chunks, others, strict=True):
             np.testing.assert_array_equal(chunk.id, other.id)
             np.testing.assert_array_equal(chunk.value.elements.index, other.value.elements.index)
@@ -86,20 +100,20 @@ def test_what_is_baked_is_what_is_lazy(tmp_path):
     store = written(tmp_path / "s", split=SPLITS)
     lazy = preprocess(store, odd, truncate(2))
     baked = write_store(tmp_path / "baked", lazy, progress=False)
-    assert baked.num_clients == lazy.num_clients
-    ids = np.arange(baked.num_clients)
-    assert_equal(baked.read(ids), lazy.read(ids))
-    assert baked.client_ids(ids) == lazy.client_ids(ids)
-    assert baked.metadata("split").tolist() == lazy.metadata("split").tolist()
+    ids, kept = np.arange(baked.num_clients), lazy.ids[lazy.sizes > 0]
+    assert baked.num_clients == 9
+    assert_equal(baked.read(ids), lazy.read(kept))
+    assert baked.client_ids(ids) == lazy.client_ids(kept)
+    assert baked.metadata("split").tolist() == lazy.metadata("split")[lazy.sizes > 0].tolist()
     assert baked.manifest["provenance"] == {
         "store": "s",
         "fingerprint": store.fingerprint,
         "provenance": {"made": "here"},
-        "preprocessed": ["odd", "truncate"],
+        "preprocessed": [{"name": "odd"}, {"name": "truncate", "num_examples": 2, "seed": None}],
         "num_empty_clients": 1,
     }
     source = preprocess(Source(lambda: (Client(f"client {k}", c) for k, c in enumerate(CLIENTS))), odd, truncate(2))
-    assert_equal(write_store(tmp_path / "t", source, progress=False).read(ids), lazy.read(ids))
+    assert_equal(write_store(tmp_path / "t", source, progress=False).read(ids), baked.read(ids))
 
 
 def test_sizes_that_functions_tell_need_no_reading():
@@ -108,7 +122,7 @@ def test_sizes_that_functions_tell_need_no_reading():
             raise AssertionError("read")
 
     data = Unread(MEMORY.examples, MEMORY.offsets)
-    result = preprocess(data, truncate(4), map_examples(lambda columns: columns), select("y"))
+    result = preprocess(data, truncate(4), map_examples(lambda columns: columns), select_features("y"))
     assert result.sizes.tolist() == np.minimum(SIZES, 4).tolist()
     with pytest.raises(AssertionError):  # The negative control: a plain function does not tell.
         _ = preprocess(data, odd).sizes
@@ -132,11 +146,14 @@ def test_truncate_keeps_the_first_or_a_random_subset():
 def test_views_select_clients():
     result = preprocess(MEMORY, odd)
     view = result.select([5, 2])
-    assert_equal(view.client(0), result.client(2))
-    assert_equal(view.client(1), result.client(5))
+    assert view.ids.tolist() == [2, 5]
+    assert_equal(view.client(2), result.client(2))
+    assert_equal(view.client(5), result.client(5))
     mask = np.arange(result.num_clients) == 3
-    assert_equal(result.select(mask).client(0), result.client(3))
-    assert_equal(MEMORY.select([7, 3]).client(0), CLIENTS[3])
+    assert_equal(result.select(mask).client(3), result.client(3))
+    assert_equal(MEMORY.select([7, 3]).client(7), CLIENTS[7])
+    with pytest.raises(ValueError, match=r"clients of the data set, 2 from 2 to 5; got \[0\]"):
+        view.client(0)
 
 
 def test_split_examples_puts_every_example_in_one_part(tmp_path):
@@ -145,7 +162,7 @@ def test_split_examples_puts_every_example_in_one_part(tmp_path):
     rows = {name: [] for name in store.client_ids(range(10))}
     for part in parts.values():
         for k, name in enumerate(part.client_ids(range(part.num_clients))):
-            assert len(part.client(k)["x"]) == part.sizes[k] > 0
+            assert len(part.client(k)["x"]) == part.sizes[k]
             rows[name] += [(n, *x.ravel()) for n, x in enumerate(part.client(k)["x"])]
             assert (np.diff(part.client(k)["x"][:, 0, 0]) > 0).all()
     for name, client in zip(rows, CLIENTS, strict=True):
@@ -157,17 +174,17 @@ def test_split_examples_puts_every_example_in_one_part(tmp_path):
     assert (other["a"].load().examples["x"] != parts["a"].load().examples["x"]).any()
     # A client is split in the same way in whatever view it is.
     view = split_examples(store.select([5]), {"a": 0.5, "b": 0.3, "c": 0.2}, seed=3)
-    assert_equal(view["a"].client(0), parts["a"].client(parts["a"].client_ids(range(7)).index("client 5")))
+    assert_equal(view["a"].client(5), parts["a"].client(5))
 
 
 def test_split_clients_puts_every_client_in_one_part(tmp_path):
     for data in (written(tmp_path / "s"), preprocess(written(tmp_path / "t"), truncate(2))):
         parts = split_clients(data, {"train": 0.7, "validation": 0.1, "test": 0.2}, seed=0)
         assert [part.num_clients for part in parts.values()] == [7, 1, 2]
-        ids = [part.client_ids(range(part.num_clients)) for part in parts.values()]
+        ids = [part.client_ids(part.ids[:]) for part in parts.values()]
         assert sorted(name for part in ids for name in part) == [f"client {k}" for k in range(10)]
         other = split_clients(data, {"train": 0.7, "validation": 0.1, "test": 0.2}, seed=1)
-        assert other["train"].client_ids(range(7)) != ids[0]
+        assert other["train"].client_ids(other["train"].ids[:]) != ids[0]
     with pytest.raises(ValueError, match="every part of a split needs a client; got none in 'b' for 10 clients"):
         split_clients(MEMORY, {"a": 0.99, "b": 0.01}, seed=0)
 
@@ -186,7 +203,7 @@ def test_tokenize_cuts_pads_and_checks():
         },
     )
     narrow = tokenize("text", lambda text: [300], length=4, dtype=np.uint8)
-    with pytest.raises(ValueError, match="tokens need to fit in uint8; got 0 to 300 in 'text' of client 'ada'"):
+    with pytest.raises(ValueError, match="of client 'ada': tokens need to fit in uint8; got 0 to 300 in 'text'"):
         next(preprocess(texts(b"a"), narrow).clients())
 
 
@@ -202,21 +219,25 @@ def test_tokenize_cuts_pads_and_checks():
         (
             [filter_examples(lambda columns: columns["y"])],
             ValueError,
-            r"needs to return bool\[3\] for client 0; got int",
+            r"filter_examples of client 0: a predicate needs to return bool\[3\]; got int",
         ),
-        ([map_examples(odd)], ValueError, "keeps the number of examples, here 3; got 1 in 'y' of client 0"),
         (
-            [select("y", z="w")],
+            [map_examples(odd)],
             ValueError,
-            r"features that exist; got \['w'\] for client 0, which has \['flag', 'x', 'y'\]",
+            "examples of client 0: .* keeps the number of examples, here 3; got 1 in 'y'",
         ),
         (
-            [Step(lambda name, columns: {"y": columns["y"].astype(f"f{4 + 4 * (name > 0)}")}, lambda sizes: sizes)],
+            [select_features("y", z="w")],
+            ValueError,
+            r"features of client 0: .* exist; got \['w'\], and there are \['flag', 'x', 'y'\]",
+        ),
+        (
+            [WIDER],
             ValueError,
             r"all clients need the same type, .*, here <y=float32> and 1; got <y=float64> and 1 for client 1",
         ),
         (
-            [Step(lambda name, columns: columns, lambda sizes: sizes + 1)],
+            [Step("same", lambda columns: columns, {}, lambda sizes: sizes + 1)],
             ValueError,
             "the sizes that were counted, here .* and 4; got .* and 3 for client 0",
         ),
@@ -246,12 +267,26 @@ def test_errors_of_seeds(seed):
 
 
 def test_a_missing_text_is_named():
-    with pytest.raises(ValueError, match=r"tokenize needs a feature 'title'; got \['text'\] for client 'ada'"):
+    with pytest.raises(ValueError, match=r"tokenize needs a feature 'title'; got \['text'\]"):
         next(preprocess(TEXTS, tokenize("title", list, length=2)).clients())
 
 
-def test_named_functions_stand_in_the_provenance():
-    named = Transform("double", lambda columns: columns)
-    assert preprocess(TEXTS, named).provenance["preprocessed"] == ["double"]
-    told = Transform("times", lambda columns: columns, {"factor": 3})
-    assert preprocess(TEXTS, told, named).provenance["preprocessed"] == [{"name": "times", "factor": 3}, "double"]
+def test_the_provenance_tells_every_step_and_its_parameters(tmp_path):
+    once = preprocess(TEXTS, Step("times", lambda columns: columns, {"factor": 3}), lambda columns: columns)
+    twice = preprocess(once, tokenize("text", list, length=2), odd)
+    told = {"name": "tokenize", "feature": "text", "encode": "list", "length": 2, "padding": 0, "dtype": "int32"}
+    name = "test_the_provenance_tells_every_step_and_its_parameters"
+    assert twice.provenance["preprocessed"] == [{"name": "times", "factor": 3}, {"name": name}, told, {"name": "odd"}]
+    lazy = preprocess(preprocess(MEMORY, truncate(8)), select_features(a="y"))
+    baked = write_store(tmp_path / "s", lazy, progress=False)
+    names = [step["name"] for step in baked.manifest["provenance"]["preprocessed"]]
+    assert names == ["truncate", "select_features"]
+
+
+def refused(columns):
+    raise ValueError("no")
+
+
+def test_an_error_of_a_plain_function_names_it_and_the_client():
+    with pytest.raises(ValueError, match="refused of client 'ada': no"):
+        next(preprocess(TEXTS, refused).clients())

@@ -1,4 +1,8 @@
-"""The checksum of TFRecord files, CRC-32C, in NumPy."""
+"""The checksum of TFRecord files, CRC-32C, in NumPy.
+
+No package that fedjx needs has it: zlib has another polynomial, tensorboardX loops over the bytes in Python, and
+google_crc32c comes with none of them.
+"""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def label_counts(data: ClientData, label: str = "y", num_classes: int | None = N
       num_classes: Number of classes; one more than the largest label if not given.
 
     Returns:
-      int64 ``[K, num_classes]``.
+      int64 ``[K, num_classes]``, the clients in the order of `data.ids`.
 
     Raises:
       ValueError: If there is no such feature, or a label is not in ``[0, num_classes)``.
@@ -148,21 +148,21 @@ def label_counts(data: ClientData, label: str = "y", num_classes: int | None = N
 
 def _label_blocks(data: ClientData, label: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields the labels and the sizes of some clients at a time."""
-    sizes = np.asarray(data.sizes[np.arange(data.num_clients)])
+    sizes = np.asarray(data.sizes[:])
     if isinstance(data, FederatedData):
         yield data.examples[label], sizes
         return
     num_examples = max(1, _BLOCK_BYTES * data.num_examples // data.num_bytes)
     block = (sizes.cumsum() - sizes) // num_examples
-    for ids in np.split(np.arange(data.num_clients), np.flatnonzero(np.diff(block)) + 1):
-        yield data.read(ids)[label], sizes[ids]
+    for places in np.split(np.arange(data.num_clients), np.flatnonzero(np.diff(block)) + 1):
+        yield data.read(data.ids[places])[label], sizes[places]
 
 
 def _counted(labels: np.ndarray, sizes: np.ndarray, num_classes: int | None) -> np.ndarray:
     labels = labels.astype(np.int64)
     if num_classes is None:
-        num_classes = int(labels.max()) + 1
-    if labels.min() < 0 or labels.max() >= num_classes:
+        num_classes = int(labels.max(initial=-1)) + 1
+    if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
         raise ValueError(
             f"classes need to be numbered from 0 to num_classes - 1; got {num_classes=} and labels from "
             f"{labels.min()} to {labels.max()}. Renumber the classes, or raise num_classes."

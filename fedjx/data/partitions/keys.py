@@ -145,14 +145,13 @@ def continuous_partition(values: ArrayLike, num_clients: int, *, strictness: flo
 
 
 def train_test_partition(
-    partition: Sequence[ArrayLike], *, train_fraction: float, seed: int, by: Literal["example", "client"] = "example"
+    partition: Sequence[ArrayLike], *, train_fraction: float, seed: int
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Splits a partition for evaluation, by LEAF's rule (Caldas et al. 2018, arXiv:1812.01097).
+    """Splits the examples of each client for evaluation, by LEAF's rule (Caldas et al. 2018, arXiv:1812.01097).
 
-    By example, each client keeps ``max(1, floor(train_fraction * n))`` of its n examples, at random, for training and
-    the others for test: with two examples, one and one. Clients of fewer than two are in neither list, and a
-    warning counts their examples. By client, ``floor(train_fraction * K)`` clients at random are for training, at least
-    one, and the others for test.
+    Each client keeps ``max(1, floor(train_fraction * n))`` of its n examples, at random, for training and the others
+    for test: with two examples, one and one. Where LEAF leaves out a client of one example, its test part is empty
+    here, so that clients keep their numbers. To test on other clients, use `fedjx.data.split_clients`.
 
     Examples that overlap, such as windows of one text, are not independent: cut the text after the split.
 
@@ -160,38 +159,23 @@ def train_test_partition(
       partition: For each client its rows, ``[n_k]``.
       train_fraction: In (0, 1).
       seed: Non-negative integer.
-      by: Whether the test set has other examples of the same clients, or other clients.
 
     Returns:
-      Two partitions, for training and for test; rows and clients keep their order. By example both have the same
-      clients.
+      Two partitions of the same clients, for training and for test; rows keep their order.
 
     Raises:
-      ValueError: If `train_fraction` is not in (0, 1), or there would be no client in a part.
+      ValueError: If `train_fraction` is not in (0, 1), or no client has two examples.
 
-    >>> train, test = train_test_partition([[4, 5, 6], [7, 8]], train_fraction=0.9, seed=0)
+    >>> train, test = train_test_partition([[4, 5, 6], [9], [7, 8]], train_fraction=0.9, seed=0)
     >>> [len(rows) for rows in train], [len(rows) for rows in test]
-    ([2, 1], [1, 1])
+    ([2, 1, 1], [1, 0, 1])
     """
     if not 0 < train_fraction < 1:
         raise ValueError(f"train_fraction needs to be in (0, 1); got {train_fraction=}. Give 0.8, for example.")
     parts = [np.asarray(rows, np.int64) for rows in partition]
-    kept = parts if by == "client" else [rows for rows in parts if len(rows) > 1]
-    if len(kept) < (2 if by == "client" else 1):
-        raise ValueError(f"a split needs two clients, or one with two examples; got {len(parts)} clients. Give more.")
+    if max(map(len, parts), default=0) < 2:
+        raise ValueError(f"a split needs a client with two examples; got none of {len(parts)}. Give more examples.")
     random = generator(seed)
-    if by == "client":
-        is_train = _chosen(random, len(kept), train_fraction)
-        return [kept[k] for k in np.flatnonzero(is_train)], [kept[k] for k in np.flatnonzero(~is_train)]
-    if by != "example":
-        raise ValueError(f"by needs to be 'example' or 'client'; got {by=}. Choose one.")
-    num_examples = sum(map(len, parts))
-    num_dropped = num_examples - sum(map(len, kept))
-    warn_dropped(num_dropped, num_examples, f"{len(parts) - len(kept)} clients have fewer than two examples.")
-    masks = [_chosen(random, len(rows), train_fraction) for rows in kept]
-    pairs = list(zip(kept, masks, strict=True))
+    masks = [random.permutation(len(rows)) < max(1, int(train_fraction * len(rows))) for rows in parts]
+    pairs = list(zip(parts, masks, strict=True))
     return [rows[mask] for rows, mask in pairs], [rows[~mask] for rows, mask in pairs]
-
-
-def _chosen(random: np.random.Generator, count: int, fraction: float) -> np.ndarray:
-    return random.permutation(count) < max(1, int(fraction * count))

@@ -28,13 +28,11 @@ from fedjx.data.published.text import (
     tag_prediction,
     token_ids,
 )
-from fedjx.data.published.transforms import Transform, transformed
 from fedjx.data.published.twins import synthetic_twin, twin_names, twin_source
 from fedjx.data.published.vision import CELEBA_ATTRIBUTES, celeba, cifar10, cifar100, emnist
 
 __all__ = [
     "CELEBA_ATTRIBUTES",
-    "Transform",
     "as_bytes",
     "bag_of_words",
     "celeba",
@@ -72,7 +70,6 @@ __all__ = [
     "tag_counts",
     "tag_prediction",
     "token_ids",
-    "transformed",
     "twin_names",
     "twin_source",
     "twin_vocabulary",

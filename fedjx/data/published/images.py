@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjx.data.published.transforms import Columns, Transform
+from fedjx.data.preprocess import Columns, Step
 
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_DEVIATION = (0.2023, 0.1994, 0.2010)
 
 
-def as_bytes(name: str = "pixels", *, shape: tuple[int, ...] = (28, 28)) -> Transform:
+def as_bytes(name: str = "pixels", *, shape: tuple[int, ...] = (28, 28)) -> Step:
     """Stores grey values k / 255 as k, uint8 ``[n, *shape]``, which is a quarter of the bytes and loses nothing.
 
     Args:
@@ -41,10 +41,10 @@ def as_bytes(name: str = "pixels", *, shape: tuple[int, ...] = (28, 28)) -> Tran
             )
         return {**columns, name: values.reshape(-1, *shape)}
 
-    return Transform("as_bytes", fn, {"feature": name})
+    return Step("as_bytes", fn, {"feature": name})
 
 
-def narrowed(**dtypes: Any) -> Transform:
+def narrowed(**dtypes: Any) -> Step:
     """Casts integers to narrower types after a check of their range.
 
     Args:
@@ -70,10 +70,10 @@ def narrowed(**dtypes: Any) -> Transform:
             result[name] = column.astype(dtype)
         return result
 
-    return Transform("narrowed", fn, {name: np.dtype(dtype).name for name, dtype in dtypes.items()})
+    return Step("narrowed", fn, {name: np.dtype(dtype).name for name, dtype in dtypes.items()})
 
 
-def stacked(name: str, parts: tuple[str, ...]) -> Transform:
+def stacked(name: str, parts: tuple[str, ...]) -> Step:
     """Makes one feature, bool ``[n, len(parts)]``, of many, so that reading a client is not a read for each.
 
     >>> columns = {"young": np.array([1, 0]), "smiling": np.array([0, 0])}
@@ -88,7 +88,7 @@ def stacked(name: str, parts: tuple[str, ...]) -> Transform:
             raise ValueError(f"{name!r} needs all its parts; got none of {missing}. Is it the published file?")
         return {**rest, name: np.stack([columns[part].astype(bool) for part in parts], axis=1)}
 
-    return Transform("stacked", fn, {"feature": name, "parts": list(parts)})
+    return Step("stacked", fn, {"feature": name, "parts": list(parts)})
 
 
 def emnist_domain(client_id: str | bytes) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 
 from fedjx.core.language.types import ArrayType
 from fedjx.data.importers import pfl_hdf5
+from fedjx.data.preprocess import Columns, Step, preprocess
 from fedjx.data.published.counts import tag_counts, word_counts
 from fedjx.data.published.stores import PUBLISHED_EXAMPLES, Container, opened, tff_containers
 from fedjx.data.published.text import (
@@ -19,8 +20,7 @@ from fedjx.data.published.text import (
     tag_prediction,
     token_ids,
 )
-from fedjx.data.published.transforms import Columns, Transform, transformed, with_metadata
-from fedjx.data.source import Source
+from fedjx.data.source import Source, with_metadata
 from fedjx.data.store import Store
 
 _TEXT = ArrayType((), np.dtype(object))
@@ -60,7 +60,7 @@ def shakespeare(
 
     def prepare(source: Source) -> Source:
         counted = with_metadata(source, lambda client: {PUBLISHED_EXAMPLES: len(client.examples["snippets"])})
-        return transformed(counted, transform)
+        return preprocess(counted, transform)
 
     splits = {"train": "train", "test": "test"}
     containers = tff_containers("shakespeare", splits, {"snippets": _TEXT}, hdf5="shakespeare", fedjax="shakespeare")
@@ -117,7 +117,7 @@ def stack_overflow(
         def fn(columns: Columns) -> dict[str, np.ndarray]:
             return {**words(columns), "domain_id": stack_overflow_domain(columns)}
 
-        return transformed(_without_metadata(source), Transform(words.name, fn, words.parameters))
+        return preprocess(_without_metadata(source), Step(words.name, fn, words.parameters))
 
     features = {"tokens": _TEXT, "type": _TEXT}
     return opened(
@@ -165,7 +165,7 @@ def stack_overflow_tags(
     def prepare(source: Source) -> Source:
         words = word_counts(Path(directory) / _WORDS, vocabulary_size)
         tags = tag_counts(Path(directory) / _TAGS, num_tags)
-        return transformed(_without_metadata(source), tag_prediction(words, tags, max_words=max_words))
+        return preprocess(_without_metadata(source), tag_prediction(words, tags, max_words=max_words))
 
     features = {"tokens": _TEXT, "title": _TEXT, "tags": _TEXT}
     return opened(
@@ -209,7 +209,7 @@ def reddit(
         def metadata_fn(client):
             return {name: value for name, value in client.metadata.items() if name != "split"}
 
-        return transformed(with_metadata(source, metadata_fn), joined_targets())
+        return preprocess(with_metadata(source, metadata_fn), joined_targets())
 
     container = Container(dict.fromkeys(splits, "reddit.hdf5"), lambda path, split: pfl_hdf5(path, split=split))
     return opened(
@@ -223,7 +223,7 @@ def reddit(
     )
 
 
-def joined_targets() -> Transform:
+def joined_targets() -> Step:
     """Makes ``tokens``, uint16 ``[n, length + 1]``, of ``inputs`` and ``targets``, which are views of them.
 
     Raises:
@@ -246,7 +246,7 @@ def joined_targets() -> Transform:
             )
         return {"tokens": tokens.astype(np.uint16)}
 
-    return Transform("joined_targets", fn)
+    return Step("joined_targets", fn)
 
 
 def _without_metadata(source: Source) -> Source:

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from fedjx.data.importers import leaf
+from fedjx.data.preprocess import Columns, Step, preprocess
 from fedjx.data.published.images import as_bytes, narrowed
 from fedjx.data.published.stores import Container, opened
 from fedjx.data.published.text import SHAKESPEARE_VOCABULARY, token_ids
-from fedjx.data.published.transforms import Columns, Transform, transformed, with_metadata
-from fedjx.data.source import Source
+from fedjx.data.source import Source, with_metadata
 from fedjx.data.store import Store
 
 SPLITS = ("train", "test")
@@ -34,10 +34,10 @@ def leaf_femnist(directory: str | Path, *, progress: bool = True) -> dict[str, S
       ValueError: If a file is malformed, or pixels are not bytes / 255.
     """
 
-    def fn(columns: Columns) -> dict[str, np.ndarray]:
+    def fn(columns: Columns) -> Columns:
         return narrowed(label="uint8")({**as_bytes("pixels")({"pixels": columns["x"]}), "label": columns["y"]})
 
-    return _opened(directory, "femnist", Transform("femnist", fn), progress)
+    return _opened(directory, "femnist", Step("femnist", fn), progress)
 
 
 def leaf_shakespeare(directory: str | Path, *, progress: bool = True) -> dict[str, Store]:
@@ -61,7 +61,7 @@ def leaf_shakespeare(directory: str | Path, *, progress: bool = True) -> dict[st
     table = np.full(256, ids.oov, np.uint8)
     table[np.frombuffer(SHAKESPEARE_VOCABULARY, np.uint8)] = np.arange(len(SHAKESPEARE_VOCABULARY)) + ids.first
 
-    def fn(columns: Columns) -> dict[str, np.ndarray]:
+    def fn(columns: Columns) -> Columns:
         text = [(x + y).encode("latin1", "replace") for x, y in zip(columns["x"], columns["y"], strict=True)]
         if set(map(len, text)) - {81}:
             raise ValueError(
@@ -69,7 +69,7 @@ def leaf_shakespeare(directory: str | Path, *, progress: bool = True) -> dict[st
             )
         return {"tokens": table[np.frombuffer(b"".join(text), np.uint8).reshape(-1, 81)]}
 
-    return _opened(directory, "shakespeare", Transform("characters", fn, {"convention": "tff"}), progress)
+    return _opened(directory, "shakespeare", Step("characters", fn, {"convention": "tff"}), progress)
 
 
 def leaf_sent140(directory: str | Path, *, length: int = 280, progress: bool = True) -> dict[str, Store]:
@@ -93,7 +93,7 @@ def leaf_sent140(directory: str | Path, *, length: int = 280, progress: bool = T
     if length < 1:
         raise ValueError(f"tweets need a positive length; got {length=}. Choose 280, for example.")
 
-    def fn(columns: Columns) -> dict[str, np.ndarray]:
+    def fn(columns: Columns) -> Columns:
         # The text is the last of id, date, query, user and text.
         text = np.zeros((len(columns["x"]), length), np.uint8)
         for row, tweet in zip(text, columns["x"][:, -1], strict=True):
@@ -104,7 +104,7 @@ def leaf_sent140(directory: str | Path, *, length: int = 280, progress: bool = T
             raise ValueError(f"a mood needs to be 0, or 1 or 4; got {sorted(set(mood.tolist()))}. Mend it.")
         return {"text": text, "label": (mood > 0).astype(np.uint8)}
 
-    return _opened(directory, "sent140", Transform("bytes", fn, {"length": length}), progress, f"-{length}")
+    return _opened(directory, "sent140", Step("bytes", fn, {"length": length}), progress, f"-{length}")
 
 
 def leaf_celeba(directory: str | Path, *, images: str | Path | None = None, progress: bool = True) -> dict[str, Store]:
@@ -129,7 +129,7 @@ def leaf_celeba(directory: str | Path, *, images: str | Path | None = None, prog
 
     folder = Path(directory) / "raw" / "img_align_celeba" if images is None else Path(images)
 
-    def fn(columns: Columns) -> dict[str, np.ndarray]:
+    def fn(columns: Columns) -> Columns:
         pictures = []
         for name in columns["x"]:
             if Path(name).name != name:
@@ -137,17 +137,15 @@ def leaf_celeba(directory: str | Path, *, images: str | Path | None = None, prog
             pictures.append(decoded((folder / name).read_bytes(), (84, 84, 3), str(folder / name)))
         return narrowed(label="uint8")({"image": np.stack(pictures), "label": columns["y"]})
 
-    return _opened(directory, "celeba", Transform("decoded", fn, {"image_shape": [84, 84, 3]}), progress)
+    return _opened(directory, "celeba", Step("decoded", fn, {"image_shape": [84, 84, 3]}), progress)
 
 
-def _opened(
-    directory: str | Path, name: str, transform: Transform, progress: bool, suffix: str = ""
-) -> dict[str, Store]:
+def _opened(directory: str | Path, name: str, transform: Step, progress: bool, suffix: str = "") -> dict[str, Store]:
     directory = Path(directory)
 
     def read(path: Path, split: str) -> Source:
         del split
-        return transformed(with_metadata(leaf(path.parent), lambda client: {}), transform)
+        return preprocess(with_metadata(leaf(path.parent), lambda client: {}), transform)
 
     # One file of each split stands for all: LEAF names and counts them by its arguments.
     files = {split: f"{split}/{_first(directory / split)}" for split in SPLITS}

@@ -13,10 +13,10 @@ from typing import Any, Literal
 import numpy as np
 
 from fedjx.data.importers import ImageRow, image_folder, inaturalist_rows, landmarks_rows
+from fedjx.data.preprocess import Step, preprocess
 from fedjx.data.published.images import narrowed
 from fedjx.data.published.stores import CENTRAL, CENTRAL_ID, Container, opened
-from fedjx.data.published.transforms import Transform, transformed, with_metadata
-from fedjx.data.source import Source
+from fedjx.data.source import Source, with_metadata
 from fedjx.data.store import Store
 
 Shape = tuple[int, int, int]
@@ -248,8 +248,8 @@ def _entries(path: Path) -> list[dict[str, Any]]:
 
 def _labelled(directory: Path, rows: Any, image_shape: Shape, missing: Missing) -> Source:
     source = image_folder(directory, rows, image_shape=image_shape, missing=missing)
-    renamed = Transform("renamed", lambda columns: {"image": columns["image"], "label": columns["class"]})
-    return transformed(transformed(with_metadata(source, lambda client: {}), renamed), narrowed(label="uint16"))
+    renamed = Step("renamed", lambda columns: {"image": columns["image"], "label": columns["class"]})
+    return preprocess(with_metadata(source, lambda client: {}), renamed, narrowed(label="uint16"))
 
 
 def _joined(shape: Shape) -> str:

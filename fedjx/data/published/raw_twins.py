@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from fedjx.data.preprocess import Columns, Step, preprocess
 from fedjx.data.published.synthetic import keys
 from fedjx.data.published.text import SHAKESPEARE_VOCABULARY, token_ids
-from fedjx.data.published.transforms import Columns, Transform, transformed, with_metadata
 from fedjx.data.published.twins import twin_source
 from fedjx.data.published.vision import CELEBA_ATTRIBUTES
-from fedjx.data.source import Source
+from fedjx.data.source import Source, with_metadata
 
 
 def raw_twin_source(
@@ -42,7 +42,7 @@ def raw_twin_source(
     if name not in _RAW:
         raise ValueError(f"raw twins are those of TFF's files, {', '.join(sorted(_RAW))}; got {name=}. Choose another.")
     source = twin_source(name, split, seed=seed, num_clients=num_clients, mean_examples=mean_examples)
-    return with_metadata(transformed(source, Transform("raw", _RAW[name])), lambda client: {})
+    return with_metadata(preprocess(source, Step("raw", _RAW[name])), lambda client: {})
 
 
 def twin_vocabulary(num_words: int = 10_000) -> list[bytes]:

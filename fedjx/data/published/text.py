@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjx.data.published.transforms import Columns, Transform
+from fedjx.data.preprocess import Columns, Step
 
 # Position k has the id k + 1 by TFF's convention, k + 3 by FedJAX's.
 SHAKESPEARE_VOCABULARY = b"dhlptx@DHLPTX $(,048cgkoswCGKOSW[_#'/37;?bfjnrvzBFJNRVZ\"&*.26:\naeimquyAEIMQUY]!%)-159\r"
@@ -56,7 +56,7 @@ def renumbering(vocabulary_size: int, source: Convention, target: Convention) ->
     return table
 
 
-def shakespeare_tokens(*, convention: Literal["tff", "fedjax"] = "tff", sequence_length: int = 80) -> Transform:
+def shakespeare_tokens(*, convention: Literal["tff", "fedjax"] = "tff", sequence_length: int = 80) -> Step:
     """Cuts the snippets of a role into sequences of characters, ``tokens`` uint8 ``[m, sequence_length + 1]``.
 
     By ``"tff"`` each snippet is opened and closed, padded with zeros to a multiple of `sequence_length` + 1
@@ -95,7 +95,7 @@ def shakespeare_tokens(*, convention: Literal["tff", "fedjax"] = "tff", sequence
             return {"tokens": np.concatenate([np.empty((0, sequence_length + 1), np.uint8), *rows])}
         return {"tokens": windows(np.concatenate([np.empty(0, np.uint8), *encoded]), sequence_length)}
 
-    return Transform("characters", fn, {"convention": convention, "sequence_length": sequence_length})
+    return Step("characters", fn, {"convention": convention, "sequence_length": sequence_length})
 
 
 def windows(stream: np.ndarray, sequence_length: int) -> np.ndarray:
@@ -116,7 +116,7 @@ def next_word(
     convention: Convention = "tff",
     sequence_length: int = 20,
     num_oov_buckets: int = 1,
-) -> Transform:
+) -> Step:
     """Numbers the words of sentences, ``tokens`` uint16 ``[n, sequence_length + 1]``.
 
     A sentence is split at every single space, opened, closed, and cut or padded with zeros to `sequence_length` + 1
@@ -156,10 +156,10 @@ def next_word(
         return {"tokens": tokens}
 
     parameters = {"convention": convention, "sequence_length": sequence_length, **_described(vocabulary, "vocabulary")}
-    return Transform("next_word", fn, parameters)
+    return Step("next_word", fn, parameters)
 
 
-def tag_prediction(vocabulary: Sequence[bytes], tags: Sequence[bytes], *, max_words: int = 64) -> Transform:
+def tag_prediction(vocabulary: Sequence[bytes], tags: Sequence[bytes], *, max_words: int = 64) -> Step:
     """Numbers the words and tags of posts; `bag_of_words` makes the published inputs and targets of them.
 
     A dense bag of 10,000 words would take 40 kB a post, so the store keeps the numbers of the known words.
@@ -198,7 +198,7 @@ def tag_prediction(vocabulary: Sequence[bytes], tags: Sequence[bytes], *, max_wo
         }
 
     parameters = {"max_words": max_words, **_described(vocabulary, "vocabulary"), **_described(tags, "tags")}
-    return Transform("tag_prediction", fn, parameters)
+    return Step("tag_prediction", fn, parameters)
 
 
 def stack_overflow_domain(columns: Columns) -> np.ndarray:

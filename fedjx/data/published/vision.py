@@ -11,10 +11,10 @@ import numpy as np
 from fedjx.core.language.types import ArrayType
 from fedjx.data.importers import cifar
 from fedjx.data.partitions import dirichlet_by_client_partition, iid_partition
+from fedjx.data.preprocess import preprocess
 from fedjx.data.published.images import as_bytes, emnist_domain, stacked
 from fedjx.data.published.stores import CENTRAL, CENTRAL_ID, Container, opened, tff_containers
-from fedjx.data.published.transforms import transformed, with_metadata
-from fedjx.data.source import Client, Source
+from fedjx.data.source import Client, Source, with_metadata
 from fedjx.data.store import Store
 
 # fmt: off
@@ -66,7 +66,7 @@ def emnist(
 
     def prepare(source: Source) -> Source:
         writers = with_metadata(source, lambda client: {"domain_id": emnist_domain(client.id)})  # type: ignore[arg-type]
-        return transformed(writers, as_bytes()) if dtype == "uint8" else writers
+        return preprocess(writers, as_bytes()) if dtype == "uint8" else writers
 
     return opened(
         directory,
@@ -149,7 +149,7 @@ def celeba(
         published=f"celeba_by_{by}",
         check_files=check_files,
         progress=progress,
-        prepare=lambda source: transformed(
+        prepare=lambda source: preprocess(
             with_metadata(source, lambda client: {}), stacked("attributes", CELEBA_ATTRIBUTES)
         ),
     )

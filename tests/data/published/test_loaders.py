@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
-from fedjx.data import FederatedData, Source, published, write_store
+from fedjx.data import FederatedData, Source, preprocess, published, write_store
 from fedjx.data.exporters import to_fedjax_sqlite, to_tff_sqlite
 from fedjx.data.published import files, raw_twin_source, synthetic_twin, twin_vocabulary
 from tests.data.damage import check_damage
@@ -153,7 +153,7 @@ def test_conventions_have_stores_of_their_own(tmp_path):
     }
     tokens = {convention: store.load().examples["tokens"] for convention, store in stores.items()}
     np.testing.assert_array_equal(tokens["fedjax"], published.renumbering(100, "tff", "fedjax")[tokens["tff"]])
-    (applied,) = stores["fedjax"].manifest["provenance"]["transforms"]
+    (applied,) = stores["fedjax"].manifest["provenance"]["preprocessed"]
     assert applied["convention"] == "fedjax"
     assert applied["vocabulary_sha256"] == hashlib.sha256(b"\n".join(twin_vocabulary(100))).hexdigest()
 
@@ -304,7 +304,7 @@ def test_damaged_files_are_refused(tmp_path):
     def source():
         from fedjx.data.importers import tff_sqlite
 
-        return published.transformed(tff_sqlite(path, split="train"), transform)
+        return preprocess(tff_sqlite(path, split="train"), transform)
 
     assert check_damage(path, source, number=30, is_checked=True) > 20
 
