@@ -34,7 +34,8 @@ from fedjx.training.client import (
     reported,
 )
 from fedjx.training.domains import domain_losses, worst_domains
-from fedjx.training.round import Method, ServerState, TrainingArguments, compose
+from fedjx.training.method import Method, ServerState
+from fedjx.training.round import TrainingArguments, compose
 
 
 def agnostic_fed_avg(

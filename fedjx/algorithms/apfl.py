@@ -24,7 +24,8 @@ from fedjx.core.language.names import PyTree
 from fedjx.models.model import Batch, Model
 from fedjx.training.batch_stats import no_batch_stats
 from fedjx.training.client import ClientUpdate, Local
-from fedjx.training.round import Method, ServerState, TrainingArguments, compose
+from fedjx.training.method import Method, ServerState
+from fedjx.training.round import TrainingArguments, compose
 
 
 class Personal(NamedTuple):

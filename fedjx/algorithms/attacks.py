@@ -20,7 +20,7 @@ import optax
 
 from fedjx.core.language.names import PyTree
 from fedjx.training.client import ClientUpdate, Local
-from fedjx.training.round import told_to
+from fedjx.training.each_client import told_to
 
 
 def malicious_clients(

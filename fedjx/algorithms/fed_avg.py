@@ -24,7 +24,8 @@ from fedjx.core.language.placed import FederatedValue
 from fedjx.models.model import Model
 from fedjx.training.client import ClientOptimizer
 from fedjx.training.failures import Failures
-from fedjx.training.round import ServerState, averaging, compose
+from fedjx.training.method import ServerState, averaging
+from fedjx.training.round import compose
 
 
 @overload

@@ -19,7 +19,8 @@ from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model, Ratio
 from fedjx.training.batch_stats import no_batch_stats
 from fedjx.training.client import ClientUpdate, Local, check_positive, checked, local_update
-from fedjx.training.round import Method, ServerState, TrainingArguments, compose, scaled
+from fedjx.training.method import Method, ServerState, scaled
+from fedjx.training.round import TrainingArguments, compose
 
 
 def fed_exp(model: Model, *, epsilon: float = 1e-3, **arguments: Unpack[TrainingArguments]) -> Algorithm[ServerState]:

@@ -17,7 +17,8 @@ from fedjx.models.model import Model
 from fedjx.training.batch_stats import no_batch_stats
 from fedjx.training.client import ClientUpdate, Local
 from fedjx.training.gradients import gradient_update, shift
-from fedjx.training.round import First, Method, ServerState, TrainingArguments, compose
+from fedjx.training.method import First, Method, ServerState
+from fedjx.training.round import TrainingArguments, compose
 
 
 def fed_lin(model: Model, **arguments: Unpack[TrainingArguments]) -> Algorithm[ServerState]:

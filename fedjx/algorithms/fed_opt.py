@@ -26,7 +26,8 @@ import optax
 from fedjx.core.execution.process import Algorithm
 from fedjx.core.language.names import PyTree
 from fedjx.models.model import Model
-from fedjx.training.round import ClientArguments, ServerState, averaging, compose
+from fedjx.training.method import ServerState, averaging
+from fedjx.training.round import ClientArguments, compose
 
 LearningRate = float | jax.Array | optax.Schedule
 

@@ -16,7 +16,8 @@ from fedjx.core.execution.process import Algorithm
 from fedjx.core.language.names import PyTree
 from fedjx.models.model import Model
 from fedjx.training.client import ClientUpdate, Local
-from fedjx.training.round import Method, ServerState, TrainingArguments, compose
+from fedjx.training.method import Method, ServerState
+from fedjx.training.round import TrainingArguments, compose
 
 
 def proximal(strength: Any, center: PyTree = None) -> optax.GradientTransformation:

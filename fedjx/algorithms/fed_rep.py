@@ -15,8 +15,9 @@ from fedjx.core.execution.process import StatefulAlgorithm
 from fedjx.core.language.names import PyTree
 from fedjx.models.model import Model
 from fedjx.training.client import OWN, ClientUpdate, Local, check_amount
+from fedjx.training.method import Method, ServerState
 from fedjx.training.parts import first_parts, frozen
-from fedjx.training.round import Method, ServerState, TrainingArguments, compose
+from fedjx.training.round import TrainingArguments, compose
 
 
 def fed_rep(

@@ -15,7 +15,8 @@ import optax
 from fedjx.core.execution.process import Algorithm
 from fedjx.models.model import Model
 from fedjx.training.gradients import gradient_update
-from fedjx.training.round import Method, RoundArguments, ServerState, compose
+from fedjx.training.method import Method, ServerState
+from fedjx.training.round import RoundArguments, compose
 
 
 def fed_sgd(

@@ -24,7 +24,8 @@ from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model, finalize_metrics
 from fedjx.training.client import ClientOptimizer, ClientUpdate, Local, checked, examples, local_evaluate
 from fedjx.training.gradients import local_gradient
-from fedjx.training.round import LocalArguments, Method, ServerState, compose
+from fedjx.training.method import Method, ServerState
+from fedjx.training.round import LocalArguments, compose
 
 Weight = Callable[[jax.Array], jax.Array]
 

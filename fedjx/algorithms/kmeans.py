@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from fedjx.algorithms.sufficient_statistics import sufficient_statistics
 from fedjx.core.execution.process import Algorithm
-from fedjx.training.round import ServerState
+from fedjx.training.method import ServerState
 
 
 class Clusters(NamedTuple):

@@ -18,7 +18,8 @@ from fedjx.models.model import Model
 from fedjx.training.batch_stats import no_batch_stats
 from fedjx.training.client import ClientUpdate, Local, no_schedule
 from fedjx.training.gradients import gradient_update, shift
-from fedjx.training.round import First, LocalArguments, Method, ServerState, compose
+from fedjx.training.method import First, Method, ServerState
+from fedjx.training.round import LocalArguments, compose
 
 
 def mime(

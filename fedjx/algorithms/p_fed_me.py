@@ -17,7 +17,8 @@ from jax import lax
 from fedjx.core.execution.process import Algorithm
 from fedjx.core.language.names import PyTree
 from fedjx.models.model import Batch, Model, batch_loss
-from fedjx.training.round import ServerState, TrainingArguments, averaging, compose
+from fedjx.training.method import ServerState, averaging
+from fedjx.training.round import TrainingArguments, compose
 
 
 def p_fed_me(

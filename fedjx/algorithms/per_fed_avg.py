@@ -17,7 +17,8 @@ from fedjx.core.execution.process import Algorithm
 from fedjx.core.language.names import PyTree
 from fedjx.models.model import Batch, Model, batch_loss
 from fedjx.training.client import check_not_negative, check_positive
-from fedjx.training.round import ServerState, TrainingArguments, averaging, compose
+from fedjx.training.method import ServerState, averaging
+from fedjx.training.round import TrainingArguments, compose
 from fedjx.training.surrogate import with_gradient
 
 Variant = Literal["exact", "first_order", "hessian_free"]

@@ -23,7 +23,8 @@ from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model, Ratio, finalize_metrics
 from fedjx.training.batch_stats import no_batch_stats
 from fedjx.training.client import ClientUpdate, Local, checked, local_evaluate
-from fedjx.training.round import Method, ServerState, TrainingArguments, compose, scaled
+from fedjx.training.method import Method, ServerState, scaled
+from fedjx.training.round import TrainingArguments, compose
 
 
 def q_fed_avg(

@@ -18,8 +18,9 @@ from fedjx.core.execution.process import Algorithm
 from fedjx.core.language.names import PyTree
 from fedjx.models.model import Model
 from fedjx.training.client import ClientUpdate, Local, LocalAmount, check_amount, local_train
+from fedjx.training.method import Method, ServerState
 from fedjx.training.parts import first_parts, frozen, merge, partition
-from fedjx.training.round import Method, ServerState, TrainingArguments, compose
+from fedjx.training.round import TrainingArguments, compose
 from fedjx.training.splits import Split, alternate_split
 
 

@@ -13,7 +13,8 @@ from typing import Unpack
 from fedjx.aggregation.mean import uniform
 from fedjx.core.execution.process import Algorithm
 from fedjx.models.model import Model
-from fedjx.training.round import ServerState, TrainingArguments, averaging, compose
+from fedjx.training.method import ServerState, averaging
+from fedjx.training.round import TrainingArguments, compose
 
 
 def reptile(model: Model, **arguments: Unpack[TrainingArguments]) -> Algorithm[ServerState]:

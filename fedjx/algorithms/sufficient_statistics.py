@@ -23,7 +23,8 @@ from fedjx.core.language.values import MASK, Batches, Sequence
 from fedjx.models.flax_models import feature_x
 from fedjx.models.model import Batch, sum_metrics
 from fedjx.training.client import ClientUpdate, checked, examples
-from fedjx.training.round import Method, RoundArguments, ServerState, compose
+from fedjx.training.method import Method, ServerState
+from fedjx.training.round import RoundArguments, compose
 
 
 def sufficient_statistics(

@@ -23,7 +23,8 @@ from fedjx.core.language.values import MASK, Batches, Clients, Sequence
 from fedjx.models.model import Model, Ratio, batch_loss, finalize_metrics, sum_metrics
 from fedjx.tff.data import as_clients
 from fedjx.training.client import ClientUpdate, Local, checked, examples
-from fedjx.training.round import Method, ServerState, compose
+from fedjx.training.method import Method, ServerState
+from fedjx.training.round import compose
 
 ModelFn = Callable[[], Model]
 OptimizerFn = Callable[[], optax.GradientTransformation]

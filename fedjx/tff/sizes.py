@@ -11,7 +11,7 @@ from fedjx.core.language.traffic import Traffic, traffic
 from fedjx.core.language.types import type_of
 from fedjx.core.language.values import Clients
 from fedjx.tff.learning import IterativeProcess
-from fedjx.training.round import ServerState
+from fedjx.training.method import ServerState
 
 
 class SizeInfo(NamedTuple):

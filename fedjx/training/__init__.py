@@ -15,22 +15,12 @@ from fedjx.training.client import (
     local_update,
     reported,
 )
+from fedjx.training.each_client import told_to
 from fedjx.training.failures import Failures
 from fedjx.training.gradients import gradient_update, local_gradient, shift
+from fedjx.training.method import First, Held, Method, ServerState, averaging, scaled
 from fedjx.training.parts import Parts, frozen, merge, partition
-from fedjx.training.round import (
-    First,
-    Held,
-    LocalArguments,
-    Method,
-    RoundArguments,
-    ServerState,
-    TrainingArguments,
-    averaging,
-    compose,
-    scaled,
-    told_to,
-)
+from fedjx.training.round import LocalArguments, RoundArguments, TrainingArguments, compose
 from fedjx.training.splits import alternate_split, feature_split, no_split, random_split, split_where
 from fedjx.training.stateful_rounds import StatefulRounds, stateful_rounds
 from fedjx.training.surrogate import with_gradient

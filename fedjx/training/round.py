@@ -7,7 +7,6 @@ Optimization" (arXiv 2003.00295, algorithm 1), for clients that may keep a state
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, Required, TypedDict, Unpack
 
@@ -22,111 +21,21 @@ from fedjx.core.execution.computation import federated_computation
 from fedjx.core.execution.process import Aggregator, Algorithm, StatefulAlgorithm, keeps_type
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import (
-    federated_broadcast,
-    federated_client_ids,
     federated_keys,
     federated_sum,
     federated_zip,
 )
 from fedjx.core.language.placed import FederatedValue, federated_map
-from fedjx.models.model import Model, Ratio, finalize_metrics
+from fedjx.models.model import Ratio, finalize_metrics
 from fedjx.training.batch_stats import trained_alone
 from fedjx.training.client import (
     ClientOptimizer,
-    ClientUpdate,
-    Local,
     LocalAmount,
     check_amount,
-    checked,
-    has_examples,
-    local_training,
-    local_update,
 )
-from fedjx.training.failures import Failures, checked_failures, failed, fate, remaining
-
-
-class ServerState(NamedTuple):
-    """The server's state between rounds, of every method.
-
-    Attributes:
-      params: The model's parameters.
-      optimizer: The server optimizer's state, and what else a method's server keeps.
-      aggregator: The aggregator's state; a pair if there is a pass before the round.
-      broadcaster: The broadcaster's state.
-      key: The random key of the whole run; never changes.
-      round: int32 ``[]``; how many rounds are done.
-    """
-
-    params: PyTree
-    optimizer: PyTree
-    aggregator: PyTree
-    broadcaster: PyTree
-    key: jax.Array
-    round: jax.Array
-
-
-class Method(NamedTuple):
-    """What a method is: pure functions of one client and of the server.
-
-    Attributes:
-      init: ``(key) -> params``, the first parameters.
-      client_update: ``(params, data, key) -> ClientUpdate``, of one client. What else it takes, it takes by name, as
-        keyword-only parameters: ``local``, a `Local`, how clients train in this run, or ``weight`` of it alone;
-        ``id``, the client's, int32 ``[]``; ``context``, ``own`` and ``first``, see below. If clients keep a state it
-        returns ``(ClientUpdate, own)``.
-      server: ``(server_optimizer) -> optimizer``, what the server does around the run's server optimizer, as an optax
-        transformation. It is applied to the aggregated delta as if it were a gradient, and gets the round's
-        ``metrics``, its loss as ``value`` if there is one, and what comes of the pass before as ``first``.
-      init_client: ``(state) -> own``, the state of a client that was never here, if clients keep one. A client keeps
-        the one it came with if it has no examples, if its update weighs nothing, as one that is not finite does, or if
-        its new state is not finite, which is counted.
-      sent: ``(state) -> value``, what the broadcaster sends and the client update gets as ``params``; the parameters
-        if not given.
-      context: ``(state) -> context``, what the server tells the clients besides, as it is.
-      first: A pass over the clients before the round, ``(params, data, key) -> ClientUpdate``, which takes by name
-        what `client_update` does. It is aggregated as the round is, with a state of the aggregator's own. The client
-        update gets, as ``first``, a `First`. Who is left out of the first pass is left out of the second.
-      delta: ``(params) -> value``, of the type of a client's delta; the parameters if not given.
-
-    >>> import optax
-    >>> def client_update(center, data, key):  # one step towards each of its numbers
-    ...     moved = fedjx.sequence_reduce(lambda c, batch: c + 0.5 * (batch["x"].mean() - c), center, data)
-    ...     return ClientUpdate(center - moved, jnp.float32(1), {})
-    >>> algorithm = compose(Method(lambda key: jnp.float32(0), client_update), server_optimizer=optax.sgd(1.0))
-    >>> data = fedjx.data.FederatedData.from_clients([{"x": np.float32([4])}, {"x": np.float32([8, 4])}])
-    >>> state = algorithm.init(jax.random.key(0))
-    >>> state, _ = algorithm.next(state, fedjx.data.cohort(data, [0, 1], batch_size=1))
-    >>> float(state.params)  # the mean of 2 and 4
-    3.0
-    """
-
-    init: Callable[[jax.Array], PyTree]
-    client_update: Callable[..., Any]
-    server: Callable[[optax.GradientTransformation], optax.GradientTransformation] = lambda optimizer: optimizer
-    init_client: Callable[[ServerState], PyTree] | None = None
-    sent: Callable[[ServerState], PyTree] | None = None
-    context: Callable[[ServerState], PyTree] | None = None
-    first: Callable[..., ClientUpdate] | None = None
-    delta: Callable[[PyTree], PyTree] | None = None
-
-
-def averaging(model: Model) -> Method:
-    """Returns federated averaging of a model: what clients do is train it."""
-    return Method(model.init, local_update(model))
-
-
-class First(NamedTuple):
-    """What a pass before the round tells a client: its own update there, and what came of all."""
-
-    own: ClientUpdate
-    result: PyTree
-
-
-class Held(NamedTuple):
-    """What a client keeps where both the method and the aggregator have something: its own state, and the memory."""
-
-    own: PyTree
-    memory: PyTree
+from fedjx.training.each_client import EachClient
+from fedjx.training.failures import Failures, checked_failures
+from fedjx.training.method import Held, Method, ServerState
 
 
 class RoundArguments(TypedDict, total=False):
@@ -209,7 +118,7 @@ def compose(
     """
     check_amount(**amount)
     failures = Failures() if failures is None else checked_failures(failures)
-    clients = _Clients(method, client_optimizer, client_weight or by_examples, amount, failures)
+    clients = EachClient(method, client_optimizer, client_weight or by_examples, amount, failures)
     training = {"client_optimizer": client_optimizer, "client_weight": client_weight, **amount}
     clients.check([name for name, x in training.items() if x is not None])
     parts = _Round(
@@ -244,7 +153,7 @@ class _Round(NamedTuple):
     """All that a round is made of."""
 
     method: Method
-    clients: _Clients
+    clients: EachClient
     server: optax.GradientTransformationExtraArgs
     aggregator: Aggregator | StatefulAggregator
     broadcaster: Broadcaster
@@ -328,145 +237,8 @@ class _Round(NamedTuple):
         return ServerState(params, optimizer, aggregator, broadcaster, state.key, state.round + 1)
 
 
-class _Clients(NamedTuple):
-    """The clients of a round: the method's functions of one client, and how they are run."""
-
-    method: Method
-    optimizer: ClientOptimizer | None
-    weight: Callable[[jax.Array], jax.Array]
-    amount: LocalAmount
-    failures: Failures
-
-    def told(self, state: Any, own: Any) -> dict[str, Any]:
-        """Returns all that clients may be told, placed there; what none of them takes is not sent."""
-        told = {"id": federated_client_ids()} | ({} if own is None else {"own": own})
-        if self.method.context is not None:
-            told["context"] = federated_broadcast(federated_map(self.method.context, state))
-        return told | ({"round": federated_broadcast(state.round)} if callable(self.optimizer) else {})
-
-    def first(self, params: Any, data: Any, keys: Any, told: dict[str, Any]) -> Any:
-        """Runs the pass before the round; returns what clients send."""
-        assert self.method.first is not None
-        return self._each(self.method.first, self.failures._replace(partial=0), params, data, keys, told, ())
-
-    def update(self, params: Any, data: Any, keys: Any, told: dict[str, Any], *first: Any) -> Any:
-        """Runs the client update; returns what clients send, and what they keep, or None."""
-        if first:
-            before, result = first
-            told = {**told, "left_out": before.metrics["num_non_finite_clients"]}
-            told["first"] = federated_zip(First(before, federated_broadcast(result)))
-        sent = self._each(self.method.client_update, self.failures, params, data, keys, told, ("own", "left_out"))
-        return (sent[0], sent[1]) if "own" in told else (sent, None)
-
-    def _each(
-        self,
-        fn: Callable[..., Any],
-        failures: Failures,
-        params: Any,
-        data: Any,
-        keys: Any,
-        told: dict[str, Any],
-        also: tuple[str, ...],
-    ) -> Any:
-        """Maps a function of one client, told what it takes by name; it fails, and keeps its state, as is said."""
-        names = _by_name(fn)
-        needed = {*names, *also, *(("round",) if "local" in names else ())}
-        told = {name: value for name, value in told.items() if name in needed}
-        keeps, leaves = "own" in also and "own" in told, "left_out" in told
-
-        def step(params: PyTree, data: Any, key: jax.Array, told: dict[str, Any] = {}) -> Any:  # noqa: B006
-            happens = fate(failures, key) if any(failures) else None
-            named = told_to(fn, told)
-            completed = happens.completed if happens is not None and failures.partial else None
-            named |= {"local": self._local(told.get("round"), completed)} if "local" in names else {}
-            named |= {"weight": self.weight} if "weight" in names else {}
-            found = fn(params, data if happens is None else remaining(data, happens), key, **named)
-            update, own = found if keeps else (found, None)
-            update = update if happens is None else failed(update, happens, has_examples(data))
-            update = left_out(update, told["left_out"] > 0) if leaves else update
-            return kept(update, own, told["own"], has_examples(data)) if keeps else update
-
-        step.__qualname__ = getattr(fn, "__qualname__", repr(fn))  # errors name the user's function
-        return federated_map(step, params, data, keys, *([told] if told else []))
-
-    def _local(self, round: Any, completed: jax.Array | None) -> Local:
-        optimizer: Any = self.optimizer(round) if callable(self.optimizer) else self.optimizer
-        return local_training(optimizer, self.weight, completed=completed, **self.amount)
-
-    def check(self, given: list[str]) -> None:
-        """Refuses functions that take what no round gives, and arguments that no function takes."""
-        for fn in filter(None, (self.method.client_update, self.method.first)):
-            unknown = [name for name in _by_name(fn, required=True) if name not in self._names]
-            if unknown:
-                raise TypeError(
-                    f"a function of one client takes by name {sorted(self._names)}; got {unknown} in "
-                    f"{getattr(fn, '__name__', fn)}. Bind it with functools.partial, or declare it in the Method."
-                )
-        names = _by_name(self.method.client_update)
-        trains = "local" in names
-        unused = [] if trains else [name for name in given if not (name == "client_weight" and "weight" in names)]
-        if unused:
-            raise TypeError(f"this method does not train as the arguments say; got {unused}. Leave them out.")
-        if self.failures.partial and not trains:
-            raise TypeError(
-                f"a client update that is left incomplete trains with local.train; got {self.failures} for one that "
-                "does not take local. Take it by name."
-            )
-
-    @property
-    def _names(self) -> set[str]:
-        declared = {"own": self.method.init_client, "context": self.method.context, "first": self.method.first}
-        return {"local", "weight", "id"} | {name for name, part in declared.items() if part is not None}
-
-
-def _by_name(fn: Callable[..., Any], *, required: bool = False) -> tuple[str, ...]:
-    """Returns what a function takes by name alone; all that there is, if it takes any name."""
-    parameters = inspect.signature(fn).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return () if required else ("local", "weight", "id", "own", "context", "first")
-    names = [p for p in parameters if p.kind is p.KEYWORD_ONLY and not (required and p.default is not p.empty)]
-    return tuple(p.name for p in names)
-
-
-def told_to(fn: Callable[..., Any], told: dict[str, Any]) -> dict[str, Any]:
-    """Returns of all that a client is told what a function takes by name: for a client update that calls others."""
-    return {name: told[name] for name in _by_name(fn) if name in told}
-
-
-def left_out(update: ClientUpdate, is_left_out: jax.Array) -> ClientUpdate:
-    """Returns a client's second update; left out, and counted once, if the first one was left out as not finite."""
-    return checked(update._replace(weight=jnp.where(is_left_out, jnp.nan, update.weight)))
-
-
-def kept(update: ClientUpdate, new: PyTree, own: PyTree, present: jax.Array) -> tuple[ClientUpdate, PyTree]:
-    """Returns the update and what the client keeps: its new state, or the old one, as `Method` promises."""
-    inexact = [x for x in jax.tree.leaves(new) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    finite = jnp.all(jnp.stack([jnp.array(True), *(jnp.all(jnp.isfinite(x)) for x in inexact)]))
-    arrives = present & (update.weight > 0)
-    metrics = {**update.metrics, "num_non_finite_states": (arrives & ~finite).astype(jnp.int32)}
-    state = jax.tree.map(lambda after, before: jnp.where(arrives & finite, after, before), new, own)
-    return update._replace(metrics=metrics), state
-
-
 def round_metrics(sums: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
     """Divides the summed ratios, passes on the counts, and adds what aggregators measured."""
     ratios = {name: x for name, x in sums.items() if isinstance(x, Ratio)}
     counts = {name: x for name, x in sums.items() if name not in ratios}
     return {**finalize_metrics(ratios), **counts, **measured}
-
-
-class Scaled(NamedTuple):
-    """The state of `scaled`: the last round's factor, float32 ``[]``, 1 at first."""
-
-    scale: jax.Array
-
-
-def scaled(scale: Callable[[PyTree, dict[str, Any]], jax.Array]) -> optax.GradientTransformationExtraArgs:
-    """Multiplies the aggregated delta by ``(delta, metrics) -> scale``; to be chained before a server's optimizer."""
-
-    def update(updates: PyTree, state: Any, params: PyTree = None, metrics: Any = None, **_: Any) -> Any:
-        del state, params
-        factor = scale(updates, metrics)
-        return jax.tree.map(lambda d: factor * d, updates), Scaled(factor)
-
-    return optax.GradientTransformationExtraArgs(lambda params: Scaled(jnp.float32(1)), update)

@@ -29,8 +29,9 @@ from fedjx.core.language.values import Clients
 from fedjx.data import FederatedData, cohort
 from fedjx.models import Model, mean_loss
 from fedjx.training import ClientUpdate
+from fedjx.training.method import Method
 from fedjx.training.parts import merge
-from fedjx.training.round import Method, compose
+from fedjx.training.round import compose
 from fedjx.training.splits import no_split
 
 SIZES = (4, 3, 1, 5)

@@ -1,0 +1,149 @@
+"""The clients of a round: a method's functions of one client, told what they take by name, failing as is drawn."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjx.core.language.names import PyTree
+from fedjx.core.language.operators import (
+    federated_broadcast,
+    federated_client_ids,
+    federated_zip,
+)
+from fedjx.core.language.placed import federated_map
+from fedjx.training.client import (
+    ClientOptimizer,
+    ClientUpdate,
+    Local,
+    LocalAmount,
+    checked,
+    has_examples,
+    local_training,
+)
+from fedjx.training.failures import Failures, failed, fate, remaining
+from fedjx.training.method import First, Method
+
+
+class EachClient(NamedTuple):
+    """The clients of a round: the method's functions of one client, and how they are run."""
+
+    method: Method
+    optimizer: ClientOptimizer | None
+    weight: Callable[[jax.Array], jax.Array]
+    amount: LocalAmount
+    failures: Failures
+
+    def told(self, state: Any, own: Any) -> dict[str, Any]:
+        """Returns all that clients may be told, placed there; what none of them takes is not sent."""
+        told = {"id": federated_client_ids()} | ({} if own is None else {"own": own})
+        if self.method.context is not None:
+            told["context"] = federated_broadcast(federated_map(self.method.context, state))
+        return told | ({"round": federated_broadcast(state.round)} if callable(self.optimizer) else {})
+
+    def first(self, params: Any, data: Any, keys: Any, told: dict[str, Any]) -> Any:
+        """Runs the pass before the round; returns what clients send."""
+        assert self.method.first is not None
+        return self._each(self.method.first, self.failures._replace(partial=0), params, data, keys, told, ())
+
+    def update(self, params: Any, data: Any, keys: Any, told: dict[str, Any], *first: Any) -> Any:
+        """Runs the client update; returns what clients send, and what they keep, or None."""
+        if first:
+            before, result = first
+            told = {**told, "left_out": before.metrics["num_non_finite_clients"]}
+            told["first"] = federated_zip(First(before, federated_broadcast(result)))
+        sent = self._each(self.method.client_update, self.failures, params, data, keys, told, ("own", "left_out"))
+        return (sent[0], sent[1]) if "own" in told else (sent, None)
+
+    def _each(
+        self,
+        fn: Callable[..., Any],
+        failures: Failures,
+        params: Any,
+        data: Any,
+        keys: Any,
+        told: dict[str, Any],
+        also: tuple[str, ...],
+    ) -> Any:
+        """Maps a function of one client, told what it takes by name; it fails, and keeps its state, as is said."""
+        names = _by_name(fn)
+        needed = {*names, *also, *(("round",) if "local" in names else ())}
+        told = {name: value for name, value in told.items() if name in needed}
+        keeps, leaves = "own" in also and "own" in told, "left_out" in told
+
+        def step(params: PyTree, data: Any, key: jax.Array, told: dict[str, Any] = {}) -> Any:  # noqa: B006
+            happens = fate(failures, key) if any(failures) else None
+            named = told_to(fn, told)
+            completed = happens.completed if happens is not None and failures.partial else None
+            named |= {"local": self._local(told.get("round"), completed)} if "local" in names else {}
+            named |= {"weight": self.weight} if "weight" in names else {}
+            found = fn(params, data if happens is None else remaining(data, happens), key, **named)
+            update, own = found if keeps else (found, None)
+            update = update if happens is None else failed(update, happens, has_examples(data))
+            update = left_out(update, told["left_out"] > 0) if leaves else update
+            return kept(update, own, told["own"], has_examples(data)) if keeps else update
+
+        step.__qualname__ = getattr(fn, "__qualname__", repr(fn))  # errors name the user's function
+        return federated_map(step, params, data, keys, *([told] if told else []))
+
+    def _local(self, round: Any, completed: jax.Array | None) -> Local:
+        optimizer: Any = self.optimizer(round) if callable(self.optimizer) else self.optimizer
+        return local_training(optimizer, self.weight, completed=completed, **self.amount)
+
+    def check(self, given: list[str]) -> None:
+        """Refuses functions that take what no round gives, and arguments that no function takes."""
+        for fn in filter(None, (self.method.client_update, self.method.first)):
+            unknown = [name for name in _by_name(fn, required=True) if name not in self._names]
+            if unknown:
+                raise TypeError(
+                    f"a function of one client takes by name {sorted(self._names)}; got {unknown} in "
+                    f"{getattr(fn, '__name__', fn)}. Bind it with functools.partial, or declare it in the Method."
+                )
+        names = _by_name(self.method.client_update)
+        trains = "local" in names
+        unused = [] if trains else [name for name in given if not (name == "client_weight" and "weight" in names)]
+        if unused:
+            raise TypeError(f"this method does not train as the arguments say; got {unused}. Leave them out.")
+        if self.failures.partial and not trains:
+            raise TypeError(
+                f"a client update that is left incomplete trains with local.train; got {self.failures} for one that "
+                "does not take local. Take it by name."
+            )
+
+    @property
+    def _names(self) -> set[str]:
+        declared = {"own": self.method.init_client, "context": self.method.context, "first": self.method.first}
+        return {"local", "weight", "id"} | {name for name, part in declared.items() if part is not None}
+
+
+def _by_name(fn: Callable[..., Any], *, required: bool = False) -> tuple[str, ...]:
+    """Returns what a function takes by name alone; all that there is, if it takes any name."""
+    parameters = inspect.signature(fn).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return () if required else ("local", "weight", "id", "own", "context", "first")
+    names = [p for p in parameters if p.kind is p.KEYWORD_ONLY and not (required and p.default is not p.empty)]
+    return tuple(p.name for p in names)
+
+
+def told_to(fn: Callable[..., Any], told: dict[str, Any]) -> dict[str, Any]:
+    """Returns of all that a client is told what a function takes by name: for a client update that calls others."""
+    return {name: told[name] for name in _by_name(fn) if name in told}
+
+
+def left_out(update: ClientUpdate, is_left_out: jax.Array) -> ClientUpdate:
+    """Returns a client's second update; left out, and counted once, if the first one was left out as not finite."""
+    return checked(update._replace(weight=jnp.where(is_left_out, jnp.nan, update.weight)))
+
+
+def kept(update: ClientUpdate, new: PyTree, own: PyTree, present: jax.Array) -> tuple[ClientUpdate, PyTree]:
+    """Returns the update and what the client keeps: its new state, or the old one, as `Method` promises."""
+    inexact = [x for x in jax.tree.leaves(new) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    finite = jnp.all(jnp.stack([jnp.array(True), *(jnp.all(jnp.isfinite(x)) for x in inexact)]))
+    arrives = present & (update.weight > 0)
+    metrics = {**update.metrics, "num_non_finite_states": (arrives & ~finite).astype(jnp.int32)}
+    state = jax.tree.map(lambda after, before: jnp.where(arrives & finite, after, before), new, own)
+    return update._replace(metrics=metrics), state

@@ -1,0 +1,118 @@
+"""What a method is: a small value of pure functions, and the state that its server has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjx.core.language.names import PyTree
+from fedjx.models.model import Model
+from fedjx.training.client import (
+    ClientUpdate,
+    local_update,
+)
+
+
+class ServerState(NamedTuple):
+    """The server's state between rounds, of every method.
+
+    Attributes:
+      params: The model's parameters.
+      optimizer: The server optimizer's state, and what else a method's server keeps.
+      aggregator: The aggregator's state; a pair if there is a pass before the round.
+      broadcaster: The broadcaster's state.
+      key: The random key of the whole run; never changes.
+      round: int32 ``[]``; how many rounds are done.
+    """
+
+    params: PyTree
+    optimizer: PyTree
+    aggregator: PyTree
+    broadcaster: PyTree
+    key: jax.Array
+    round: jax.Array
+
+
+class Method(NamedTuple):
+    """What a method is: pure functions of one client and of the server.
+
+    Attributes:
+      init: ``(key) -> params``, the first parameters.
+      client_update: ``(params, data, key) -> ClientUpdate``, of one client. What else it takes, it takes by name, as
+        keyword-only parameters: ``local``, a `Local`, how clients train in this run, or ``weight`` of it alone;
+        ``id``, the client's, int32 ``[]``; ``context``, ``own`` and ``first``, see below. If clients keep a state it
+        returns ``(ClientUpdate, own)``.
+      server: ``(server_optimizer) -> optimizer``, what the server does around the run's server optimizer, as an optax
+        transformation. It is applied to the aggregated delta as if it were a gradient, and gets the round's
+        ``metrics``, its loss as ``value`` if there is one, and what comes of the pass before as ``first``.
+      init_client: ``(state) -> own``, the state of a client that was never here, if clients keep one. A client keeps
+        the one it came with if it has no examples, if its update weighs nothing, as one that is not finite does, or if
+        its new state is not finite, which is counted.
+      sent: ``(state) -> value``, what the broadcaster sends and the client update gets as ``params``; the parameters
+        if not given.
+      context: ``(state) -> context``, what the server tells the clients besides, as it is.
+      first: A pass over the clients before the round, ``(params, data, key) -> ClientUpdate``, which takes by name
+        what `client_update` does. It is aggregated as the round is, with a state of the aggregator's own. The client
+        update gets, as ``first``, a `First`. Who is left out of the first pass is left out of the second.
+      delta: ``(params) -> value``, of the type of a client's delta; the parameters if not given.
+
+    >>> import optax
+    >>> def client_update(center, data, key):  # one step towards each of its numbers
+    ...     moved = fedjx.sequence_reduce(lambda c, batch: c + 0.5 * (batch["x"].mean() - c), center, data)
+    ...     return ClientUpdate(center - moved, jnp.float32(1), {})
+    >>> algorithm = compose(Method(lambda key: jnp.float32(0), client_update), server_optimizer=optax.sgd(1.0))
+    >>> data = fedjx.data.FederatedData.from_clients([{"x": np.float32([4])}, {"x": np.float32([8, 4])}])
+    >>> state = algorithm.init(jax.random.key(0))
+    >>> state, _ = algorithm.next(state, fedjx.data.cohort(data, [0, 1], batch_size=1))
+    >>> float(state.params)  # the mean of 2 and 4
+    3.0
+    """
+
+    init: Callable[[jax.Array], PyTree]
+    client_update: Callable[..., Any]
+    server: Callable[[optax.GradientTransformation], optax.GradientTransformation] = lambda optimizer: optimizer
+    init_client: Callable[[ServerState], PyTree] | None = None
+    sent: Callable[[ServerState], PyTree] | None = None
+    context: Callable[[ServerState], PyTree] | None = None
+    first: Callable[..., ClientUpdate] | None = None
+    delta: Callable[[PyTree], PyTree] | None = None
+
+
+def averaging(model: Model) -> Method:
+    """Returns federated averaging of a model: what clients do is train it."""
+    return Method(model.init, local_update(model))
+
+
+class First(NamedTuple):
+    """What a pass before the round tells a client: its own update there, and what came of all."""
+
+    own: ClientUpdate
+    result: PyTree
+
+
+class Held(NamedTuple):
+    """What a client keeps where both the method and the aggregator have something: its own state, and the memory."""
+
+    own: PyTree
+    memory: PyTree
+
+
+class Scaled(NamedTuple):
+    """The state of `scaled`: the last round's factor, float32 ``[]``, 1 at first."""
+
+    scale: jax.Array
+
+
+def scaled(scale: Callable[[PyTree, dict[str, Any]], jax.Array]) -> optax.GradientTransformationExtraArgs:
+    """Multiplies the aggregated delta by ``(delta, metrics) -> scale``; to be chained before a server's optimizer."""
+
+    def update(updates: PyTree, state: Any, params: PyTree = None, metrics: Any = None, **_: Any) -> Any:
+        del state, params
+        factor = scale(updates, metrics)
+        return jax.tree.map(lambda d: factor * d, updates), Scaled(factor)
+
+    return optax.GradientTransformationExtraArgs(lambda params: Scaled(jnp.float32(1)), update)
