@@ -61,6 +61,7 @@ class Method(NamedTuple):
       delta: ``(params) -> value``, of the type of a client's delta; the parameters if not given.
 
     >>> import optax
+    >>> from fedjx.training import ClientUpdate, compose
     >>> def client_update(center, data, key):  # one step towards each of its numbers
     ...     moved = fedjx.sequence_reduce(lambda c, batch: c + 0.5 * (batch["x"].mean() - c), center, data)
     ...     return ClientUpdate(center - moved, jnp.float32(1), {})
