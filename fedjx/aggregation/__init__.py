@@ -17,7 +17,7 @@ from fedjx.aggregation.error_feedback import StatefulAggregator, ef21, error_fee
 from fedjx.aggregation.fl_trust import fl_trust
 from fedjx.aggregation.geometric_median import geometric_median
 from fedjx.aggregation.krum import bulyan, krum, multi_krum
-from fedjx.aggregation.mean import by_examples, clip_weights, mean, uniform
+from fedjx.aggregation.mean import mean
 from fedjx.aggregation.median import coordinate_median, trimmed_mean
 from fedjx.aggregation.norms import follow_quantile, joint_norm
 from fedjx.aggregation.per_cluster import Assigned, per_cluster
@@ -28,6 +28,7 @@ from fedjx.aggregation.secure import secure_mean, secure_sum, secure_total
 from fedjx.aggregation.secure_protocol import protocol_cost, protocol_traffic, run_secure_sum
 from fedjx.aggregation.sparsify import random_k, top_k
 from fedjx.aggregation.total import total
+from fedjx.aggregation.weights import by_examples, clip_weights, uniform
 from fedjx.aggregation.zeroing import zero_above, zero_outliers, zeroed_and_clipped_mean
 
 __all__ = [

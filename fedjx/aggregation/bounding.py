@@ -25,14 +25,14 @@ class Adaptive(NamedTuple):
     Attributes:
       initial: The first estimate of the quantile.
       quantile: Which.
-      rate: Of the geometric update.
+      learning_rate: Of the geometric update.
       multiplier: The bound is ``multiplier * estimate + increment``.
       increment: See there.
     """
 
     initial: float
     quantile: float
-    rate: float
+    learning_rate: float
     multiplier: float = 1.0
     increment: float = 0.0
 
@@ -91,9 +91,10 @@ def fixed_bound(bound: float, inner: Aggregator, order: float, change: Change, r
 def adaptive_bound(adaptive: Adaptive, inner: Aggregator, order: float, change: Change, report: Callable) -> Aggregator:
     """Wraps an aggregator in a bound that follows a quantile of the norms of the rounds before."""
     check_order(order)
-    if not (adaptive.initial > 0 and adaptive.rate > 0 and 0 <= adaptive.quantile <= 1):
+    if not (adaptive.initial > 0 and adaptive.learning_rate > 0 and 0 <= adaptive.quantile <= 1):
         raise ValueError(
-            f"an adaptive bound needs initial > 0, rate > 0 and 0 <= quantile <= 1; got {adaptive}. Change those."
+            "an adaptive bound needs initial > 0, learning_rate > 0 and 0 <= quantile <= 1; "
+            f"got {adaptive}. Change those."
         )
 
     def init(member: Any) -> BoundState:
@@ -107,7 +108,7 @@ def adaptive_bound(adaptive: Adaptive, inner: Aggregator, order: float, change: 
 
     def follow(estimate: jax.Array, votes: dict[str, jax.Array]) -> jax.Array:
         at_most = fraction(votes["at_most"], votes)
-        moved = follow_quantile(estimate, at_most, quantile=adaptive.quantile, rate=adaptive.rate)
+        moved = follow_quantile(estimate, at_most, quantile=adaptive.quantile, learning_rate=adaptive.learning_rate)
         return jnp.where(votes["client"] > 0, moved, estimate)
 
     @federated_computation

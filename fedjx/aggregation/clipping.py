@@ -68,7 +68,7 @@ def clip_adaptively(
     *,
     quantile: float = 0.5,
     initial: float = 0.1,
-    rate: float = 0.2,
+    learning_rate: float = 0.2,
     order: float = 2,
 ) -> Aggregator:
     """Clips as `clip_by_norm`, to a bound that follows a quantile of the clients' norms.
@@ -80,7 +80,7 @@ def clip_adaptively(
       inner: What aggregates the clipped values; `mean` if not given.
       quantile: The fraction of clients not to be clipped.
       initial: The first bound.
-      rate: How fast it moves.
+      learning_rate: How fast it moves.
       order: Of the norm: 1, 2 or ``np.inf``.
 
     Returns:
@@ -91,7 +91,7 @@ def clip_adaptively(
     Raises:
       ValueError: If ``initial`` or ``rate`` is not positive, or ``quantile`` no fraction.
     """
-    adaptive = Adaptive(initial, quantile, rate)
+    adaptive = Adaptive(initial, quantile, learning_rate)
     return adaptive_bound(adaptive, mean() if inner is None else inner, order, _scaled, _report)
 
 

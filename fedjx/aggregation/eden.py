@@ -24,7 +24,7 @@ _MOST_SAMPLED = 2**14
 
 
 class Levels(NamedTuple):
-    """Codes, uint32 ``[words]``, and the levels that they stand for, float32 ``[2**bits]``, increasing."""
+    """Codes, uint32 ``[words]``, and the levels that they stand for, float32 ``[2**num_bits]``, increasing."""
 
     words: jax.Array
     levels: jax.Array
@@ -35,11 +35,11 @@ def drive(*, unbiased: bool = True, rotation: Rotation | None = None) -> Compres
     return eden(1, unbiased=unbiased, rotation=rotation)
 
 
-def eden(bits: int, *, unbiased: bool = True, rotation: Rotation | None = None) -> Compressor:
+def eden(num_bits: int, *, unbiased: bool = True, rotation: Rotation | None = None) -> Compressor:
     """A few bits an element: the nearest normal level of the rotated vector, and a scale.
 
     Args:
-      bits: 1 to 8.
+      num_bits: 1 to 8.
       unbiased: Whether the scale makes the expectation right for a uniform rotation; else it makes the error least,
         which suits one client, not the mean of many.
       rotation: `hadamard` if not given.
@@ -50,9 +50,9 @@ def eden(bits: int, *, unbiased: bool = True, rotation: Rotation | None = None) 
 
     Returns:
       A compressor; for large vectors its normalised error is ``D / (1 - D)`` where D is that of the
-      best ``2**bits`` levels for the normal distribution: 0.571 for one bit, 0.133 for two.
+      best ``2**num_bits`` levels for the normal distribution: 0.571 for one bit, 0.133 for two.
     """
-    levels = normal_levels(bits)
+    levels = normal_levels(num_bits)
 
     def encode(key: jax.Array, x: jax.Array) -> Quantized:
         del key
@@ -61,31 +61,31 @@ def eden(bits: int, *, unbiased: bool = True, rotation: Rotation | None = None) 
         chosen = take(levels, codes)
         product = jnp.vdot(chosen, x)
         scale = jnp.vdot(x, x) / jnp.where(product > 0, product, 1) if unbiased else product / jnp.vdot(chosen, chosen)
-        return Quantized(pack(codes, bits), scale)
+        return Quantized(pack(codes, num_bits), scale)
 
     def decode(code: Quantized, size: int) -> jax.Array:
-        return code.range * take(levels, unpack(code.words, bits, size))
+        return code.range * take(levels, unpack(code.words, num_bits, size))
 
     def symbols(code: Quantized, size: int) -> tuple[jax.Array, jax.Array]:
-        return _centred(code.words, bits, size), code.range
+        return _centred(code.words, num_bits, size), code.range
 
     return rotated(Compressor(encode, decode, symbols), rotation)
 
 
-def lloyd_quantizer(bits: int, *, num_iterations: int = 20) -> Compressor:
-    """Rounds to the nearest of ``2**bits`` levels that are fitted to the vector by Lloyd's algorithm; biased.
+def lloyd_quantizer(num_bits: int, *, num_iterations: int = 20) -> Compressor:
+    """Rounds to the nearest of ``2**num_bits`` levels that are fitted to the vector by Lloyd's algorithm; biased.
 
     Args:
-      bits: 1 to 8.
+      num_bits: 1 to 8.
       num_iterations: Of k-means, from equally spaced quantiles, on at most 2^14 evenly spaced elements.
     """
-    _check(bits)
+    _check(num_bits)
 
     def fit(x: jax.Array) -> jax.Array:
         sample = jnp.sort(x[:: -(-x.size // _MOST_SAMPLED)])
         mean = sample.mean()
         sums = jnp.pad(jnp.cumsum(sample - mean), (1, 0))
-        start = jnp.quantile(sample, (jnp.arange(2**bits) + 0.5) / 2**bits)
+        start = jnp.quantile(sample, (jnp.arange(2**num_bits) + 0.5) / 2**num_bits)
 
         def step(levels: jax.Array, _: None) -> tuple[jax.Array, None]:
             inner = jnp.searchsorted(sample, _thresholds(levels))
@@ -99,19 +99,19 @@ def lloyd_quantizer(bits: int, *, num_iterations: int = 20) -> Compressor:
     def encode(key: jax.Array, x: jax.Array) -> Levels:
         del key
         levels = fit(x)
-        return Levels(pack(nearest(x, levels), bits), levels)
+        return Levels(pack(nearest(x, levels), num_bits), levels)
 
     def decode(code: Levels, size: int) -> jax.Array:
-        return take(code.levels, unpack(code.words, bits, size))
+        return take(code.levels, unpack(code.words, num_bits, size))
 
     def symbols(code: Levels, size: int) -> tuple[jax.Array, jax.Array]:
-        return _centred(code.words, bits, size), code.levels
+        return _centred(code.words, num_bits, size), code.levels
 
     return Compressor(encode, decode, symbols)
 
 
-def _centred(words: jax.Array, bits: int, size: int) -> jax.Array:
-    return unpack(words, bits, size).astype(jnp.int32) - 2 ** (bits - 1)
+def _centred(words: jax.Array, num_bits: int, size: int) -> jax.Array:
+    return unpack(words, num_bits, size).astype(jnp.int32) - 2 ** (num_bits - 1)
 
 
 def nearest(x: jax.Array, levels: jax.Array | np.ndarray) -> jax.Array:
@@ -131,18 +131,18 @@ def _thresholds(levels: jax.Array | np.ndarray) -> Any:
     return (levels[1:] + levels[:-1]) / 2
 
 
-def _check(bits: int) -> None:
-    if not 1 <= bits <= 8:
-        raise ValueError(f"levels are chosen for 1 to 8 bits; got {bits=}. Use uniform_quantizer for more.")
+def _check(num_bits: int) -> None:
+    if not 1 <= num_bits <= 8:
+        raise ValueError(f"levels are chosen for 1 to 8 bits; got {num_bits=}. Use uniform_quantizer for more.")
 
 
 @functools.cache
-def normal_levels(bits: int) -> np.ndarray:
-    """Returns the ``2**bits`` levels of least mean squared error for the standard normal distribution."""
-    _check(bits)
+def normal_levels(num_bits: int) -> np.ndarray:
+    """Returns the ``2**num_bits`` levels of least mean squared error for the standard normal distribution."""
+    _check(num_bits)
     from scipy.stats import norm
 
-    levels = np.sqrt(3) * norm.ppf((np.arange(2**bits) + 0.5) / 2**bits)  # best in the limit of many levels
+    levels = np.sqrt(3) * norm.ppf((np.arange(2**num_bits) + 0.5) / 2**num_bits)  # best in the limit of many levels
     for _ in range(2000):
         edges = np.concatenate([[-np.inf], (levels[1:] + levels[:-1]) / 2, [np.inf]])
         levels = -np.diff(norm.pdf(edges)) / np.diff(norm.cdf(edges))

@@ -44,7 +44,7 @@ def check_order(order: float) -> None:
         raise ValueError(f"a norm is of order 1, 2 or infinity; got {order=}. Pass 1, 2 or np.inf.")
 
 
-def follow_quantile(estimate: jax.Array, fraction: jax.Array, *, quantile: float, rate: float) -> jax.Array:
+def follow_quantile(estimate: jax.Array, fraction: jax.Array, *, quantile: float, learning_rate: float) -> jax.Array:
     """Moves an estimate of a quantile by ``exp(-rate * (fraction - quantile))``.
 
     Args:
@@ -52,14 +52,14 @@ def follow_quantile(estimate: jax.Array, fraction: jax.Array, *, quantile: float
       fraction: float32 ``[]``; of the values, how many are at most the estimate; with noise, if it
         is to be private.
       quantile: The fraction to arrive at.
-      rate: How fast.
+      learning_rate: How fast.
 
     Returns:
       The next estimate, larger if too few values are below it; positive and finite in float32.
 
-    >>> print(f"{follow_quantile(jnp.float32(0.1), jnp.float32(0.0), quantile=0.5, rate=0.2):.5f}")
+    >>> print(f"{follow_quantile(jnp.float32(0.1), jnp.float32(0.0), quantile=0.5, learning_rate=0.2):.5f}")
     0.11052
     """
     limits = jnp.finfo(jnp.float32)
     # At 0 it would stay forever.
-    return jnp.clip(estimate * jnp.exp(-rate * (fraction - quantile)), limits.tiny, limits.max)
+    return jnp.clip(estimate * jnp.exp(-learning_rate * (fraction - quantile)), limits.tiny, limits.max)

@@ -33,7 +33,7 @@ class Quantized(NamedTuple):
 
 
 def quantize(
-    bits: int,
+    num_bits: int,
     inner: Aggregator | None = None,
     *,
     stochastic: bool = True,
@@ -41,14 +41,14 @@ def quantize(
     measure: Callable[[jax.Array], PyTree] | None = None,
 ) -> Aggregator:
     """Aggregates values that are quantised uniformly: `compress` with `uniform_quantizer`."""
-    return compress(uniform_quantizer(bits, stochastic=stochastic), inner, where=where, measure=measure)
+    return compress(uniform_quantizer(num_bits, stochastic=stochastic), inner, where=where, measure=measure)
 
 
-def uniform_quantizer(bits: int, *, stochastic: bool = True, word_bits: int = 32) -> Compressor:
-    """Rounds to ``2**bits`` equally spaced levels between the least and the greatest element.
+def uniform_quantizer(num_bits: int, *, stochastic: bool = True, word_bits: int = 32) -> Compressor:
+    """Rounds to ``2**num_bits`` equally spaced levels between the least and the greatest element.
 
     Args:
-      bits: 1 to 16.
+      num_bits: 1 to 16.
       stochastic: Whether to round up or down at random, so that the expectation is the element; else to the nearest.
       word_bits: As for `pack`; 28 gives the message sizes of TensorFlow Federated's tutorial.
 
@@ -56,26 +56,26 @@ def uniform_quantizer(bits: int, *, stochastic: bool = True, word_bits: int = 32
       A compressor with an error below one step (half of one, if not stochastic) and, if stochastic, of
       expectation 0 and of at most ``step**2 / 4`` in variance.
     """
-    if not 1 <= bits <= 16:
-        raise ValueError(f"a quantiser uses 1 to 16 bits; got {bits=}. Send float32 for more.")
-    num_steps = 2**bits - 1
+    if not 1 <= num_bits <= 16:
+        raise ValueError(f"a quantiser uses 1 to 16 bits; got {num_bits=}. Send float32 for more.")
+    num_steps = 2**num_bits - 1
 
     def encode(key: jax.Array, x: jax.Array) -> Quantized:
         low, high = x.min(), x.max()
         steps = (x - low) * (num_steps / jnp.where(high > low, high - low, 1))
         rounded = round_stochastically(key, steps) if stochastic else jnp.round(steps)
         codes = jnp.clip(rounded, 0, num_steps).astype(jnp.uint32)
-        return Quantized(pack(codes, bits, word_bits=word_bits), jnp.stack([low, high]))
+        return Quantized(pack(codes, num_bits, word_bits=word_bits), jnp.stack([low, high]))
 
     def decode(code: Quantized, size: int) -> jax.Array:
         low, high = code.range
-        codes = unpack(code.words, bits, size, word_bits=word_bits)
+        codes = unpack(code.words, num_bits, size, word_bits=word_bits)
         return low + codes.astype(jnp.float32) * ((high - low) / num_steps)
 
     def symbols(code: Quantized, size: int) -> tuple[jax.Array, jax.Array]:
         low, high = code.range
         zero = jnp.clip(jnp.round(-low * (num_steps / jnp.where(high > low, high - low, 1))), 0, num_steps)
-        codes = unpack(code.words, bits, size, word_bits=word_bits)
+        codes = unpack(code.words, num_bits, size, word_bits=word_bits)
         return codes.astype(jnp.int32) - zero.astype(jnp.int32), code.range
 
     return Compressor(encode, decode, symbols)
@@ -97,19 +97,19 @@ def terngrad() -> Compressor:
 def _signed_levels(num_levels: int, scale_fn: Callable[[jax.Array], jax.Array]) -> Compressor:
     if not 1 <= num_levels < 2**15:
         raise ValueError(f"levels are 1 to 32767; got {num_levels=}. Send float32 for more.")
-    bits = (2 * num_levels).bit_length()
+    num_bits = (2 * num_levels).bit_length()
 
     def encode(key: jax.Array, x: jax.Array) -> Quantized:
         scale = scale_fn(x)
         steps = x * (num_levels / jnp.where(scale > 0, scale, 1))
         codes = jnp.clip(round_stochastically(key, steps), -num_levels, num_levels) + num_levels
-        return Quantized(pack(codes.astype(jnp.uint32), bits), scale)
+        return Quantized(pack(codes.astype(jnp.uint32), num_bits), scale)
 
     def decode(code: Quantized, size: int) -> jax.Array:
         return symbols(code, size)[0].astype(jnp.float32) * (code.range / num_levels)
 
     def symbols(code: Quantized, size: int) -> tuple[jax.Array, jax.Array]:
-        return unpack(code.words, bits, size).astype(jnp.int32) - num_levels, code.range
+        return unpack(code.words, num_bits, size).astype(jnp.int32) - num_levels, code.range
 
     return Compressor(encode, decode, symbols)
 

@@ -45,7 +45,7 @@ def zero_outliers(
     *,
     quantile: float = 0.98,
     initial: float = 10.0,
-    rate: float = math.log(10.0),
+    learning_rate: float = math.log(10.0),
     multiplier: float = 2.0,
     increment: float = 1.0,
     order: float = np.inf,
@@ -60,7 +60,7 @@ def zero_outliers(
       inner: What aggregates the others and the zeros; `mean` if not given.
       quantile: Which is estimated.
       initial: The first estimate.
-      rate: How fast the estimate moves, see `fedjx.aggregation.clip_adaptively`.
+      learning_rate: How fast the estimate moves, see `fedjx.aggregation.clip_adaptively`.
       multiplier: Of the estimate.
       increment: Added to it; a threshold of at least this.
       order: Of the joint norm: 1, 2 or ``np.inf``.
@@ -71,7 +71,7 @@ def zero_outliers(
     Raises:
       ValueError: If ``initial`` or ``rate`` is not positive, or ``quantile`` no fraction.
     """
-    adaptive = Adaptive(initial, quantile, rate, multiplier, increment)
+    adaptive = Adaptive(initial, quantile, learning_rate, multiplier, increment)
     return adaptive_bound(adaptive, mean() if inner is None else inner, order, _zeroed, _report)
 
 
@@ -79,10 +79,10 @@ def zeroed_and_clipped_mean() -> Aggregator:
     """Zeroes outliers, then clips, then averages: TensorFlow Federated's robust preset, with its constants.
 
     Zeroing comes first, by the L∞ norm at twice an estimated quantile of 0.98, plus 1 (initial
-    estimate 10, rate ln 10); then an adaptive L2 clip at the quantile 0.8 (initial 1, rate 0.2),
+    estimate 10, learning_rate ln 10); then an adaptive L2 clip at the quantile 0.8 (initial 1, learning_rate 0.2),
     which sees the zeroed clients as norm 0; then the weighted mean.
     """
-    return zero_outliers(clip_adaptively(mean(), quantile=0.8, initial=1.0, rate=0.2))
+    return zero_outliers(clip_adaptively(mean(), quantile=0.8, initial=1.0, learning_rate=0.2))
 
 
 def _zeroed(value: PyTree, norm: jax.Array, bound: Any) -> PyTree:

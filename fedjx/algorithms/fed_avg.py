@@ -16,7 +16,7 @@ import optax
 
 from fedjx.aggregation.broadcast import Broadcaster
 from fedjx.aggregation.error_feedback import StatefulAggregator
-from fedjx.aggregation.mean import by_examples
+from fedjx.aggregation.weights import by_examples
 from fedjx.core.execution.process import Aggregator, Algorithm, StatefulAlgorithm
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_sum

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Unpack
 
-from fedjx.aggregation.mean import uniform
+from fedjx.aggregation.weights import uniform
 from fedjx.core.execution.process import Algorithm
 from fedjx.models.model import Model
 from fedjx.training.method import ServerState, averaging

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Unpack
 import jax
 import optax
 
-from fedjx.aggregation.mean import uniform
+from fedjx.aggregation.weights import uniform
 from fedjx.core.execution.process import StatefulAlgorithm
 from fedjx.core.language.names import PyTree
 from fedjx.models.model import Model

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjx.aggregation.mean import uniform
 from fedjx.aggregation.total import total
+from fedjx.aggregation.weights import uniform
 from fedjx.core.execution.process import Algorithm
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.sequence import sequence_reduce

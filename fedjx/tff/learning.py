@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjx.aggregation.broadcast import Broadcaster
-from fedjx.aggregation.mean import by_examples
+from fedjx.aggregation.weights import by_examples
 from fedjx.algorithms.evaluation import federated_evaluation
 from fedjx.core.execution.computation import Computation, federated_computation
 from fedjx.core.execution.process import Aggregator

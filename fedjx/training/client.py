@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from fedjx.aggregation.mean import by_examples
+from fedjx.aggregation.weights import by_examples
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.padding import own_padding
 from fedjx.core.language.sequence import sequence_reduce

@@ -16,7 +16,8 @@ import optax
 
 from fedjx.aggregation.broadcast import Broadcaster, broadcast
 from fedjx.aggregation.error_feedback import StatefulAggregator
-from fedjx.aggregation.mean import by_examples, mean
+from fedjx.aggregation.mean import mean
+from fedjx.aggregation.weights import by_examples
 from fedjx.core.execution.computation import federated_computation
 from fedjx.core.execution.process import Aggregator, Algorithm, StatefulAlgorithm, keeps_type
 from fedjx.core.language.names import PyTree

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from fedjx.aggregation.clipping import clip_adaptively, clip_by_norm, clip_by_value
-from fedjx.aggregation.mean import clip_weights, mean
+from fedjx.aggregation.mean import mean
 from fedjx.aggregation.norms import follow_quantile, joint_norm
 from fedjx.aggregation.total import total
+from fedjx.aggregation.weights import clip_weights
 from fedjx.aggregation.zeroing import zero_above, zero_outliers, zeroed_and_clipped_mean
 from fedjx.core.execution.process import Aggregator
 from fedjx.core.language.values import Clients
@@ -159,7 +160,7 @@ def test_two_clips_report_both():
         lambda: clip_by_value(-1.0),
         lambda: zero_above(np.nan),
         lambda: clip_adaptively(initial=0.0),
-        lambda: clip_adaptively(rate=-0.2),
+        lambda: clip_adaptively(learning_rate=-0.2),
         lambda: clip_adaptively(quantile=1.5),
         lambda: zero_outliers(initial=-1.0),
     ],
@@ -172,12 +173,12 @@ def test_senseless_bounds_are_refused(build):
 # --- adaptive bounds ------------------------------------------------------------------------------
 
 
-def closed_form(initial: float, norms: Any, num_rounds: int, *, quantile: float, rate: float) -> list[float]:
+def closed_form(initial: float, norms: Any, num_rounds: int, *, quantile: float, learning_rate: float) -> list[float]:
     """The geometric update in float64."""
     clips = [initial]
     for _ in range(num_rounds - 1):
         below = np.mean(np.asarray(norms) <= clips[-1])
-        clips.append(clips[-1] * np.exp(-rate * (below - quantile)))
+        clips.append(clips[-1] * np.exp(-learning_rate * (below - quantile)))
     return clips
 
 
@@ -192,8 +193,8 @@ def test_the_clip_moves_toward_the_quantile_from_both_sides(initial, published):
     """From 0.1 a reversed sign, as in Flower's, would give 0.0905, 0.0607, 0.0223: away from the norms, all 1."""
     got = bounds(clip_adaptively(initial=initial), [1.0] * 4, 26)
     np.testing.assert_allclose([got[r] for r in published], list(published.values()), rtol=1e-5)
-    np.testing.assert_allclose(got, closed_form(initial, [1.0], 26, quantile=0.5, rate=0.2), rtol=1e-5)
-    reversed_sign = closed_form(initial, [1.0], 26, quantile=0.5, rate=-0.2)
+    np.testing.assert_allclose(got, closed_form(initial, [1.0], 26, quantile=0.5, learning_rate=0.2), rtol=1e-5)
+    reversed_sign = closed_form(initial, [1.0], 26, quantile=0.5, learning_rate=-0.2)
     assert abs(got[15] - 1) < abs(initial - 1) < abs(reversed_sign[15] - 1)
 
 
@@ -201,8 +202,8 @@ def test_the_clip_moves_toward_the_quantile_from_both_sides(initial, published):
 @pytest.mark.parametrize("quantile", [0.3, 0.8])
 def test_the_clip_arrives_at_the_quantile_of_unequal_norms(quantile, initial):
     norms = np.linspace(0.1, 1.0, 10)
-    got = bounds(clip_adaptively(quantile=quantile, initial=initial, rate=0.5), norms, 40)
-    np.testing.assert_allclose(got, closed_form(initial, norms, 40, quantile=quantile, rate=0.5), rtol=1e-4)
+    got = bounds(clip_adaptively(quantile=quantile, initial=initial, learning_rate=0.5), norms, 40)
+    np.testing.assert_allclose(got, closed_form(initial, norms, 40, quantile=quantile, learning_rate=0.5), rtol=1e-4)
     assert quantile - 0.1 <= got[-1] <= quantile + 0.2  # the norms are as many tenths as clients are below them
 
 
@@ -230,15 +231,15 @@ def test_clients_without_weight_or_finite_norm_have_no_say():
 def test_updates_of_zero_do_not_take_the_clip_to_zero_for_good():
     low = jnp.float32(2e-38)
     for _ in range(10):
-        low = follow_quantile(low, jnp.float32(1.0), quantile=0.5, rate=0.2)
-    assert follow_quantile(low, jnp.float32(0.0), quantile=0.5, rate=0.2) > low > 0
-    assert np.isfinite(follow_quantile(jnp.float32(3e38), jnp.float32(0.0), quantile=1.0, rate=5.0))
+        low = follow_quantile(low, jnp.float32(1.0), quantile=0.5, learning_rate=0.2)
+    assert follow_quantile(low, jnp.float32(0.0), quantile=0.5, learning_rate=0.2) > low > 0
+    assert np.isfinite(follow_quantile(jnp.float32(3e38), jnp.float32(0.0), quantile=1.0, learning_rate=5.0))
 
 
 def test_zeroing_follows_the_raw_quantile_with_the_constants_of_tff():
     """Start 10, quantile 0.98, rate ln 10; the threshold is twice the estimate plus 1."""
     norms = [1.0] * 4  # their largest element is 0.8
-    estimates = closed_form(10.0, [0.8], 12, quantile=0.98, rate=np.log(10))
+    estimates = closed_form(10.0, [0.8], 12, quantile=0.98, learning_rate=np.log(10))
     got = bounds(zero_outliers(), norms, 12, "zeroing_threshold")
     np.testing.assert_allclose(got, 2 * np.array(estimates) + 1, rtol=1e-5)
     assert got[0] == 21.0

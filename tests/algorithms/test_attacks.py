@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import fedjx
-from fedjx.aggregation.mean import uniform
+from fedjx.aggregation.weights import uniform
 from fedjx.algorithms.attacks import constrain_and_scale, constrained, malicious_clients, projected_boosting
 from fedjx.core.language.operators import federated_client_ids
 from fedjx.core.language.placed import federated_map
