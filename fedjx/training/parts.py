@@ -52,8 +52,20 @@ def _name(path: Any) -> str:
 
 
 def merge(some: PyTree, others: PyTree) -> PyTree:
-    """Puts the two trees of a `partition` together again, in either order."""
-    return jax.tree.map(lambda a, b: b if a is None else a, some, others, is_leaf=lambda x: x is None)
+    """Puts the two trees of a `partition` together again, in either order.
+
+    Raises:
+      ValueError: If a parameter is in both.
+    """
+
+    def of_either(path: Any, a: Any, b: Any) -> Any:
+        if a is not None and b is not None:
+            raise ValueError(
+                f"two parts have no parameter in common; got {_name(path)!r} in both. Take the parts of one partition."
+            )
+        return b if a is None else a
+
+    return jax.tree_util.tree_map_with_path(of_either, some, others, is_leaf=lambda x: x is None)
 
 
 def first_parts(
@@ -68,8 +80,19 @@ def first_parts(
 
 
 def frozen(model: Model, fixed: PyTree) -> Model:
-    """Returns a model of one of the `Parts`, the other one fixed."""
+    """Returns a model of one of the `Parts`, the other one fixed: its parameters are those that are not.
+
+    >>> model = fedjx.models.linear(2, input_shape=(3,))
+    >>> parts = partition(model.init(jax.random.key(0)), lambda name: name.endswith("bias"))
+    >>> frozen(model, parts.shared).init(jax.random.key(1))
+    {'head': {'bias': Array([0., 0.], dtype=float32), 'kernel': None}}
+    """
+
+    def init(key: jax.Array) -> PyTree:
+        return jax.tree.map(lambda f, p: p if f is None else None, fixed, model.init(key), is_leaf=lambda x: x is None)
+
     return model._replace(
+        init=init,
         loss=lambda params, batch, key: model.loss(merge(params, fixed), batch, key),
         metrics=lambda params, batch: model.metrics(merge(params, fixed), batch),
     )
