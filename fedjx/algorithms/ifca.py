@@ -22,7 +22,7 @@ from fedjx.core.language.operators import federated_broadcast
 from fedjx.core.language.placed import federated_map
 from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model, finalize_metrics
-from fedjx.training.client import ClientOptimizer, ClientUpdate, Local, checked, examples, local_evaluate
+from fedjx.training.client import ClientOptimizer, ClientUpdate, Local, checked, local_evaluate
 from fedjx.training.gradients import local_gradient
 from fedjx.training.method import Method, ServerState
 from fedjx.training.round import LocalArguments, compose
@@ -77,17 +77,16 @@ def ifca(
     def model_update(models: PyTree, data: Sequence, key: jax.Array, *, local: Local) -> ClientUpdate:
         def train(params: PyTree) -> Any:
             trained = local.train(model, params, data, key, optimizer=local.optimizer)
-            return jax.tree.map(jnp.subtract, params, trained.params), trained.metrics
+            return jax.tree.map(jnp.subtract, params, trained.params), trained.metrics, trained.num_examples
 
         return update(models, data, train, local.weight)
 
     def gradient_update(models: PyTree, data: Sequence, key: jax.Array, *, weight: Weight) -> ClientUpdate:
-        return update(models, data, lambda params: local_gradient(model, params, data, key)[:2], weight)
+        return update(models, data, lambda params: local_gradient(model, params, data, key), weight)
 
     def update(models: PyTree, data: Sequence, train: Callable[[PyTree], Any], weight: Weight) -> ClientUpdate:
         cluster = least_loss(model, models, data)
-        delta, metrics = train(jax.tree.map(lambda x: x[cluster], models))
-        num_examples = jnp.sum(examples(data).index >= 0, dtype=jnp.int32)
+        delta, metrics, num_examples = train(jax.tree.map(lambda x: x[cluster], models))
         sizes = jax.nn.one_hot(cluster, num_clusters, dtype=jnp.int32) * (num_examples > 0)
         metrics = {**metrics, "num_examples": num_examples, "cluster_sizes": sizes}
         return checked(ClientUpdate(Assigned(cluster, delta), weight(num_examples), metrics))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -82,7 +83,8 @@ class EachClient(NamedTuple):
             named |= {"local": self._local(told.get("round"), completed)} if "local" in names else {}
             named |= {"weight": self.weight} if "weight" in names else {}
             found = fn(params, data if happens is None else remaining(data, happens), key, **named)
-            update, own = found if keeps else (found, None)
+            update, own = _reported(fn, found, keeps)
+            update = checked(update) if fn is self.method.first else update
             update = update if happens is None else failed(update, happens, has_examples(data))
             update = left_out(update, told["left_out"] > 0) if leaves else update
             return kept(update, own, told["own"], has_examples(data)) if keeps else update
@@ -96,14 +98,16 @@ class EachClient(NamedTuple):
 
     def check(self, given: list[str]) -> None:
         """Refuses functions that take what no round gives, and arguments that no function takes."""
-        for fn in filter(None, (self.method.client_update, self.method.first)):
-            unknown = [name for name in _by_name(fn, required=True) if name not in self._names]
+        functions = [fn for fn in (self.method.client_update, self.method.first) if fn is not None]
+        for fn in functions:
+            known = self._names - ({"first"} if fn is self.method.first else set())
+            unknown = [name for name in _by_name(fn, required=True) if name not in known]
             if unknown:
                 raise TypeError(
-                    f"a function of one client takes by name {sorted(self._names)}; got {unknown} in "
+                    f"a function of one client takes by name {sorted(known)}; got {unknown} in "
                     f"{getattr(fn, '__name__', fn)}. Bind it with functools.partial, or declare it in the Method."
                 )
-        names = _by_name(self.method.client_update)
+        names = {name for fn in functions for name in _by_name(fn)}
         trains = "local" in names
         unused = [] if trains else [name for name in given if not (name == "client_weight" and "weight" in names)]
         if unused:
@@ -122,11 +126,27 @@ class EachClient(NamedTuple):
 
 def _by_name(fn: Callable[..., Any], *, required: bool = False) -> tuple[str, ...]:
     """Returns what a function takes by name alone; all that there is, if it takes any name."""
-    parameters = inspect.signature(fn).parameters.values()
+    bound = fn.keywords if isinstance(fn, functools.partial) else {}
+    parameters = [p for p in inspect.signature(fn).parameters.values() if p.name not in bound]
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return () if required else ("local", "weight", "id", "own", "context", "first")
     names = [p for p in parameters if p.kind is p.KEYWORD_ONLY and not (required and p.default is not p.empty)]
     return tuple(p.name for p in names)
+
+
+def _reported(fn: Callable[..., Any], found: Any, keeps: bool) -> tuple[ClientUpdate, PyTree]:
+    """Returns what a function of one client reports, and keeps; refuses what is neither."""
+    pair = found if keeps and type(found) is tuple and len(found) == 2 else (found, None)
+    if not isinstance(pair[0], ClientUpdate) or (keeps and pair[0] is found):
+        wanted = (
+            "(ClientUpdate, own), as its Method has init_client" if keeps else "ClientUpdate(delta, weight, metrics)"
+        )
+        raise TypeError(
+            f"a function of one client returns {wanted}; got {jax.tree.map(jnp.shape, found)} of "
+            f"{getattr(fn, '__name__', fn)}. Change what it returns, or the Method."
+        )
+    update = pair[0]
+    return update._replace(weight=jnp.asarray(update.weight)), pair[1]
 
 
 def told_to(fn: Callable[..., Any], told: dict[str, Any]) -> dict[str, Any]:

@@ -51,14 +51,17 @@ class Method(NamedTuple):
         ``metrics``, its loss as ``value`` if there is one, and what comes of the pass before as ``first``.
       init_client: ``(state) -> own``, the state of a client that was never here, if clients keep one. A client keeps
         the one it came with if it has no examples, if its update weighs nothing, as one that is not finite does, or if
-        its new state is not finite, which is counted.
+        its new state is not finite, which is counted. What an aggregator does with the update, or leaves out, does not
+        matter to it.
       sent: ``(state) -> value``, what the broadcaster sends and the client update gets as ``params``; the parameters
         if not given.
       context: ``(state) -> context``, what the server tells the clients besides, as it is.
       first: A pass over the clients before the round, ``(params, data, key) -> ClientUpdate``, which takes by name
-        what `client_update` does. It is aggregated as the round is, with a state of the aggregator's own. The client
-        update gets, as ``first``, a `First`. Who is left out of the first pass is left out of the second.
+        what `client_update` does. It goes through the run's own aggregator, with a state apart, so clipping and robust
+        rules hold for it too; its metrics are not reported. The client update gets, as ``first``, a `First`. Who is not
+        finite in the first pass, or fails, is left out of the second; whom an aggregator leaves out is not.
       delta: ``(params) -> value``, of the type of a client's delta; the parameters if not given.
+      first_delta: The same of what clients send in the pass before.
 
     >>> import optax
     >>> from fedjx.training import ClientUpdate, compose
@@ -81,6 +84,7 @@ class Method(NamedTuple):
     context: Callable[[ServerState], PyTree] | None = None
     first: Callable[..., ClientUpdate] | None = None
     delta: Callable[[PyTree], PyTree] | None = None
+    first_delta: Callable[[PyTree], PyTree] | None = None
 
 
 def averaging(model: Model) -> Method:
@@ -114,6 +118,6 @@ def scaled(scale: Callable[[PyTree, dict[str, Any]], jax.Array]) -> optax.Gradie
     def update(updates: PyTree, state: Any, params: PyTree = None, metrics: Any = None, **_: Any) -> Any:
         del state, params
         factor = scale(updates, metrics)
-        return jax.tree.map(lambda d: factor * d, updates), Scaled(factor)
+        return jax.tree.map(lambda d: (factor * d).astype(d.dtype), updates), Scaled(factor)
 
     return optax.GradientTransformationExtraArgs(lambda params: Scaled(jnp.float32(1)), update)

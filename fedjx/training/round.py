@@ -8,7 +8,7 @@ Optimization" (arXiv 2003.00295, algorithm 1), for clients that may keep a state
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Required, TypedDict, Unpack
+from typing import Any, NamedTuple, Required, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +89,10 @@ def compose(
     client_weight: Callable[[jax.Array], jax.Array] | None = None,
     metrics_sum: Callable[[PyTree], FederatedValue] = federated_sum,
     failures: Failures | None = None,
-    **amount: Unpack[LocalAmount],
+    num_epochs: int | None = None,
+    num_steps: int | None = None,
+    shuffle: bool | None = None,
+    drop_remainder: bool | None = None,
 ) -> Any:
     """Makes an algorithm of a method and of how its rounds are run.
 
@@ -105,7 +108,10 @@ def compose(
       client_weight: Is the method's ``local.weight``; by examples if not given.
       metrics_sum: Adds the clients' metrics up.
       failures: How often clients fail, and how. They do so alike in a pass before the round, but there all finish.
-      **amount: Is that of the method's ``local.train``.
+      num_epochs: Of the method's ``local.train``, as are the next three.
+      num_steps: The number of local steps instead.
+      shuffle: Whether clients reorder their examples every epoch; they do if not given.
+      drop_remainder: Whether clients leave out an epoch's last batch when it is not full; they do not if not given.
 
     Returns:
       An `Algorithm`, or a `StatefulAlgorithm` if clients keep a state or a memory; both: `Held`. Its metrics are the
@@ -117,7 +123,10 @@ def compose(
         cannot be left incomplete and should be.
       ValueError: If the amount of training is none, or probabilities of failures are not.
     """
-    check_amount(**amount)
+    check_amount(num_epochs, num_steps)
+    check_parts(client_optimizer, server_optimizer, aggregator, broadcaster, client_weight, failures)
+    given = {"num_epochs": num_epochs, "num_steps": num_steps, "shuffle": shuffle, "drop_remainder": drop_remainder}
+    amount: Any = {name: x for name, x in given.items() if x is not None}
     failures = Failures() if failures is None else checked_failures(failures)
     clients = EachClient(method, client_optimizer, client_weight or by_examples, amount, failures)
     training = {"client_optimizer": client_optimizer, "client_weight": client_weight, **amount}
@@ -182,7 +191,9 @@ class _Round(NamedTuple):
 
     def _of_each_pass(self, init: Callable[[PyTree], PyTree], params: PyTree) -> PyTree:
         member = params if self.method.delta is None else self.method.delta(params)
-        return init(member) if self.method.first is None else (init(params), init(member))
+        if self.method.first is None:
+            return init(member)
+        return init(params if self.method.first_delta is None else self.method.first_delta(params)), init(member)
 
     def round(self, state: Any, data: Any, held: Any = None) -> Any:
         """Runs a round, as a function of placed values."""
@@ -194,13 +205,13 @@ class _Round(NamedTuple):
         if self.method.first is None:
             update, own = self.clients.update(sent, data, client_keys, told)
             last = self._aggregated(keys.aggregator, state.aggregator, update, memory)
-            return self._finished(state, broadcaster_state, update, own, [last])
+            return self._finished(state, held, broadcaster_state, update, own, [last])
         key_first, key_last = federated_map(lambda key: tuple(jax.random.split(key)), keys.aggregator)
         before = self.clients.first(sent, data, client_keys, told)
         first = self._aggregated(key_first, state.aggregator[0], before, None if memory is None else memory[0])
         update, own = self.clients.update(sent, data, client_keys, told, before, first.result)
         last = self._aggregated(key_last, state.aggregator[1], update, None if memory is None else memory[1])
-        return self._finished(state, broadcaster_state, update, own, [first, last])
+        return self._finished(state, held, broadcaster_state, update, own, [first, last])
 
     def _apart(self, held: Any) -> tuple[Any, Any]:
         """Tells the method's client state from the aggregator's memory."""
@@ -216,7 +227,9 @@ class _Round(NamedTuple):
             found = _Aggregated(*self.aggregator.next(*arguments))
         return found._replace(state=keeps_type("an aggregator", state, found.state))
 
-    def _finished(self, state: Any, broadcaster_state: Any, update: Any, own: Any, passes: list[_Aggregated]) -> Any:
+    def _finished(
+        self, state: Any, came: Any, broadcaster_state: Any, update: Any, own: Any, passes: list[_Aggregated]
+    ) -> Any:
         """Lets the server take the aggregate; returns its state, the metrics, and what clients hold, if anything."""
         *first, last = passes
         measured = {"aggregation": last.measured, **({"first_aggregation": first[0].measured} if first else {})}
@@ -228,6 +241,9 @@ class _Round(NamedTuple):
         if isinstance(self.aggregator, StatefulAggregator):
             held.append(federated_zip(tuple(one.memory for one in passes)) if first else last.memory)
         held = [federated_zip(Held(*held))] if len(held) > 1 else held
+        held = [
+            keeps_type("a client", before, after) for before, after in zip([came] if held else [], held, strict=True)
+        ]
         return keeps_type("an algorithm", state, after), metrics, *held
 
     def _finish(self, state: ServerState, inner: Any, delta: PyTree, metrics: dict[str, Any], *first: Any) -> Any:
@@ -236,6 +252,37 @@ class _Round(NamedTuple):
         updates, optimizer = self.server.update(delta, state.optimizer, state.params, **extra)
         params, (aggregator, broadcaster) = optax.apply_updates(state.params, updates), inner
         return ServerState(params, optimizer, aggregator, broadcaster, state.key, state.round + 1)
+
+
+def check_parts(
+    client_optimizer: Any, server_optimizer: Any, aggregator: Any, broadcaster: Any, client_weight: Any, failures: Any
+) -> None:
+    """Refuses arguments of a round that are something else, when the algorithm is built."""
+    if getattr(client_optimizer, "__module__", "").startswith("optax") and callable(client_optimizer):
+        raise TypeError(
+            f"client_optimizer is an optimizer, or a function of the round; got {client_optimizer!r} itself. Call it: "
+            "optax.sgd(0.1)."
+        )
+    kinds: dict[str, tuple[Any, Any, str]] = {
+        "client_optimizer": (
+            client_optimizer if not callable(client_optimizer) else None,
+            optax.GradientTransformation,
+            "optax.sgd(0.1)",
+        ),
+        "server_optimizer": (server_optimizer, optax.GradientTransformation, "optax.sgd(1.0)"),
+        "aggregator": (aggregator, (Aggregator, StatefulAggregator), "one of fedjx.aggregation, called"),
+        "broadcaster": (broadcaster, Broadcaster, "fedjx.aggregation.broadcast()"),
+        "failures": (failures, Failures, "fedjx.training.Failures(dropped=0.1)"),
+    }
+    for name, (given, kind, example) in kinds.items():
+        if given is not None and not isinstance(given, kind):
+            names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+            raise TypeError(f"{name} must be a value of {names}; got {given!r}. Pass {example}.")
+    if client_weight is not None and not callable(client_weight):
+        raise TypeError(
+            f"client_weight is a function of a client's number of examples; got {client_weight!r}. Pass "
+            "fedjx.aggregation.uniform."
+        )
 
 
 def round_metrics(sums: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from fedjx.data import Cohort, cohort
 from fedjx.data.cohort import empty_cohort
 from fedjx.data.sampling import poisson_sampler
 from fedjx.models import Model
-from fedjx.training import round_keys
+from fedjx.training.round import round_keys
 from tests.algorithms.problems import BATCH_SIZE, NUM_FEATURES, assert_trees_close, federated_data
 from tests.data.stores import written
 
