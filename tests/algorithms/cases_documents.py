@@ -6,6 +6,7 @@ from typing import Any
 
 import optax
 
+from fedjx.algorithms import fed_avg
 from tests.algorithms.case import Case
 from tests.algorithms.problems import dropout_model
 from tests.test_documents import ROOT, fenced_blocks
@@ -22,7 +23,7 @@ def shown(path: Path) -> dict[str, Any]:
     return namespace
 
 
-SHOWN = shown(ROOT / "docs" / "algorithms.md")
+SHOWN = {**shown(ROOT / "docs" / "algorithms.md"), **shown(ROOT / "docs" / "aggregation.md")}
 MOMENTUM = optax.sgd(0.7, momentum=0.9)
 
 CASES = {
@@ -30,5 +31,8 @@ CASES = {
         SHOWN["normalized_averaging"](dropout_model(), step_length=0.1, server_optimizer=MOMENTUM)
     ),
     "homing": Case(SHOWN["homing"](dropout_model(), client_optimizer=optax.sgd(0.1, momentum=0.9), num_epochs=2)),
+    "coarse_changes": Case(
+        fed_avg(dropout_model(), client_optimizer=optax.sgd(0.1), aggregator=SHOWN["coarse_changes"](0.01))
+    ),
     "corrected": Case(SHOWN["corrected"](dropout_model(), client_optimizer=optax.adam(0.05))),
 }
