@@ -23,7 +23,7 @@ from benchmarks.measuring import client_mesh, environment, finish, flag_parser, 
 from benchmarks.methods import METHODS
 from fedjx.core.execution.process import Algorithm, StatefulAlgorithm
 from fedjx.core.language.values import Batches, Clients, Sequence
-from fedjx.data import central, cohort, digits, uniform_sampler
+from fedjx.data import Cohort, central, digits, uniform_sampler
 from fedjx.models import finalize_metrics, mlp
 from fedjx.training import local_evaluate
 
@@ -80,7 +80,9 @@ class Problem:
         """The cohorts of a seed's rounds, stacked; their pool of examples is one and stays apart."""
         sample = uniform_sampler(self.flags.num_clients, self.flags.cohort, seed=1000 * self.flags.seed + seed)
         steps = -(-int(self.data.sizes.max()) // 20)
-        rounds = [cohort(self.data, sample(r), batch_size=20, num_steps=steps) for r in range(self.flags.num_rounds)]
+        rounds = [
+            Cohort(self.data, sample(r), batch_size=20).whole(num_steps=steps) for r in range(self.flags.num_rounds)
+        ]
         plans = [(c.value.elements.index, c.value.length, c.mask, c.id) for c in rounds]
         return jax.tree.map(lambda *x: jnp.stack(x), *plans)
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from fedjx import traffic
 from fedjx.algorithms import fed_avg
-from fedjx.data import Cohort, central, cohort, digits, label_counts, uniform_sampler
+from fedjx.data import Cohort, central, digits, label_counts, uniform_sampler
 from fedjx.data.sampling import Sampler, check_description
 from fedjx.models import cnn, finalize_metrics, mlp
 from fedjx.training import local_evaluate, local_train
@@ -111,7 +111,7 @@ def train(flags: argparse.Namespace, data: Any, algorithm: Any, evaluate: Any) -
         done = int(state.round)
         history = history or [{"round": done, "test_accuracy": float(evaluate(state.params)["accuracy"])}]
         # What one client receives and sends in a round; the bill needs types alone.
-        sent = traffic(algorithm.next, state, cohort(data, sample(done + 1)[:1], batch_size=flags.batch_size))
+        sent = traffic(algorithm.next, state, Cohort(data, sample(done + 1)[:1], batch_size=flags.batch_size).whole())
         num_examples, started = 0, time.perf_counter()
         progress = tqdm(range(done + 1, flags.num_rounds + 1), "training", unit=" rounds", smoothing=0)
         for number in progress:

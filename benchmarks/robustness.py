@@ -54,7 +54,7 @@ from fedjx.core.language.operators import federated_broadcast, federated_keys, f
 from fedjx.core.language.placed import federated_map
 from fedjx.core.language.types import SERVER
 from fedjx.core.language.values import Clients
-from fedjx.data import FederatedData, central, cohort, digits, preprocess
+from fedjx.data import Cohort, FederatedData, central, digits, preprocess
 from fedjx.data.poison import flip_labels, only_clients, pixel_trigger
 from fedjx.models import Model, finalize_metrics, mlp
 from fedjx.training import local_evaluate, local_training, local_update
@@ -281,8 +281,8 @@ def trained(
     numbers = np.minimum(numbers, 1) if threat.alone else numbers
     poison = threat.poison
     poisoned = setting.data if poison is None else preprocess(setting.data, only_clients(lambda client: True, poison))
-    everybody = cohort(setting.data, range(n), batch_size=flags.batch_size)
-    malicious = cohort(poisoned, range(n - max(numbers), n), batch_size=flags.batch_size)
+    everybody = Cohort(setting.data, range(n), batch_size=flags.batch_size).whole()
+    malicious = Cohort(poisoned, range(n - max(numbers), n), batch_size=flags.batch_size).whole()
     train, train_malicious = trainer(setting.client_update), trainer(threat.client_update or setting.client_update)
     forge, state, measured = forger(threat.attack, n), start, []
     for number in range(1, flags.num_rounds + 1):
@@ -303,7 +303,7 @@ def honest_norm(setting: Setting) -> float:
     """Returns the median norm of the updates that honest clients send while the mean trains."""
     key = jax.random.key(setting.flags.seed)
     state, step = servers(setting.model, {"mean": mean()}, key)
-    everybody = cohort(setting.data, range(setting.flags.num_clients), batch_size=setting.flags.batch_size)
+    everybody = Cohort(setting.data, range(setting.flags.num_clients), batch_size=setting.flags.batch_size).whole()
     norms = []
     for number in range(1, setting.flags.num_rounds + 1):
         key_round = jax.random.fold_in(key, number)

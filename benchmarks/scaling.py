@@ -40,7 +40,7 @@ from benchmarks.workloads import (
     heavy_tailed_sizes,
 )
 from fedjx.algorithms import fed_avg
-from fedjx.data import cohort
+from fedjx.data import Cohort
 
 PARTS = ("cohort", "devices", "spread", "recompilation", "overhead")
 COLLECTIVES = r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast)(?:-start)?\("
@@ -182,7 +182,7 @@ def in_graph_seconds(workload: Workload, *, mesh: Mesh, cohort_size: int, lanes:
     run = jax.jit(algorithm.next.in_graph(mesh=mesh, lanes=lanes))
     while True:
         started = time.perf_counter()
-        clients = cohort(data, range(cohort_size), batch_size=workload.batch_size)
+        clients = Cohort(data, range(cohort_size), batch_size=workload.batch_size).whole()
         state, _ = jax.block_until_ready(run(state, clients))
         yield time.perf_counter() - started
 

@@ -23,12 +23,12 @@ algorithm.next(state)
 algorithm.next(state, 3)
 algorithm.next(state, clients)[0].parameters
 algorithm.init("a seed")
-step(chunks, state, clients)
+step(clients, state, clients)
 step.ahead([3])
 round_fn(state)
 sample("the seventh")
 Cohort(train, 4, batch_size="ten")
-cohort(model, [4], batch_size=10)
+Cohort(model, [4], batch_size=10)
 evaluation(state.params)
 """
 

@@ -108,7 +108,7 @@ def fed_avg(
     >>> train, _ = fedjx.data.digits(num_clients=20)
     >>> algorithm = fed_avg(fedjx.models.linear(10, input_shape=(8, 8, 1)), client_optimizer=optax.sgd(0.01))
     >>> state = algorithm.init(jax.random.key(0))
-    >>> state, metrics = algorithm.next(state, fedjx.data.cohort(train, [3, 5, 8], batch_size=20))
+    >>> state, metrics = algorithm.next(state, fedjx.data.Cohort(train, [3, 5, 8], batch_size=20))
     >>> int(metrics["num_clients"]), int(state.round)
     (3, 1)
     """

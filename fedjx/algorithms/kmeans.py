@@ -53,7 +53,7 @@ def kmeans(
 
     >>> algorithm = kmeans(init=lambda key: jnp.float32([[0], [10]]))
     >>> data = fedjx.data.FederatedData.from_clients([{"x": np.float32([2, 11])}, {"x": np.float32([4])}])
-    >>> state, _ = algorithm.next(algorithm.init(jax.random.key(0)), fedjx.data.cohort(data, [0, 1], batch_size=2))
+    >>> state, _ = algorithm.next(algorithm.init(jax.random.key(0)), fedjx.data.Cohort(data, [0, 1], batch_size=2))
     >>> state.params.centers.tolist(), state.params.weights.tolist()
     ([[2.0], [10.5]], [3.0, 2.0])
     """

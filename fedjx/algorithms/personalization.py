@@ -88,7 +88,7 @@ def personalization_evaluation(
     >>> model = matrix_factorization(16, num_factors=2)
     >>> tuned = {f"sgd_{n}": fine_tuning(model, optimizer=optax.sgd(0.01), num_epochs=n) for n in (1, 2)}
     >>> ratings = fedjx.data.FederatedData.from_clients([{"x": np.array([3, 7]), "y": np.float32([4, 1])}])
-    >>> clients, key = fedjx.data.cohort(ratings, [0], batch_size=2), jax.random.key(0)
+    >>> clients, key = fedjx.data.Cohort(ratings, [0], batch_size=2), jax.random.key(0)
     >>> type_ = personalization_evaluation(model, tuned).type_signature(model.init(key), clients, key)
     >>> list(type_.result[1].member), list(type_.result[1].member["sgd_2"])
     (['baseline', 'sgd_1', 'sgd_2'], ['accuracy', 'loss', 'num_examples'])

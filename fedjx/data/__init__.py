@@ -1,7 +1,7 @@
 """Federated data: client data in memory and on disk, importers, partitions, preprocessing, cohorts and samplers."""
 
 from fedjx.data.client_states import ClientStates
-from fedjx.data.cohort import Cohort, central, cohort, empty_cohort
+from fedjx.data.cohort import Cohort, central
 from fedjx.data.digits import digits
 from fedjx.data.federated_data import ClientData, FederatedData
 from fedjx.data.partitions import (
@@ -67,7 +67,6 @@ __all__ = [
     "availability_sampler",
     "central",
     "check_description",
-    "cohort",
     "continuous_partition",
     "cyclic_sampler",
     "digits",
@@ -75,7 +74,6 @@ __all__ = [
     "dirichlet_partition",
     "dirichlet_sizes",
     "distribution_partition",
-    "empty_cohort",
     "exponential_sizes",
     "exponential_times",
     "filter_examples",

@@ -1,4 +1,4 @@
-"""Cohorts in device form: a pool of examples and the plan of who trains on which of them when."""
+"""The clients of a round in device form: a pool of examples, and the plan of who trains on which of them when."""
 
 from __future__ import annotations
 
@@ -19,98 +19,29 @@ from fedjx.data.federated_data import ClientData, FederatedData, cached
 _ALIGNMENT = 64  # bytes; of rows too, so that each device's part begins so
 
 
-def cohort(
-    data: ClientData,
-    ids: ArrayLike,
-    *,
-    batch_size: int,
-    num_steps: int | None = None,
-    num_clients: int | None = None,
-) -> Clients:
-    """Plans the batches of some clients, one rectangle for all of them.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cohort:
+    """The clients of a round, of any number, whose batches are planned while a computation reads them.
 
     Each client goes once through its examples in their order; its last batch may be short.
 
-    Args:
-      data: The clients' examples.
-      ids: Integers ``[C]``, the members of the cohort.
-      batch_size: Examples in a batch, B.
-      num_steps: Capacity S of the clients' sequences; by default the longest client's number of
-        batches, rounded up to 1, 2, 3, 4, 6, 8, 12, 16, 24, ... so that few shapes are compiled.
-      num_clients: Pads the clients axis to this number with copies of the first client (a real
-        client, so that nothing computed on padding is non-finite), with id -1 and mask False.
-
-    Returns:
-      `Clients` of a `Sequence` of `Batches` with index int32 ``[C, S, B]`` and length int32 ``[C]``.
-      The plan is in NumPy, fresh at every call; the pool is on the device.
-
-    Raises:
-      ValueError: If there is no client, an id does not exist, or `batch_size`, `num_steps` or
-        `num_clients` is too small.
-
-    >>> data = FederatedData({"x": np.arange(5)}, offsets=np.array([0, 2, 5]))
-    >>> clients = cohort(data, [1, 0], batch_size=2)
-    >>> clients.value.elements.index.tolist()
-    [[[2, 3], [4, -1]], [[0, 1], [-1, -1]]]
-    >>> clients.value.length.tolist()
-    [2, 1]
-    """
-    ids, places = np.asarray(ids), data.places(ids)
-    lengths = _num_batches(data.sizes[places], batch_size)
-    longest = int(lengths.max())
-    if num_steps is None:
-        num_steps = _bucket(longest)
-    if num_steps < longest:
-        raise ValueError(
-            f"num_steps needs to hold the longest client; got {num_steps=} and {longest} batches for client "
-            f"{ids[lengths.argmax()]}. Raise num_steps, or leave it out."
-        )
-    if num_clients is None:
-        num_clients = len(ids)
-    if num_clients < len(ids):
-        raise ValueError(
-            f"num_clients needs to hold the cohort; got {num_clients=} for {len(ids)} ids. Raise it, or use Cohort."
-        )
-    mask = np.arange(num_clients) < len(ids)
-    rows = np.where(mask, np.arange(num_clients), 0)
-    index = _plan(data.offsets[places[rows]], data.sizes[places[rows]], num_steps, batch_size)
-    return Clients(
-        Sequence(Batches(data.pool, index), lengths[rows].astype(np.int32)),
-        mask=mask,
-        id=np.where(mask, ids[rows], -1).astype(np.int32),
-    )
-
-
-def empty_cohort(data: ClientData, *, batch_size: int) -> list[Clients]:
-    """Returns a cohort of nobody, for a round in which `poisson_sampler` drew no client.
-
-    It is one chunk of padding. An algorithm runs the round on it as on any other: sums over the clients are 0,
-    and what the server does each round, such as adding noise, is done.
-
-    >>> data = FederatedData({"x": np.arange(3)}, offsets=np.array([0, 1, 3]))
-    >>> [chunk] = empty_cohort(data, batch_size=2)
-    >>> chunk.mask.tolist(), chunk.id.tolist()
-    ([False], [-1])
-    """
-    nobody = Cohort(data, data.ids[:1], batch_size=batch_size, lanes=1)
-    return [nobody.members(nobody.ids, np.zeros(1, bool))]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Cohort:
-    """A cohort of any size, whose chunks are planned while a streamed computation reads them.
-
-    Clients of similar size run together, longest first. All chunks have the same few shapes,
-    whoever is in them; the padding costs next to nothing, since each loop over a client's batches
-    ends with the longest of the clients that run together.
+    A computation that is called with a cohort runs as a stream of chunks: clients of similar size run
+    together, longest first. All chunks have the same few shapes, whoever is in them; the padding costs next to
+    nothing, since each loop over a client's batches ends with the longest of the clients that run together.
+    Where one program is asked for, by `in_graph`, by `scanned` or under a transformation of JAX such as `grad`, the
+    cohort is taken `whole`.
 
     An id that is named again, as by sampling with replacement, is a member again: it counts twice in every
     sum and mean. Its random key is made from its id, so it does the same thing twice.
 
+    Without ids, as when `poisson_sampler` drew no client, it is a cohort of nobody: one chunk of padding, which
+    shows copies of the first client. Sums over the clients are then 0, and what the server does each round, such as
+    adding noise, is done.
+
     Attributes:
       data: The clients' examples: `FederatedData` in memory or a `Store` on disk.
-      ids: Integers, the members of the cohort; see `empty_cohort` for none.
-      batch_size: Examples in a batch.
+      ids: Integers, the members of the cohort; of nobody, the first client of the data, as padding.
+      batch_size: Examples in a batch, B.
       lanes: How many clients each device runs at once. "auto" measures it at the first round and
         keeps it; two runs then agree up to rounding. Give a number for runs that are bitwise equal.
       placement: "resident": every device holds the whole data set, and a chunk brings only its
@@ -118,13 +49,16 @@ class Cohort:
         data set takes at most a quarter of the device's memory (of the CPU: at most 2 GiB).
 
     Raises:
-      ValueError: If there is no client, an id does not exist, or a number is less than one.
+      ValueError: If an id does not exist, or a number is less than one.
 
     >>> data = FederatedData({"x": np.arange(6)}, offsets=np.array([0, 1, 4, 6]))
     >>> for chunk in Cohort(data, [0, 1, 2], batch_size=1, lanes=2):
     ...     print(chunk.id.tolist(), chunk.value.length.tolist())
     [1, 2] [3, 2]
     [0, -1] [1, 1]
+    >>> [chunk] = Cohort(data, [], batch_size=1)
+    >>> chunk.mask.tolist(), chunk.id.tolist()
+    ([False], [-1])
     """
 
     data: ClientData
@@ -133,10 +67,14 @@ class Cohort:
     batch_size: int
     lanes: int | Literal["auto"] = "auto"
     placement: Literal["resident", "streamed", "auto"] = "auto"
+    _is_nobody: bool = dataclasses.field(default=False, init=False, repr=False)
 
     def __post_init__(self):
-        self.data.places(self.ids)  # Raises where one is no client of the data.
-        object.__setattr__(self, "ids", np.asarray(self.ids, np.int64))
+        is_nobody = np.size(self.ids) == 0
+        ids = self.data.ids[:1] if is_nobody else self.ids
+        self.data.places(ids)  # Raises where one is no client of the data.
+        object.__setattr__(self, "ids", np.asarray(ids, np.int64))
+        object.__setattr__(self, "_is_nobody", is_nobody)
         _check_positive("batch_size", self.batch_size)
         if self.lanes != "auto":
             _check_positive("lanes", self.lanes)
@@ -148,12 +86,67 @@ class Cohort:
     @cached
     def sizes(self) -> np.ndarray:
         """Number of batches of each member, int64 ``[C]``."""
-        return _num_batches(self.data.sizes[self.data.places(self.ids)], self.batch_size)
+        return self._batches_of(self.ids)
+
+    def whole(self, *, num_steps: int | None = None, num_clients: int | None = None) -> Clients:
+        """Plans the whole cohort as arrays, one rectangle for all its members, in the order of the ids.
+
+        It is what a function that you transform yourself, as by `jax.jit`, takes; each of its shapes is one program.
+
+        Args:
+          num_steps: Capacity S of the clients' sequences; by default the longest client's number of
+            batches, rounded up to 1, 2, 3, 4, 6, 8, 12, 16, 24, ... so that few shapes are compiled.
+          num_clients: Pads the clients axis to this number with copies of the first client (a real
+            client, so that nothing computed on padding is non-finite), with id -1 and mask False.
+
+        Returns:
+          `Clients` of a `Sequence` of `Batches` with index int32 ``[C, S, B]`` and length int32 ``[C]``.
+          The plan is in NumPy, fresh at every call; the pool of a resident data set is on the device.
+
+        Raises:
+          ValueError: If `num_steps` or `num_clients` is too small.
+
+        >>> data = FederatedData({"x": np.arange(5)}, offsets=np.array([0, 2, 5]))
+        >>> clients = Cohort(data, [1, 0], batch_size=2).whole()
+        >>> clients.value.elements.index.tolist()
+        [[[2, 3], [4, -1]], [[0, 1], [-1, -1]]]
+        >>> clients.value.length.tolist()
+        [2, 1]
+        """
+        longest = int(self.sizes.max())
+        num_steps = _bucket(longest) if num_steps is None else num_steps
+        num_clients = len(self.ids) if num_clients is None else num_clients
+        if num_steps < longest:
+            raise ValueError(
+                f"num_steps needs to hold the longest client; got {num_steps=} and {longest} batches for client "
+                f"{self.ids[self.sizes.argmax()]}. Raise num_steps, or leave it out."
+            )
+        if num_clients < len(self.ids):
+            raise ValueError(
+                f"num_clients needs to hold the cohort; got {num_clients=} for {len(self.ids)} ids. Raise it, or "
+                "leave it out."
+            )
+        mask = np.arange(num_clients) < len(self.ids)
+        ids = self.ids[np.where(mask, np.arange(num_clients), 0)]
+        planned = self._planned(ids, mask, Share(), num_steps)
+        batches = dataclasses.replace(planned.value.elements, shared=True)  # its one part is the whole
+        return dataclasses.replace(planned, value=Sequence(batches, planned.value.length))
 
     def members(self, ids: np.ndarray, mask: np.ndarray, share: Share = Share()) -> Clients:
         """Plans this process's share of a chunk of the named clients; where the mask is False it is padding."""
-        longest = _num_batches(self.data.sizes[self.data.places(ids)].max(), self.batch_size)
-        num_steps = _capacity(int(longest), int(_num_batches(self.data.largest, self.batch_size)), least=64)
+        longest, most = self._batches_of(ids).max(), _num_batches(self.data.largest, self.batch_size)
+        return self._planned(ids, mask, share, _capacity(int(longest), int(most), least=64))
+
+    def __iter__(self) -> Iterator[Clients]:
+        lanes = 1 if self.lanes == "auto" else self.lanes
+        for rows in arranged(self.sizes, lanes, num_devices=1, num_groups=1):
+            yield self.members(self.ids[np.where(rows < 0, rows[rows >= 0][-1], rows)], rows >= 0)
+
+    def _batches_of(self, ids: np.ndarray) -> np.ndarray:
+        return _num_batches(self.data.sizes[self.data.places(ids)], self.batch_size)
+
+    def _planned(self, ids: np.ndarray, mask: np.ndarray, share: Share, num_steps: int) -> Clients:
+        """Plans `num_steps` batches, S, for each of this process's share of the clients ``[C]``."""
         resident = self.placement == "resident" or (self.placement == "auto" and _fits_device(self.data, share))
         if resident:
             ids = share.of(ids)
@@ -161,15 +154,11 @@ class Cohort:
         else:
             pool, first = _parts(self.data, ids, share)
             ids = share.of(ids)
-        sizes, mask = self.data.sizes[self.data.places(ids)], share.of(mask)
+        mask = share.of(mask) & (not self._is_nobody)
+        sizes = self.data.sizes[self.data.places(ids)]
         batches = Batches(pool, _plan(first, sizes, num_steps, self.batch_size), shared=resident)
         value = Sequence(batches, _num_batches(sizes, self.batch_size).astype(np.int32))
         return Clients(value, mask, np.where(mask, ids, -1).astype(np.int32))
-
-    def __iter__(self) -> Iterator[Clients]:
-        lanes = 1 if self.lanes == "auto" else self.lanes
-        for rows in arranged(self.sizes, lanes, num_devices=1, num_groups=1):
-            yield self.members(self.ids[np.where(rows < 0, rows[rows >= 0][-1], rows)], rows >= 0)
 
 
 def central(data: ClientData | Mapping[str, ArrayLike], *, batch_size: int) -> Sequence:

@@ -289,7 +289,7 @@ def places_of(numbers: range | np.ndarray, ids: ArrayLike) -> np.ndarray:
     """
     ids = np.asarray(ids)
     if ids.size == 0:
-        raise ValueError("a cohort needs at least one client; got ids=[]. Sample again, or use empty_cohort.")
+        raise ValueError("a cohort needs at least one client; got ids=[]. Sample again, or name some.")
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise TypeError(
             f"ids need to be a vector of integers; got {ids.dtype}{list(ids.shape)}. Give int32 [C]; "

@@ -117,8 +117,8 @@ def poisson_sampler(num_clients: int, probability: float | ArrayLike, *, seed: i
     probabilities of their own, all are drawn with the largest one and each is kept in proportion.
 
     Cohorts differ in size and may be empty. Do not draw another one and do not leave the round out: an
-    accountant assumes neither. Run the round on `empty_cohort`: nobody contributes, and the aggregator adds
-    what it adds, such as noise. `Cohort` takes all other sizes; none is cut off.
+    accountant assumes neither. Run the round on its `Cohort`, as any other: nobody contributes, and the aggregator adds
+    what it adds, such as noise. `Cohort` takes all sizes; none is cut off.
 
     Guarantees: those of `uniform_sampler`; O(cohort) time and memory, with probabilities of their own
     O(num_clients * largest probability).

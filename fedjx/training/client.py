@@ -247,7 +247,7 @@ def _num_steps(data: Sequence) -> int:
     if not (isinstance(data, Sequence) and batched):
         raise TypeError(
             "a client's data set is a sequence of batches, dicts of features [B, ...]; "
-            f"got elements {jax.tree.map(jnp.shape, elements)}. Make it with fedjx.data.cohort."
+            f"got elements {jax.tree.map(jnp.shape, elements)}. Make it with fedjx.data.Cohort."
         )
     return leaves[0].shape[0]
 

@@ -71,7 +71,7 @@ class Method(NamedTuple):
     >>> algorithm = compose(Method(lambda key: jnp.float32(0), client_update), server_optimizer=optax.sgd(1.0))
     >>> data = fedjx.data.FederatedData.from_clients([{"x": np.float32([4])}, {"x": np.float32([8, 4])}])
     >>> state = algorithm.init(jax.random.key(0))
-    >>> state, _ = algorithm.next(state, fedjx.data.cohort(data, [0, 1], batch_size=1))
+    >>> state, _ = algorithm.next(state, fedjx.data.Cohort(data, [0, 1], batch_size=1))
     >>> float(state.params)  # the mean of 2 and 4
     3.0
     """

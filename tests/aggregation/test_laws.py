@@ -17,7 +17,7 @@ import pytest
 from fedjx.algorithms import fed_avg
 from fedjx.core.language.types import SERVER, FederatedType, type_of
 from fedjx.core.language.values import Clients
-from fedjx.data import cohort
+from fedjx.data import Cohort
 from fedjx.models import linear
 from tests.aggregation.case import Case, law_cases
 from tests.algorithms.problems import NUM_CLASSES, NUM_FEATURES, assert_trees_close, federated_data
@@ -31,7 +31,7 @@ IDS = np.array([9, 2, 4, 5, 1, 7, 3])
 NUM_ROUNDS = 2
 
 
-class Cohort:
+class Members:
     """Seven clients as rows of NumPy arrays, to be rearranged by the laws."""
 
     def __init__(self, seed: int = 0):
@@ -47,22 +47,22 @@ class Cohort:
     def placed(self) -> tuple[Clients, Clients]:
         return tuple(Clients.of(x, ids=self.ids, mask=self.mask) for x in (self.value, self.weight))
 
-    def reordered(self, order: Any) -> Cohort:
-        other = Cohort()
+    def reordered(self, order: Any) -> Members:
+        other = Members()
         other.value = {k: v[order] for k, v in self.value.items()}
         other.weight, other.ids, other.mask = self.weight[order], self.ids[order], self.mask[order]
         return other
 
-    def with_place(self, *, value: float, weight: float, real: bool) -> Cohort:
+    def with_place(self, *, value: float, weight: float, real: bool) -> Members:
         """One more place, of any value: a client or padding."""
-        other = Cohort()
+        other = Members()
         other.value = {k: np.concatenate([v, np.full_like(v[:1], value)]) for k, v in self.value.items()}
         other.weight = np.append(self.weight, np.float32(weight))
         other.ids, other.mask = np.append(self.ids, 77), np.append(self.mask, real)
         return other
 
 
-def padded(clients: Cohort, garbage: float = np.nan) -> Cohort:
+def padded(clients: Members, garbage: float = np.nan) -> Members:
     return clients.with_place(value=garbage, weight=garbage, real=False)
 
 
@@ -70,7 +70,7 @@ def initial(case: Case) -> Any:
     return case.aggregator.init({"w": jnp.zeros((3, 5)), "b": jnp.zeros(())})
 
 
-def run(case: Case, step: Callable[..., Any], clients: Cohort) -> list[Any]:
+def run(case: Case, step: Callable[..., Any], clients: Members) -> list[Any]:
     """Two rounds; returns state, result and measurements of both."""
     state, rounds = initial(case), []
     for number in range(NUM_ROUNDS):
@@ -90,7 +90,7 @@ def once(name: str, what: str, make: Callable[[], Any]) -> Any:
 
 def reference(name: str) -> list[Any]:
     """The whole cohort in one program on one device."""
-    return once(name, "reference", lambda: run(CASES[name], CASES[name].aggregator.next, Cohort()))
+    return once(name, "reference", lambda: run(CASES[name], CASES[name].aggregator.next, Members()))
 
 
 def on_four(name: str) -> Callable[..., Any]:
@@ -104,7 +104,7 @@ def compiled_on_four(name: str) -> tuple[Callable[..., Any], int]:
     def make() -> tuple[Callable[..., Any], int]:
         step = CASES[name].aggregator.next.in_graph(mesh=mesh(4), lanes=1)
         with Compilations() as first:
-            step(jax.random.key(0), initial(CASES[name]), *padded(Cohort()).placed())
+            step(jax.random.key(0), initial(CASES[name]), *padded(Members()).placed())
         return step, first.number
 
     return once(name, "on_four", make)
@@ -118,41 +118,41 @@ def assert_same(name: str, got: list[Any], expected: list[Any] | None = None) ->
 @cases
 @pytest.mark.parametrize("garbage", [np.nan, 1e30])
 def test_chunks_padding_and_devices_in_one_program(name, garbage):
-    assert_same(name, run(CASES[name], on_four(name), padded(Cohort(), garbage)))
+    assert_same(name, run(CASES[name], on_four(name), padded(Members(), garbage)))
 
 
 @cases
 def test_streamed_is_in_graph(name):
     """In chunks of three on one device: with four, and one in a lane, in one program, it is the other way round."""
     step = CASES[name].aggregator.next.streamed(mesh=mesh(1), lanes=3)
-    assert_same(name, run(CASES[name], step, padded(Cohort())))
+    assert_same(name, run(CASES[name], step, padded(Members())))
 
 
 @cases
 def test_the_order_of_clients_changes_nothing(name):
-    assert_same(name, run(CASES[name], on_four(name), padded(Cohort()).reordered([7, 3, 0, 6, 2, 1, 5, 4])))
+    assert_same(name, run(CASES[name], on_four(name), padded(Members()).reordered([7, 3, 0, 6, 2, 1, 5, 4])))
 
 
 @cases
 @pytest.mark.parametrize("value", [0.5, 1e6, np.nan])
 def test_a_client_of_zero_weight_changes_nothing(name, value):
-    clients = Cohort().with_place(value=value, weight=0.0, real=True)
+    clients = Members().with_place(value=value, weight=0.0, real=True)
     assert_same(name, run(CASES[name], on_four(name), clients))
 
 
 @cases
 def test_other_values_change_the_result(name):
     """The negative control of the laws above."""
-    other = run(CASES[name], on_four(name), padded(Cohort(seed=1)))
+    other = run(CASES[name], on_four(name), padded(Members(seed=1)))
     with pytest.raises(AssertionError):
         assert_same(name, [r[1] for r in other], [r[1] for r in reference(name)])
 
 
 @cases
 def test_no_client_and_no_weight_are_finite(name):
-    nobody = padded(Cohort())
+    nobody = padded(Members())
     nobody.mask = np.zeros(8, bool)
-    weightless = Cohort().with_place(value=1.0, weight=0.0, real=True)
+    weightless = Members().with_place(value=1.0, weight=0.0, real=True)
     weightless.weight = np.zeros(8, np.float32)
     for clients in (nobody, weightless):
         for leaf in jax.tree.leaves(run(CASES[name], on_four(name), clients)):
@@ -163,7 +163,7 @@ def test_no_client_and_no_weight_are_finite(name):
 @cases
 def test_the_state_keeps_its_type_and_the_result_that_of_a_member(name):
     case, state = CASES[name], initial(CASES[name])
-    signature = case.aggregator.next.type_signature(jax.random.key(0), state, *Cohort().placed())
+    signature = case.aggregator.next.type_signature(jax.random.key(0), state, *Members().placed())
     after, result, measurements = signature.result
     assert after == type_of(state)
     assert result == FederatedType({"w": jnp.zeros((3, 5)), "b": jnp.zeros(())}, SERVER)
@@ -172,7 +172,7 @@ def test_the_state_keeps_its_type_and_the_result_that_of_a_member(name):
 
 @cases
 def test_only_those_that_say_so_materialise_all_members(name):
-    types = map(type_of, (jax.random.key(0), initial(CASES[name]), *Cohort().placed()))
+    types = map(type_of, (jax.random.key(0), initial(CASES[name]), *Members().placed()))
     program = CASES[name].aggregator.next.trace(tuple(types))
     collects = any(program.collections(level) for level in range(program.num_passes))
     assert collects == CASES[name].materialises
@@ -181,7 +181,7 @@ def test_only_those_that_say_so_materialise_all_members(name):
 @cases
 def test_rounds_do_not_recompile(name):
     step, num_first = compiled_on_four(name)
-    clients, state = padded(Cohort()).placed(), initial(CASES[name])
+    clients, state = padded(Members()).placed(), initial(CASES[name])
     keys = [jax.random.fold_in(jax.random.key(5), number) for number in range(3)]
     with Compilations() as later:
         for key in keys:
@@ -199,7 +199,7 @@ def test_it_works_inside_federated_averaging(name):
         shuffle=False,
     )
     state = start = algorithm.init(jax.random.key(1))
-    clients = cohort(federated_data(), IDS, batch_size=12)
+    clients = Cohort(federated_data(), IDS, batch_size=12).whole()
     for _ in range(2):
         state, metrics = algorithm.next(state, clients)
         assert metrics["num_clients"] == 7

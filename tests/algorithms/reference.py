@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from fedjx.core.execution.process import Algorithm
-from fedjx.data import FederatedData, cohort
+from fedjx.data import Cohort, FederatedData
 from tests.algorithms.problems import BATCH_SIZE, NUM_CLASSES, NUM_FEATURES
 
 NUM_PARAMS = (NUM_FEATURES + 1) * NUM_CLASSES
@@ -68,14 +68,19 @@ def clients_of(data: FederatedData, ids: Sequence[int]) -> list[Any]:
 
 
 def after_rounds(
-    algorithms: dict[str, Algorithm], data: FederatedData, cohorts: Any = COHORTS, **shape: int
+    algorithms: dict[str, Algorithm],
+    data: FederatedData,
+    cohorts: Any = COHORTS,
+    *,
+    batch_size: int = BATCH_SIZE,
+    num_steps: int = 3,
 ) -> dict[str, Any]:
     """Runs rounds of several algorithms in one compiled program; by name, a list of (state, metrics) of every round."""
     states = {name: algorithm.init(jax.random.key(0)) for name, algorithm in algorithms.items()}
     step = jax.jit(lambda states, clients: {name: algorithms[name].next(s, clients) for name, s in states.items()})
     rounds: dict[str, Any] = {name: [] for name in algorithms}
     for ids in cohorts:
-        after = step(states, cohort(data, ids, **{"batch_size": BATCH_SIZE, "num_steps": 3, **shape}))
+        after = step(states, Cohort(data, ids, batch_size=batch_size).whole(num_steps=num_steps))
         for name, found in after.items():
             states[name] = found[0]
             rounds[name].append(found)

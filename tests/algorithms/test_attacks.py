@@ -16,7 +16,7 @@ from fedjx.aggregation.weights import uniform
 from fedjx.algorithms.attacks import constrain_and_scale, constrained, malicious_clients, projected_boosting
 from fedjx.core.language.operators import federated_client_ids
 from fedjx.core.language.placed import federated_map
-from fedjx.data import Cohort, FederatedData, cohort
+from fedjx.data import Cohort, FederatedData
 from fedjx.models import Model
 from fedjx.training import ClientUpdate, Method, compose, local_training, local_update, told_to
 from tests.algorithms.problems import assert_trees_close
@@ -25,7 +25,7 @@ from tests.algorithms.test_laws import mesh
 RATE, EPOCHS, START = 0.1, 3, np.array([0.5, -1.0, 2.0], np.float32)
 X = np.random.default_rng(0).normal(size=(4, 6, 3)).astype(np.float32)  # [clients, examples, features]
 DATA = FederatedData.from_clients([{"x": x, "y": x.sum(axis=1) + 1} for x in X])
-EVERYBODY = cohort(DATA, range(4), batch_size=3)
+EVERYBODY = Cohort(DATA, range(4), batch_size=3).whole()
 
 
 def losses(params, batch, key=None):

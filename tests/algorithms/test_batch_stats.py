@@ -25,7 +25,7 @@ from fedjx.algorithms.mime import mime
 from fedjx.algorithms.q_fed_avg import q_fed_avg
 from fedjx.algorithms.scaffold import scaffold
 from fedjx.core.language.values import Clients
-from fedjx.data import FederatedData, cohort
+from fedjx.data import Cohort, FederatedData
 from fedjx.models import batch_loss, from_flax, mean_loss
 from fedjx.models.model import Variables
 from fedjx.training import local_train
@@ -73,17 +73,17 @@ def test_statistics_are_the_clients_mean_whatever_the_server_does_to_parameters(
     for _ in range(2):
         own = [statistics_in_numpy(stats, data.client(k)["x"], 2) for k in COHORT]
         stats = np.average(own, axis=0, weights=[data.sizes[k] for k in COHORT])
-        state, _ = algorithm.next(state, cohort(data, COHORT, batch_size=BATCH_SIZE, num_clients=4))
+        state, _ = algorithm.next(state, Cohort(data, COHORT, batch_size=BATCH_SIZE).whole(num_clients=4))
         np.testing.assert_allclose(stats_of(state.params), stats, rtol=1e-5)
     assert "batch_stats" not in str(jax.tree.map(jnp.shape, state.optimizer))
 
     broken = with_features(data, 3, np.nan)
-    got, metrics = algorithm.next(first, cohort(broken, COHORT, batch_size=BATCH_SIZE, num_clients=4))
-    without, _ = algorithm.next(first, cohort(data, (1, 5), batch_size=BATCH_SIZE, num_steps=3, num_clients=4))
+    got, metrics = algorithm.next(first, Cohort(broken, COHORT, batch_size=BATCH_SIZE).whole(num_clients=4))
+    without, _ = algorithm.next(first, Cohort(data, (1, 5), batch_size=BATCH_SIZE).whole(num_steps=3, num_clients=4))
     assert int(metrics["num_non_finite_clients"]) == 1
     chex.assert_trees_all_close(got.params, without.params, rtol=1e-5)
     outlier, _ = algorithm.next(
-        first, cohort(with_features(data, 3, 1e3), COHORT, batch_size=BATCH_SIZE, num_clients=4)
+        first, Cohort(with_features(data, 3, 1e3), COHORT, batch_size=BATCH_SIZE).whole(num_clients=4)
     )
     assert np.abs(stats_of(outlier.params) - stats_of(got.params)).max() > 10  # the control
 
@@ -213,7 +213,7 @@ def on_digits() -> Any:
 def own_models(algorithm: Any, examples: dict[str, np.ndarray], seed: int, num_rounds: int = NUM_ROUNDS) -> Any:
     """Trains, and returns the model of each client, leaves ``[clients, ...]``."""
     state = algorithm.init(jax.random.key(seed))
-    clients, ids = cohort(federated(examples), range(NUM_CLIENTS), batch_size=20), np.arange(NUM_CLIENTS)
+    clients, ids = Cohort(federated(examples), range(NUM_CLIENTS), batch_size=20).whole(), np.arange(NUM_CLIENTS)
 
     def each(tree: Any) -> Any:
         return jax.tree.map(lambda x: np.repeat(np.asarray(x)[None], NUM_CLIENTS, 0), tree)

@@ -13,7 +13,7 @@ import pytest
 from fedjx.algorithms import federated_evaluation
 from fedjx.core.language.padding import own_padding
 from fedjx.core.language.values import Batches, Sequence
-from fedjx.data import FederatedData, central, cohort
+from fedjx.data import Cohort, FederatedData, central
 from fedjx.models import Model, Ratio, finalize_metrics
 from fedjx.training import local_evaluate, local_train
 from fedjx.training.client import _plan, examples
@@ -189,7 +189,7 @@ def test_federated_evaluation_equals_the_centralised_value_on_the_union(batch_si
     model = plain_model()
     params = model.init(jax.random.key(0))
     evaluation = federated_evaluation(model)
-    metrics = evaluation(params, cohort(data, range(data.num_clients), batch_size=batch_size))
+    metrics = evaluation(params, Cohort(data, range(data.num_clients), batch_size=batch_size).whole())
     batch = {**data.examples, "mask": np.ones(data.num_examples, bool)}
     whole = model.metrics(params, batch)
     correct = int(np.sum(whole["accuracy"]))
@@ -205,9 +205,9 @@ def test_ratios_are_divided_at_the_server():
     """A mean of the clients' means would be wrong: clients differ in size."""
     data = FederatedData.from_clients([{"x": np.array([4, 4, 4], np.uint8)}, {"x": np.array([1], np.uint8)}])
     evaluation = federated_evaluation(mean_model())
-    metrics = evaluation(jnp.float32(0), cohort(data, [0, 1], batch_size=2))
+    metrics = evaluation(jnp.float32(0), Cohort(data, [0, 1], batch_size=2).whole())
     assert float(metrics["large"]) == 0.75
     assert float(metrics["per_unit"]) == 13 / 8
     assert float(metrics["loss"]) == 49 / 4
-    streamed = evaluation.streamed(lanes=1)(jnp.float32(0), cohort(data, [0, 1], batch_size=2))
+    streamed = evaluation.streamed(lanes=1)(jnp.float32(0), Cohort(data, [0, 1], batch_size=2).whole())
     assert {k: float(v) for k, v in streamed.items()} == {k: float(v) for k, v in metrics.items()}

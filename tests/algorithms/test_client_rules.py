@@ -15,7 +15,7 @@ from fedjx.algorithms.fed_exp import fed_exp
 from fedjx.algorithms.fed_nova import fed_nova
 from fedjx.algorithms.fed_prox import fed_prox, following_loss
 from fedjx.algorithms.per_fed_avg import per_fed_avg
-from fedjx.data import FederatedData, cohort
+from fedjx.data import Cohort, FederatedData
 from tests.algorithms.problems import BATCH_SIZE, assert_trees_close, federated_data
 from tests.algorithms.reference import COHORTS, NUM_PARAMS, after_rounds, clients_of, flat, sgd, trained
 from tests.algorithms.test_fed_avg import softmax_regression
@@ -190,7 +190,7 @@ def test_a_client_whose_squared_norm_overflows_is_left_out():
     """Its change is finite, and alone would make the step infinite."""
     clients = FederatedData.from_clients([{"y": np.float32([1])}, {"y": np.float32([1e30])}])
     algorithm = fed_exp(constant_change(), client_optimizer=optax.sgd(1.0))
-    state, metrics = algorithm.next(algorithm.init(jax.random.key(0)), cohort(clients, [0, 1], batch_size=1))
+    state, metrics = algorithm.next(algorithm.init(jax.random.key(0)), Cohort(clients, [0, 1], batch_size=1).whole())
     assert float(state.params) == 1
     assert (int(metrics["num_clients"]), int(metrics["num_non_finite_clients"])) == (1, 1)
 

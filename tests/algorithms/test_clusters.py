@@ -20,7 +20,7 @@ from fedjx.algorithms.ifca import client_clusters, ifca
 from fedjx.algorithms.kmeans import kmeans
 from fedjx.algorithms.kmeans_start import kmeans_start
 from fedjx.algorithms.pca import pca
-from fedjx.data import FederatedData, cohort
+from fedjx.data import Cohort, FederatedData
 from fedjx.models import Model
 from tests.algorithms.test_laws import mesh
 
@@ -41,7 +41,7 @@ def data() -> FederatedData:
 
 @pytest.fixture(scope="module")
 def everybody(data) -> Any:
-    return cohort(data, EVERYBODY, batch_size=4)
+    return Cohort(data, EVERYBODY, batch_size=4).whole()
 
 
 def rounds(algorithm: Any, clients: Any, num_rounds: int) -> tuple[Any, list[Any]]:
@@ -71,7 +71,7 @@ def test_forgetful_rounds_of_everybody_are_those_of_lloyd_though_the_server_sees
 
 def test_a_round_is_the_weighted_running_mean_and_an_empty_cluster_stays(data, everybody):
     start = np.append(data.examples["x"][[0, 15]], np.float32([[-90, 0, 0]]), axis=0)
-    some = cohort(data, [5, 0, 2], batch_size=4, num_steps=3, num_clients=6)
+    some = Cohort(data, [5, 0, 2], batch_size=4).whole(num_steps=3, num_clients=6)
     algorithm = kmeans(init=lambda key: start)
     state = algorithm.init(jax.random.key(0))
     centers, weights = start.astype(np.float64), np.ones(3)
@@ -91,7 +91,7 @@ def test_a_round_is_the_weighted_running_mean_and_an_empty_cluster_stays(data, e
 def test_later_centers_are_drawn_by_squared_distance():
     """The distribution of the second centre given the first, over clients of different sizes."""
     x = np.float32([0, 1, 2, 4, 8])[:, None]
-    clients = cohort(FederatedData({"x": x}, np.array([0, 1, 4, 5])), [0, 1, 2], batch_size=2)
+    clients = Cohort(FederatedData({"x": x}, np.array([0, 1, 4, 5])), [0, 1, 2], batch_size=2).whole()
     start = kmeans_start(2, num_features=1)
 
     def two(key: Any) -> Any:
@@ -130,10 +130,10 @@ def test_points_that_are_not_finite_are_no_centers_and_nobody_adds_none():
     for ids in ([0, 1, 2], [2, 1, 0]):
         state = start.init(jax.random.key(3))
         for number in range(3):
-            nobody, metrics = run(state, cohort(data, [1], batch_size=2, num_steps=2, num_clients=3))
+            nobody, metrics = run(state, Cohort(data, [1], batch_size=2).whole(num_steps=2, num_clients=3))
             jax.tree.map(np.testing.assert_array_equal, nobody[::2], state[::2])
             assert (int(nobody.round), int(metrics["num_non_finite_points"])) == (number, 3)
-            state, metrics = run(state, cohort(data, ids, batch_size=2, num_steps=2, num_clients=3))
+            state, metrics = run(state, Cohort(data, ids, batch_size=2).whole(num_steps=2, num_clients=3))
             assert (int(state.round), int(metrics["num_non_finite_points"])) == (number + 1, 4)
         assert sorted(np.asarray(state.params)[:, 0].tolist()) == np.float32([-3e38, 1, 3e38]).tolist()
 
@@ -252,7 +252,7 @@ def test_ifca_is_the_papers_and_clients_find_their_cluster(groups, average):
     else:
         options |= {"server_optimizer": optax.sgd(0.3)}
     algorithm = ifca(regression(), 3, **options)  # One more model than there are kinds of clients.
-    clients = cohort(groups, range(5), batch_size=9)
+    clients = Cohort(groups, range(5), batch_size=9).whole()
     state = algorithm.init(jax.random.key(1))
     expected = np.asarray(state.params, np.float64)
     for _ in range(12):
@@ -271,7 +271,7 @@ def test_ifca_is_the_papers_and_clients_find_their_cluster(groups, average):
 
 def test_one_cluster_is_federated_averaging(groups):
     options: Any = {"client_optimizer": optax.sgd(0.1, momentum=0.9)}
-    clients = cohort(groups, range(5), batch_size=4)
+    clients = Cohort(groups, range(5), batch_size=4).whole()
     start = jnp.float32([0.3, -0.2])
     one = ifca(regression(), 1, init=lambda key: start[None], **options)
     plain = fed_avg(regression()._replace(init=lambda key: start), **options)

@@ -20,7 +20,7 @@ from fedjx.algorithms.mime import mime
 from fedjx.algorithms.scaffold import scaffold
 from fedjx.core.execution.process import StatefulAlgorithm
 from fedjx.core.language.values import Clients
-from fedjx.data import FederatedData, cohort
+from fedjx.data import Cohort, FederatedData
 from fedjx.models import Model
 from fedjx.training import local_train
 from tests.algorithms.problems import assert_trees_close, assert_trees_equal
@@ -79,7 +79,7 @@ def descent(start: Any, client: Any, direction: Any) -> Any:
 
 
 def chosen(data: FederatedData, ids: Any) -> Clients:
-    return cohort(data, ids, batch_size=BATCH_SIZE, num_steps=3)
+    return Cohort(data, ids, batch_size=BATCH_SIZE).whole(num_steps=3)
 
 
 class Run(NamedTuple):
@@ -225,7 +225,7 @@ def test_a_client_that_takes_no_step_keeps_its_control(data):
         least_squares(), num_clients=NUM_CLIENTS, client_optimizer=optax.sgd(RATE), shuffle=False, drop_remainder=True
     )
     state = with_control(algorithm.init(jax.random.key(0)), own.mean(axis=0))
-    clients, controls = cohort(data, ids, batch_size=4), Clients.of(own[list(ids)], ids=ids)
+    clients, controls = Cohort(data, ids, batch_size=4).whole(), Clients.of(own[list(ids)], ids=ids)
     step = jax.jit(algorithm.next)
     after, metrics, new = step(state, clients, controls)
     expected, _, _ = step(state, Clients(clients.value, np.array([False, True, True]), clients.id), controls)
@@ -338,7 +338,7 @@ def test_fed_lin_equals_the_loop_in_numpy(data):
 
 def test_one_local_step_of_fed_lin_is_a_centralised_gradient_step(data):
     algorithm = fed_lin(least_squares(), client_optimizer=optax.sgd(RATE), num_steps=1)
-    clients = cohort(data, COHORTS[0], batch_size=max(SIZES))
+    clients = Cohort(data, COHORTS[0], batch_size=max(SIZES)).whole()
     state, metrics = jax.jit(algorithm.next)(algorithm.init(jax.random.key(0)), clients)
     np.testing.assert_allclose(state.params, START - RATE * mean_gradient(data, COHORTS[0], START), rtol=1e-5)
     assert set(metrics) >= {"loss", "aggregation", "first_aggregation"}

@@ -15,7 +15,7 @@ import pytest
 from fedjx.algorithms import ditto, fed_avg, fed_dyn, fed_lin, fed_nova, mime, scaffold
 from fedjx.core.execution.process import StatefulAlgorithm
 from fedjx.core.language.values import Clients, Sequence
-from fedjx.data import FederatedData, cohort
+from fedjx.data import Cohort, FederatedData
 from fedjx.models import Model
 from fedjx.training import ClientUpdate, Failures, Method, compose
 from fedjx.training.failures import fate
@@ -72,7 +72,7 @@ def test_two_rounds_equal_the_loop_in_numpy_over_those_who_report():
                 delta, num_examples = client_in_numpy(params, clients.client(k)["x"], float(drawn.completed))
                 total, weight = total + num_examples * delta, weight + num_examples
         params = params - total / weight
-        state, metrics = algorithm.next(state, cohort(clients, ids, batch_size=BATCH_SIZE))
+        state, metrics = algorithm.next(state, Cohort(clients, ids, batch_size=BATCH_SIZE).whole())
         np.testing.assert_allclose(np.asarray(state.params)[0], params, rtol=1e-5)
         assert {kind: int(metrics[f"num_{kind}_clients"]) for kind in KINDS} == counts
         assert int(metrics["num_clients"]) == len(SIZES) - counts["dropped"] - counts["non_finite"]
@@ -98,7 +98,7 @@ def test_fed_nova_with_failures_equals_its_formula_over_the_steps_taken():
         normalised.append(delta / norms[-1])
         weights.append(num_examples)
     p = np.array(weights) / np.sum(weights)
-    after, metrics = algorithm.next(state, cohort(clients, range(len(SIZES)), batch_size=BATCH_SIZE))
+    after, metrics = algorithm.next(state, Cohort(clients, range(len(SIZES)), batch_size=BATCH_SIZE).whole())
     np.testing.assert_allclose(np.asarray(after.params)[0], -(p @ norms) * (p @ normalised), rtol=1e-5)
     assert int(metrics["num_partial_clients"]) == int(np.sum(fates.partial)) > 0
     assert int(metrics["num_dropped_clients"]) == int(np.sum(fates.dropped)) > 0
@@ -130,7 +130,9 @@ def test_who_does_not_fail_reports_as_before(method):
     found = []
     for failures in (None, Failures(partial=1e-9)):
         algorithm = fed_avg(mean_model(), client_optimizer=optax.sgd(RATE, momentum=0.9), failures=failures, **method)
-        found.append(algorithm.next(algorithm.init(jax.random.key(0)), cohort(data(), range(8), batch_size=BATCH_SIZE)))
+        found.append(
+            algorithm.next(algorithm.init(jax.random.key(0)), Cohort(data(), range(8), batch_size=BATCH_SIZE).whole())
+        )
     (plain, plain_metrics), (unfailing, metrics) = found
     chex.assert_trees_all_equal(unfailing.params, plain.params)
     assert metrics.items() >= plain_metrics.items()
@@ -139,7 +141,7 @@ def test_who_does_not_fail_reports_as_before(method):
 def test_all_may_fail():
     algorithm = fed_avg(mean_model(), client_optimizer=optax.sgd(RATE), failures=Failures(dropped=0.5, non_finite=0.5))
     before = algorithm.init(jax.random.key(0))
-    after, metrics = algorithm.next(before, cohort(data(), range(8), batch_size=BATCH_SIZE))
+    after, metrics = algorithm.next(before, Cohort(data(), range(8), batch_size=BATCH_SIZE).whole())
     chex.assert_trees_all_equal(after.params, before.params)
     chex.assert_tree_all_finite(metrics)
     assert int(metrics["num_clients"]) == 0
@@ -181,7 +183,7 @@ def test_who_fails_is_as_if_never_sampled_whatever_the_method(method):
     assert 0 < len(left) < len(SIZES)
 
     def after(algorithm: Any, ids: Any) -> Any:
-        arguments = [state, cohort(data(), ids, batch_size=BATCH_SIZE, num_steps=4)]
+        arguments = [state, Cohort(data(), ids, batch_size=BATCH_SIZE).whole(num_steps=4)]
         if isinstance(algorithm, StatefulAlgorithm):
             first = jax.tree.map(lambda x: x + 0.1, algorithm.init_client(state))
             arguments.append(Clients.of([first for _ in ids], ids=np.array(list(ids))))

@@ -11,7 +11,7 @@ from fedjx.aggregation import uniform
 from fedjx.algorithms import fed_avg
 from fedjx.algorithms.agnostic_fed_avg import agnostic_fed_avg
 from fedjx.algorithms.q_fed_avg import q_fed_avg
-from fedjx.data import FederatedData, cohort
+from fedjx.data import Cohort, FederatedData
 from tests.algorithms.problems import BATCH_SIZE, assert_trees_close, federated_data, with_domains
 from tests.algorithms.reference import COHORTS, NUM_PARAMS, after_rounds, clients_of, flat, losses, sgd, trained
 from tests.algorithms.test_fed_avg import softmax_regression
@@ -117,9 +117,9 @@ def test_a_client_with_an_example_of_no_domain_is_left_out_and_counted():
     algorithm = agnostic_fed_avg(
         softmax_regression(), domain_weights=WEIGHTS, domain_learning_rate=0.8, client_optimizer=optax.sgd(RATE)
     )
-    start, shape = algorithm.init(jax.random.key(0)), {"batch_size": BATCH_SIZE, "num_steps": 3, "num_clients": 4}
-    found, metrics = algorithm.next(start, cohort(clients, (0, 1, 2, 5), **shape))
-    expected, _ = algorithm.next(start, cohort(clients, (0, 2), **shape))
+    start, shape = algorithm.init(jax.random.key(0)), {"num_steps": 3, "num_clients": 4}
+    found, metrics = algorithm.next(start, Cohort(clients, (0, 1, 2, 5), batch_size=BATCH_SIZE).whole(**shape))
+    expected, _ = algorithm.next(start, Cohort(clients, (0, 2), batch_size=BATCH_SIZE).whole(**shape))
     assert_trees_close((found.params, found.optimizer), (expected.params, expected.optimizer))
     assert (int(metrics["num_clients"]), int(metrics["num_non_finite_clients"])) == (2, 2)
 

@@ -17,7 +17,7 @@ import fedjx
 from fedjx.aggregation import uniform
 from fedjx.algorithms import fed_avg
 from fedjx.core.execution.process import Aggregator
-from fedjx.data import FederatedData, central, cohort
+from fedjx.data import Cohort, FederatedData, central
 from fedjx.models import Model, linear
 from fedjx.training import ClientUpdate, checked, local_train
 from tests.algorithms.problems import (
@@ -118,7 +118,7 @@ def test_two_rounds_equal_the_loop_in_numpy(data, server):
     )
     state = algorithm.init(jax.random.key(0))
     for ids in COHORTS:
-        state, _ = algorithm.next(state, cohort(data, ids, batch_size=BATCH_SIZE))
+        state, _ = algorithm.next(state, Cohort(data, ids, batch_size=BATCH_SIZE).whole())
     in_order = rounds_in_numpy(
         data, COHORTS, rate=0.1, momentum=0.5, server=optimizer, orders=lambda r, k, n: [np.arange(n)] * 2
     )
@@ -140,7 +140,7 @@ def test_shuffled_rounds_equal_the_loop_in_numpy(data):
     expected = rounds_in_numpy(data, COHORTS, rate=0.1, momentum=0.5, server=optax.sgd(1.0), orders=orders)
     trained = state
     for ids in COHORTS:
-        trained, _ = algorithm.next(trained, cohort(data, ids, batch_size=BATCH_SIZE))
+        trained, _ = algorithm.next(trained, Cohort(data, ids, batch_size=BATCH_SIZE).whole())
     for name, value in expected.items():
         np.testing.assert_allclose(trained.params[name], value, rtol=1e-5, atol=1e-7)
 
@@ -152,7 +152,7 @@ def test_one_client_and_one_step_is_sgd(data):
     model = plain_model()
     algorithm = fed_avg(model, client_optimizer=optax.sgd(0.3), num_steps=1, shuffle=False)
     state = algorithm.init(jax.random.key(0))
-    after, _ = algorithm.next(state, cohort(data, [1], batch_size=8))
+    after, _ = algorithm.next(state, Cohort(data, [1], batch_size=8).whole())
     batch = {**data.client(1), "mask": np.ones(3, bool)}
     grads = jax.grad(lambda p: model.loss(p, batch, jax.random.key(0)).mean())(state.params)
     chex.assert_trees_all_close(
@@ -164,7 +164,7 @@ def test_fed_sgd_with_all_clients_is_a_centralised_gradient_step(data):
     model = plain_model()
     algorithm = fed_avg(model, client_optimizer=optax.sgd(1.0), server_optimizer=optax.sgd(0.2), num_steps=1)
     state = algorithm.init(jax.random.key(0))
-    after, metrics = algorithm.next(state, cohort(data, range(data.num_clients), batch_size=16))
+    after, metrics = algorithm.next(state, Cohort(data, range(data.num_clients), batch_size=16).whole())
     batch = {**data.examples, "mask": np.ones(data.num_examples, bool)}
     losses, vjp = jax.vjp(lambda p: model.loss(p, batch, jax.random.key(0)).mean(), state.params)
     (grads,) = vjp(jnp.ones(()))
@@ -186,7 +186,7 @@ def test_weights_by_examples_and_uniform(data):
             [{"y": np.full(10, 1.0, np.float32)}, {"y": np.full(100, -1.0, np.float32)}]
         )
         algorithm = fed_avg(model, client_optimizer=optax.sgd(1.0), client_weight=client_weight, num_epochs=1)
-        state, _ = algorithm.next(algorithm.init(jax.random.key(0)), cohort(clients, [0, 1], batch_size=100))
+        state, _ = algorithm.next(algorithm.init(jax.random.key(0)), Cohort(clients, [0, 1], batch_size=100).whole())
         return float(state.params)
 
     np.testing.assert_allclose(mean_of(lambda n: n.astype(jnp.float32)), -0.81818, atol=1e-5)
@@ -210,7 +210,7 @@ def test_any_aggregator(data):
     model = softmax_regression()
     summed = fed_avg(model, client_optimizer=optax.sgd(0.1), aggregator=aggregator)
     mean = fed_avg(model, client_optimizer=optax.sgd(0.1), client_weight=uniform)
-    clients = cohort(data, COHORT, batch_size=BATCH_SIZE)
+    clients = Cohort(data, COHORT, batch_size=BATCH_SIZE).whole()
     start = summed.init(jax.random.key(0))
     after, metrics = summed.next(start, clients)
     expected, _ = mean.next(mean.init(jax.random.key(0)), clients)
@@ -228,7 +228,7 @@ def trained(rate: Any, data: FederatedData, **amount: int) -> Any:
     algorithm = fed_avg(plain_model(), client_optimizer=optax.sgd(rate), server_optimizer=server_optimizer, **amount)
     state = algorithm.init(jax.random.key(0))
     for ids in COHORTS:
-        state, _ = algorithm.next(state, cohort(data, ids, batch_size=BATCH_SIZE))
+        state, _ = algorithm.next(state, Cohort(data, ids, batch_size=BATCH_SIZE).whole())
     return state.params
 
 
@@ -253,7 +253,7 @@ def test_grad_through_rounds_equals_finite_differences(data, amount):
 
 def test_grad_with_respect_to_the_state_is_the_same_on_four_devices(data):
     algorithm = fed_avg(plain_model(), client_optimizer=optax.sgd(0.1))
-    state, clients = algorithm.init(jax.random.key(0)), cohort(data, COHORT, batch_size=BATCH_SIZE)
+    state, clients = algorithm.init(jax.random.key(0)), Cohort(data, COHORT, batch_size=BATCH_SIZE).whole()
     mesh = jax.make_mesh((4,), ("clients",))
 
     def slope(**options: Any) -> Any:
@@ -268,7 +268,7 @@ def test_grad_with_respect_to_the_state_is_the_same_on_four_devices(data):
 
 def test_scan_over_rounds_equals_a_loop(data):
     algorithm = fed_avg(plain_model(), client_optimizer=optax.sgd(0.1))
-    clients = cohort(data, COHORT, batch_size=BATCH_SIZE)
+    clients = Cohort(data, COHORT, batch_size=BATCH_SIZE).whole()
     start = algorithm.init(jax.random.key(0))
     scanned, losses = jax.jit(
         lambda state: jax.lax.scan(
@@ -303,7 +303,8 @@ def test_a_round_exported_for_any_cohort_runs_in_a_fresh_process(data, tmp_path)
     algorithm = fed_avg(softmax_regression(), client_optimizer=optax.sgd(0.1))
     state = algorithm.init(jax.random.key(3))
     cohorts = {
-        name: cohort(data, ids, batch_size=BATCH_SIZE) for name, ids in {"few": [1, 2], "many": range(10)}.items()
+        name: Cohort(data, ids, batch_size=BATCH_SIZE).whole()
+        for name, ids in {"few": [1, 2], "many": range(10)}.items()
     }
     (tmp_path / "round").write_bytes(fedjx.export(algorithm.next, state, cohorts["few"]))
     arrays: dict[str, Any] = {**state.params, **data.examples, "key": jax.random.key_data(state.key)}
@@ -336,9 +337,9 @@ def test_a_non_finite_client_is_left_out_and_counted(data, streamed):
     algorithm = fed_avg(plain_model(), client_optimizer=optax.sgd(0.1), server_optimizer=optax.adam(0.01))
     state = algorithm.init(jax.random.key(0))
     step = algorithm.next.streamed(lanes=2) if streamed else algorithm.next
-    after, metrics = step(state, cohort(with_poison(data, 5), COHORT, batch_size=BATCH_SIZE))
+    after, metrics = step(state, Cohort(with_poison(data, 5), COHORT, batch_size=BATCH_SIZE).whole())
     others = [k for k in COHORT if k != 5]
-    expected, clean = step(state, cohort(data, others, batch_size=BATCH_SIZE))
+    expected, clean = step(state, Cohort(data, others, batch_size=BATCH_SIZE).whole())
     assert_trees_close(after, expected)
     assert int(metrics["num_non_finite_clients"]) == 1
     assert int(clean["num_non_finite_clients"]) == 0
@@ -350,7 +351,7 @@ def test_a_non_finite_client_is_left_out_and_counted(data, streamed):
 def test_a_round_of_only_non_finite_clients_changes_no_parameter(data):
     algorithm = fed_avg(plain_model(), client_optimizer=optax.sgd(0.1))
     state = algorithm.init(jax.random.key(0))
-    after, metrics = algorithm.next(state, cohort(with_poison(data, 5), [5], batch_size=BATCH_SIZE))
+    after, metrics = algorithm.next(state, Cohort(with_poison(data, 5), [5], batch_size=BATCH_SIZE).whole())
     assert_trees_equal(after.params, state.params)
     assert int(metrics["num_clients"]) == 0
     assert int(after.round) == 1
@@ -383,8 +384,8 @@ def test_a_client_whose_loss_is_not_finite_is_left_out_even_if_its_gradient_is(d
     algorithm = fed_avg(model._replace(loss=loss), client_optimizer=optax.sgd(0.1))
     state = algorithm.init(jax.random.key(0))
     poisoned = FederatedData({**data.examples, "x": x}, data.offsets)
-    after, metrics = algorithm.next(state, cohort(poisoned, COHORT, batch_size=BATCH_SIZE))
-    expected, clean = algorithm.next(state, cohort(data, [k for k in COHORT if k != 5], batch_size=BATCH_SIZE))
+    after, metrics = algorithm.next(state, Cohort(poisoned, COHORT, batch_size=BATCH_SIZE).whole())
+    expected, clean = algorithm.next(state, Cohort(data, [k for k in COHORT if k != 5], batch_size=BATCH_SIZE).whole())
     assert int(metrics["num_non_finite_clients"]) == 1
     assert_trees_close(after, expected)
     np.testing.assert_allclose(metrics["loss"], clean["loss"], rtol=1e-5)
@@ -401,15 +402,13 @@ def test_an_aggregator_that_changes_the_type_of_its_state_is_refused(data):
     with pytest.raises(
         TypeError, match="an aggregator keeps the type of its state; got float32@SERVER from int32@SERVER"
     ):
-        algorithm.next(algorithm.init(jax.random.key(0)), cohort(data, COHORT, batch_size=BATCH_SIZE))
+        algorithm.next(algorithm.init(jax.random.key(0)), Cohort(data, COHORT, batch_size=BATCH_SIZE).whole())
 
 
 def test_no_cohort_is_refused_in_one_sentence(data):
     algorithm = fed_avg(softmax_regression(), client_optimizer=optax.sgd(0.1))
     with pytest.raises(ValueError, match="a cohort needs at least one client; got"):
         algorithm.next(algorithm.init(jax.random.key(0)), [])
-    with pytest.raises(ValueError, match="a cohort needs at least one client; got"):
-        cohort(data, [], batch_size=BATCH_SIZE)
 
 
 def test_a_loss_that_is_not_per_example_is_refused(data):
@@ -417,7 +416,7 @@ def test_a_loss_that_is_not_per_example_is_refused(data):
     averaged = model._replace(loss=lambda params, batch, key: model.loss(params, batch, key).mean())
     algorithm = fed_avg(averaged, client_optimizer=optax.sgd(0.1))
     with pytest.raises(ValueError, match=r"one number per example.*got loss with value.shape=\(\)") as raised:
-        algorithm.next(algorithm.init(jax.random.key(0)), cohort(data, COHORT, batch_size=BATCH_SIZE))
+        algorithm.next(algorithm.init(jax.random.key(0)), Cohort(data, COHORT, batch_size=BATCH_SIZE).whole())
     assert "fedjx: in federated_map of local_update.<locals>.client_update" in raised.value.__notes__[0]
 
 

@@ -25,7 +25,7 @@ from fedjx.algorithms.fed_opt import (
 )
 from fedjx.algorithms.fed_sgd import fed_sgd
 from fedjx.core.execution.process import StatefulAlgorithm
-from fedjx.data import FederatedData, cohort
+from fedjx.data import Cohort, FederatedData
 from fedjx.models import Model
 from tests.algorithms.problems import federated_data
 from tests.algorithms.reference import COHORTS, NUM_PARAMS, after_rounds, clients_of, flat, gradient
@@ -176,7 +176,9 @@ def test_only_a_schedule_over_rounds_sends_the_round():
     bills = []
     for client_optimizer in (optax.sgd(1.0), lambda round: optax.sgd(1.0 / (1 + round))):
         algorithm = fed_avg(constant_change(), client_optimizer=client_optimizer)
-        sent = algorithm.next.communication(algorithm.init(jax.random.key(0)), cohort(HALVES, [0], batch_size=4))
+        sent = algorithm.next.communication(
+            algorithm.init(jax.random.key(0)), Cohort(HALVES, [0], batch_size=4).whole()
+        )
         bills.append(
             sorted(str(message.type).removesuffix("@CLIENTS") for message in sent if message.direction == "down")
         )

@@ -16,7 +16,7 @@ from fedjx.algorithms import fed_avg
 from fedjx.core.execution.process import Algorithm
 from fedjx.core.language.types import type_of
 from fedjx.core.language.values import Batches, Clients, Sequence
-from fedjx.data import Cohort, FederatedData, cohort
+from fedjx.data import Cohort, FederatedData
 from tests.algorithms.problems import (
     BATCH_SIZE,
     assert_trees_close,
@@ -72,7 +72,7 @@ _references: dict[str, Any] = {}
 def reference(case: Case, data: FederatedData) -> tuple[Any, Any]:
     """Three rounds of the whole cohort in one program on one device."""
     if case.name not in _references:
-        clients = cohort(data, COHORT, batch_size=BATCH_SIZE)
+        clients = Cohort(data, COHORT, batch_size=BATCH_SIZE).whole()
         _references[case.name] = run(case.algorithm, case.algorithm.next, clients)
     return _references[case.name]
 
@@ -86,7 +86,7 @@ def mesh(num_devices: int) -> Any:
 @pytest.mark.parametrize("lanes", [1, 3, 8, None])
 def test_in_graph_does_not_depend_on_chunks_and_devices(case, data, reference, lanes, num_devices):
     step = jax.jit(case.algorithm.next.in_graph(mesh=mesh(num_devices), lanes=lanes))
-    assert_trees_close(run(case.algorithm, step, cohort(data, COHORT, batch_size=BATCH_SIZE)), reference)
+    assert_trees_close(run(case.algorithm, step, Cohort(data, COHORT, batch_size=BATCH_SIZE).whole()), reference)
 
 
 @cases
@@ -100,7 +100,7 @@ def test_streaming_does_not_depend_on_chunks_and_devices(case, data, reference, 
 
 @cases
 def test_padding_changes_nothing(case, data, reference):
-    wide = cohort(data, COHORT, batch_size=BATCH_SIZE, num_steps=11, num_clients=10)
+    wide = Cohort(data, COHORT, batch_size=BATCH_SIZE).whole(num_steps=11, num_clients=10)
     assert_trees_close(run(case.algorithm, case.algorithm.next, wide), reference)
 
 
@@ -114,16 +114,16 @@ def test_what_padding_holds_changes_nothing(case, data, reference, garbage):
 
 @cases
 def test_the_order_of_clients_changes_nothing(case, data, reference):
-    clients = cohort(data, COHORT[::-1], batch_size=BATCH_SIZE)
+    clients = Cohort(data, COHORT[::-1], batch_size=BATCH_SIZE).whole()
     assert_trees_close(run(case.algorithm, case.algorithm.next, clients), reference)
 
 
 @cases
 def test_other_clients_or_another_key_change_the_result(case, data, reference):
     """The negative control of all laws above."""
-    clients = cohort(data, COHORT, batch_size=BATCH_SIZE)
+    clients = Cohort(data, COHORT, batch_size=BATCH_SIZE).whole()
     renamed = Clients(clients.value, clients.mask, clients.id + 100)
-    for changed in (cohort(data, COHORT[1:], batch_size=BATCH_SIZE), renamed):
+    for changed in (Cohort(data, COHORT[1:], batch_size=BATCH_SIZE).whole(), renamed):
         state, _ = run(case.algorithm, case.algorithm.next, changed)
         with pytest.raises(AssertionError):
             assert_trees_close(state.params, reference[0].params)
@@ -131,7 +131,7 @@ def test_other_clients_or_another_key_change_the_result(case, data, reference):
 
 @cases
 def test_a_client_without_examples_changes_nothing(case, data, reference):
-    clients = cohort(data, COHORT, batch_size=BATCH_SIZE)
+    clients = Cohort(data, COHORT, batch_size=BATCH_SIZE).whole()
     sequence = clients.value
     assert isinstance(sequence.elements, Batches)
     index, length = np.asarray(sequence.elements.index), np.asarray(sequence.length)
@@ -144,7 +144,7 @@ def test_a_client_without_examples_changes_nothing(case, data, reference):
 @cases
 def test_the_state_keeps_its_type(case, data):
     state = case.algorithm.init(jax.random.key(1))
-    clients = cohort(data, COHORT, batch_size=BATCH_SIZE)
+    clients = Cohort(data, COHORT, batch_size=BATCH_SIZE).whole()
     signature = case.algorithm.next.type_signature(state, clients)
     assert signature.result[0] == signature.parameter["state"] == type_of(state)
     after, _ = case.algorithm.next(state, clients)
@@ -156,7 +156,7 @@ def test_the_state_keeps_its_type(case, data):
 @pytest.mark.parametrize("how", ["call", "in_graph", "streamed"])
 def test_rounds_do_not_recompile(case, data, how):
     step = case.algorithm.next if how == "call" else getattr(case.algorithm.next, how)(mesh=mesh(4))
-    cohorts = [cohort(data, ids, batch_size=BATCH_SIZE, num_steps=3) for ids in ((9, 4, 5, 0), (1, 7, 3, 5))]
+    cohorts = [Cohort(data, ids, batch_size=BATCH_SIZE).whole(num_steps=3) for ids in ((9, 4, 5, 0), (1, 7, 3, 5))]
     with Compilations() as first:
         state, _ = step(case.algorithm.init(jax.random.key(1)), cohorts[0])
     with Compilations() as later:
@@ -187,7 +187,7 @@ class Compilations:
 @cases
 @pytest.mark.parametrize("ids", [COHORT, COHORT[:4]], ids=["padded", "even"])
 def test_one_all_reduce_per_pass(case, data, ids):
-    state, clients = case.algorithm.init(jax.random.key(1)), cohort(data, ids, batch_size=BATCH_SIZE)
+    state, clients = case.algorithm.init(jax.random.key(1)), Cohort(data, ids, batch_size=BATCH_SIZE).whole()
     num_passes = len({message.round_trip for message in case.algorithm.next.communication(state, clients)})
     step = jax.jit(case.algorithm.next.in_graph(mesh=mesh(4), lanes=2))
     text = step.lower(state, clients).compile().as_text()

@@ -26,7 +26,7 @@ from fedjx.algorithms.reconstruction import reconstruction
 from fedjx.algorithms.reptile import reptile
 from fedjx.core.execution.process import StatefulAlgorithm
 from fedjx.core.language.values import Clients
-from fedjx.data import FederatedData, cohort
+from fedjx.data import Cohort, FederatedData
 from fedjx.models import Model, mean_loss
 from fedjx.training import ClientUpdate
 from fedjx.training.method import Method
@@ -66,7 +66,7 @@ def run(algorithm: Any, data: FederatedData, cohorts: Any = COHORTS) -> tuple[An
     first = algorithm.init_client(state) if stateful else ()
     rows = jax.tree.map(lambda x: np.repeat(np.asarray(x)[None], len(SIZES), 0), first)
     for ids in cohorts:
-        clients = cohort(data, ids, batch_size=BATCH_SIZE, num_steps=2)
+        clients = Cohort(data, ids, batch_size=BATCH_SIZE).whole(num_steps=2)
         if not stateful:
             state, metrics = algorithm.next(state, clients)
             continue
@@ -217,7 +217,7 @@ def test_partly_local_models_equal_the_loop_in_numpy(data, method):
 
 
 def bill(algorithm: Any, data: FederatedData) -> Any:
-    state, clients = algorithm.init(jax.random.key(0)), cohort(data, COHORTS[0], batch_size=BATCH_SIZE)
+    state, clients = algorithm.init(jax.random.key(0)), Cohort(data, COHORTS[0], batch_size=BATCH_SIZE).whole()
     states = Clients.of(jax.tree.map(lambda x: np.repeat(np.asarray(x)[None], 3, 0), algorithm.init_client(state)))
     return algorithm.next.communication(state, clients, states)
 
@@ -374,7 +374,7 @@ def test_a_client_that_weighs_nothing_keeps_its_state(data):
         return jnp.float32(0)
 
     algorithm = compose(Method(zero, client_update, init_client=zero))
-    clients = cohort(data, [0, 1], batch_size=BATCH_SIZE)
+    clients = Cohort(data, [0, 1], batch_size=BATCH_SIZE).whole()
     *_, states = algorithm.next(algorithm.init(KEY), clients, Clients.of(np.float32([0, 5])))
     assert states.value.tolist() == [0, 7]
 

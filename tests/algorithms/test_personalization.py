@@ -13,7 +13,7 @@ from fedjx.aggregation import uniform
 from fedjx.algorithms.personalization import fine_tuning, personal_evaluation, personalization_evaluation
 from fedjx.algorithms.reconstruction import reconstructing, reconstruction
 from fedjx.core.language.values import Batches, Clients, Sequence
-from fedjx.data import Cohort, FederatedData, cohort
+from fedjx.data import Cohort, FederatedData
 from fedjx.models.factorization import matrix_factorization
 from fedjx.training.splits import feature_split, random_split
 from tests.algorithms.test_personal import BATCH_SIZE, START, batches, gradient, regression, sgd
@@ -44,7 +44,7 @@ EVALUATION = personalization_evaluation(
 
 @pytest.fixture(scope="module")
 def evaluated(data: FederatedData) -> Any:
-    return EVALUATION(START, cohort(data, [3, 0, 2, 1], batch_size=BATCH_SIZE), KEY)
+    return EVALUATION(START, Cohort(data, [3, 0, 2, 1], batch_size=BATCH_SIZE).whole(), KEY)
 
 
 def test_strategies_equal_the_loop_in_numpy(data, evaluated):
@@ -81,7 +81,7 @@ def leaves(chunk: Clients) -> Any:
 
 def test_training_and_test_data_may_be_given_as_pairs(data):
     model = regression()
-    pair = cohort(data, [3, 0], batch_size=BATCH_SIZE)
+    pair = Cohort(data, [3, 0], batch_size=BATCH_SIZE).whole()
     pairs = Clients.of({"train": pair.value, "test": pair.value}, ids=pair.id)
     evaluation = personalization_evaluation(
         model,
@@ -95,7 +95,7 @@ def test_training_and_test_data_may_be_given_as_pairs(data):
 
 def test_personal_models_are_evaluated_each_on_its_own_data(data):
     evaluation = personal_evaluation(regression(), lambda params, own: {**params, "bias": own})
-    clients = cohort(data, [3, 0], batch_size=BATCH_SIZE)
+    clients = Cohort(data, [3, 0], batch_size=BATCH_SIZE).whole()
     biases = np.array([-1, 2], np.float32)
     means, metrics = evaluation({"weight": START["weight"]}, clients, Clients.of(biases, ids=[3, 0]))
     expected = [
@@ -171,7 +171,7 @@ RECONSTRUCTION = reconstruction(
 
 
 def users(data: FederatedData, ids: Any) -> Clients:
-    return cohort(data, ids, batch_size=NUM_ITEMS, num_clients=NUM_USERS)  # One shape, one program.
+    return Cohort(data, ids, batch_size=NUM_ITEMS).whole(num_clients=NUM_USERS)  # One shape, one program.
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +197,7 @@ def test_held_out_ratings_are_recovered_to_the_noise(ratings):
 
     evaluation = personalization_evaluation(MODEL, {"reconstructed": strategy(0.1)}, baseline=strategy(0.0))
     new = np.arange(NUM_USERS, NUM_USERS + NUM_NEW)
-    means, _ = evaluation(state.params, cohort(data, new, batch_size=NUM_ITEMS), KEY)
+    means, _ = evaluation(state.params, Cohort(data, new, batch_size=NUM_ITEMS).whole(), KEY)
     oracle = []
     for k in new:
         x, y = data.client(k)["x"], data.client(k)["y"]

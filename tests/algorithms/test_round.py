@@ -15,7 +15,7 @@ import fedjx
 from fedjx.aggregation import compress, error_feedback, mean, top_k, uniform_quantizer
 from fedjx.algorithms import fed_avg, fed_exp, ifca
 from fedjx.core.language.values import Clients
-from fedjx.data import FederatedData, cohort
+from fedjx.data import Cohort, FederatedData
 from fedjx.models import Model
 from fedjx.training import ClientUpdate, Failures, Method, compose
 from tests.algorithms.problems import assert_trees_close, federated_data, plain_model
@@ -139,7 +139,7 @@ def test_a_pass_before_may_send_what_is_no_delta():
 @pytest.mark.parametrize("run", [{"failures": Failures(partial=1.0)}, {"drop_remainder": True}], ids=str)
 def test_one_cluster_is_federated_averaging(run):
     data, model = federated_data(), plain_model()
-    clients = cohort(data, range(6), batch_size=4)
+    clients = Cohort(data, range(6), batch_size=4).whole()
     whole = fed_avg(model, client_optimizer=SGD, num_epochs=2, **run)
     clustered = ifca(model, 1, client_optimizer=SGD, num_epochs=2, **run)
     start = whole.init(jax.random.key(0))
@@ -159,7 +159,9 @@ def test_a_factor_of_the_server_keeps_narrow_parameters_narrow():
 
     model = Model(lambda key: jnp.ones(5, jnp.bfloat16), loss, lambda params, batch: {"loss": loss(params, batch)})
     algorithm = fed_exp(model, client_optimizer=SGD, server_optimizer=optax.sgd(1.0, momentum=0.9))
-    state, _ = algorithm.next(algorithm.init(jax.random.key(0)), cohort(federated_data(), range(3), batch_size=4))
+    state, _ = algorithm.next(
+        algorithm.init(jax.random.key(0)), Cohort(federated_data(), range(3), batch_size=4).whole()
+    )
     assert state.params.dtype == jnp.bfloat16
 
 
@@ -168,7 +170,7 @@ def test_a_server_optimizer_may_ask_for_the_loss():
     plateau = optax.chain(optax.sgd(1.0), optax.contrib.reduce_on_plateau(patience=1))
     algorithm = fed_avg(plain_model(), client_optimizer=SGD, server_optimizer=plateau)
     state = algorithm.init(jax.random.key(0))
-    state, metrics = algorithm.next(state, fedjx.data.cohort(data, [0], batch_size=1))
+    state, metrics = algorithm.next(state, fedjx.data.Cohort(data, [0], batch_size=1).whole())
     assert float(state.optimizer[1].best_value) == pytest.approx(float(metrics["loss"]))
 
 

@@ -14,7 +14,7 @@ from fedjx.aggregation.error_feedback import error_feedback
 from fedjx.aggregation.sparsify import top_k
 from fedjx.algorithms import fed_avg
 from fedjx.core.language.values import Clients
-from fedjx.data import ClientStates, Cohort, cohort
+from fedjx.data import ClientStates, Cohort
 from fedjx.models import linear
 from tests.algorithms.problems import NUM_CLASSES, NUM_FEATURES, assert_trees_close, federated_data
 
@@ -39,7 +39,7 @@ def in_memory(algorithm):
     metrics = None
     for ids in COHORTS:
         memories = Clients.of(jax.tree.map(operator.itemgetter(np.array(ids)), table), ids=ids)
-        state, metrics, memories = algorithm.next(state, cohort(DATA, ids, batch_size=4), memories)
+        state, metrics, memories = algorithm.next(state, Cohort(DATA, ids, batch_size=4).whole(), memories)
         for kept, new in zip(jax.tree.leaves(table), jax.tree.leaves(memories.value), strict=True):
             kept[np.array(ids)] = new
     return state, metrics, table
@@ -73,7 +73,7 @@ def test_where_nothing_is_lost_it_is_federated_averaging(sparse):
     )
     expected, expected_metrics = algorithm.init(jax.random.key(1)), None
     for ids in COHORTS:
-        expected, expected_metrics = algorithm.next(expected, cohort(DATA, ids, batch_size=4))
+        expected, expected_metrics = algorithm.next(expected, Cohort(DATA, ids, batch_size=4).whole())
     assert metrics.pop("aggregation") == {"num_non_finite": 0}
     assert expected_metrics.pop("aggregation") == {}
     assert_trees_close((state, metrics), (expected, expected_metrics))

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import fedjx
 from fedjx.core.language.shares import Share
 from fedjx.core.language.values import Batches, Clients, Sequence
-from fedjx.data import Cohort, FederatedData, central, cohort
+from fedjx.data import Cohort, FederatedData, central
 
 BUCKETS = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96]
 
@@ -33,7 +34,7 @@ def gathered(clients, c):
 
 
 def test_form():
-    clients = cohort(federated([5, 1, 3]), [2, 0], batch_size=2, num_clients=4)
+    clients = Cohort(federated([5, 1, 3]), [2, 0], batch_size=2).whole(num_clients=4)
     assert isinstance(clients, Clients)
     assert isinstance(clients.value, Sequence)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(clients.value.elements.pool))
@@ -49,7 +50,7 @@ def test_form():
 
 
 def test_plan_by_hand():
-    clients = cohort(federated([5, 1, 3]), [2, 0], batch_size=2, num_steps=4)
+    clients = Cohort(federated([5, 1, 3]), [2, 0], batch_size=2).whole(num_steps=4)
     assert clients.value.elements.index.tolist() == [
         [[6, 7], [8, -1], [-1, -1], [-1, -1]],
         [[0, 1], [2, 3], [4, -1], [-1, -1]],
@@ -61,7 +62,7 @@ def test_plan_by_hand():
 def test_each_example_of_a_client_appears_once_in_order(batch_size):
     data = heavy_tailed()
     ids = np.random.default_rng(1).permutation(data.num_clients)[:50]
-    clients = cohort(data, ids, batch_size=batch_size)
+    clients = Cohort(data, ids, batch_size=batch_size).whole()
     assert clients.id.tolist() == ids.tolist()
     np.testing.assert_array_equal(clients.value.length, -(-data.sizes[ids] // batch_size))
     for c, k in enumerate(ids):
@@ -71,7 +72,7 @@ def test_each_example_of_a_client_appears_once_in_order(batch_size):
 
 
 def test_only_the_last_batch_is_short():
-    mask = np.asarray(cohort(heavy_tailed(), range(200), batch_size=8).value.elements.index) >= 0
+    mask = np.asarray(Cohort(heavy_tailed(), range(200), batch_size=8).whole().value.elements.index) >= 0
     full = mask.sum(-1)
     for c, length in enumerate(-(-heavy_tailed().sizes // 8)):
         assert (full[c, : length - 1] == 8).all()
@@ -80,7 +81,7 @@ def test_only_the_last_batch_is_short():
 
 
 def test_padding_clients_are_copies_of_the_first():
-    clients = cohort(federated([5, 1, 3]), [1, 0], batch_size=2, num_clients=5)
+    clients = Cohort(federated([5, 1, 3]), [1, 0], batch_size=2).whole(num_clients=5)
     for c in (2, 3, 4):
         np.testing.assert_array_equal(clients.value.elements.index[c], clients.value.elements.index[0])
         assert clients.value.length[c] == 1
@@ -89,19 +90,19 @@ def test_padding_clients_are_copies_of_the_first():
 
 def test_the_pool_is_shared_between_cohorts():
     data = federated([2, 3])
-    first, second = cohort(data, [0], batch_size=1), cohort(data, [1], batch_size=2)
+    first, second = Cohort(data, [0], batch_size=1).whole(), Cohort(data, [1], batch_size=2).whole()
     assert first.value.elements.pool["x"] is second.value.elements.pool["x"] is data.pool["x"]
 
 
 @pytest.mark.parametrize(("num_batches", "capacity"), [(b, min(s for s in BUCKETS if s >= b)) for b in range(1, 65)])
 def test_capacity_is_the_next_bucket(num_batches, capacity):
-    clients = cohort(federated([num_batches * 3 - 2, 1]), [0, 1], batch_size=3)
+    clients = Cohort(federated([num_batches * 3 - 2, 1]), [0, 1], batch_size=3).whole()
     assert clients.value.elements.index.shape == (2, capacity, 3)
 
 
 def test_random_cohorts_have_few_shapes():
     data, random = heavy_tailed(2000), np.random.default_rng(2)
-    cohorts = [cohort(data, random.choice(2000, 10, replace=False), batch_size=4) for _ in range(100)]
+    cohorts = [Cohort(data, random.choice(2000, 10, replace=False), batch_size=4).whole() for _ in range(100)]
     shapes = {clients.value.elements.index.shape for clients in cohorts}
     longest = {int(clients.value.length.max()) for clients in cohorts}
     assert len(shapes) <= 8 < 20 <= len(longest)
@@ -161,7 +162,6 @@ DATA = federated([5, 1, 3])
 @pytest.mark.parametrize(
     ("ids", "options", "error", "message"),
     [
-        ([], {}, ValueError, "a cohort needs at least one client; got ids=.*Sample again, or use empty_cohort"),
         ([0, 3, -1], {}, ValueError, r"clients of the data set, 3 from 0 to 2; got \[3, -1\] \(2 in all\)"),
         ([0.0, 1.0], {}, TypeError, r"ids need to be a vector of integers; got float64\[2\]"),
         ([True, False, True], {}, TypeError, r"vector of integers; got bool\[3\]"),
@@ -171,16 +171,14 @@ DATA = federated([5, 1, 3])
 )
 def test_errors_of_cohorts(ids, options, error, message):
     with pytest.raises(error, match=message):
-        cohort(DATA, ids, **{"batch_size": 2, **options})
-    with pytest.raises(error, match=message):
         Cohort(DATA, ids, lanes=2, **{"batch_size": 2, **options})
 
 
 def test_errors_of_capacities():
     with pytest.raises(ValueError, match="got num_steps=2 and 3 batches for client 0"):
-        cohort(DATA, [1, 0], batch_size=2, num_steps=2)
+        Cohort(DATA, [1, 0], batch_size=2).whole(num_steps=2)
     with pytest.raises(ValueError, match="got num_clients=1 for 2 ids"):
-        cohort(DATA, [1, 0], batch_size=2, num_clients=1)
+        Cohort(DATA, [1, 0], batch_size=2).whole(num_clients=1)
     with pytest.raises(ValueError, match="lanes needs to be at least 1; got lanes=0"):
         Cohort(DATA, [0], batch_size=2, lanes=0)
     with pytest.raises(ValueError, match="batch_size needs to be at least 1; got batch_size=-1"):
@@ -197,3 +195,58 @@ def test_streamed_pools_are_placed_on_a_cpu_without_a_copy(num_devices):
             if column.dtype.itemsize < 8:  # Wider ones are made narrower on the way.
                 assert jax.device_put(part).unsafe_buffer_pointer() == part.ctypes.data
             assert part.ctypes.data % 64 == 0
+
+
+def totals(clients):
+    """Per client the sum of its examples; traced once for whatever holds them."""
+    return fedjx.federated_map(lambda data: fedjx.sequence_reduce(add, jnp.float32(0), data), clients)
+
+
+def add(total, batch):
+    return total + jnp.sum(jnp.where(batch["mask"], batch["x"], 0.0))
+
+
+@pytest.mark.parametrize("placement", ["resident", "streamed"])
+def test_the_whole_cohort_is_what_its_chunks_are(placement):
+    """In one program, on devices among which it must be divided, and under a transformation of a user's own."""
+    data = FederatedData({"x": np.arange(9, dtype=np.float32)}, np.array([0, 5, 6, 9]))
+    clients = Cohort(data, [2, 0, 1, 0], batch_size=2, placement=placement, lanes=1)
+    total = fedjx.federated_computation(totals)
+    mesh = jax.make_mesh((4,), ("clients",))
+    for run in (total, total.in_graph(), total.in_graph(mesh=mesh, lanes=1), lambda c: jax.jit(total)(c.whole())):
+        assert np.asarray(run(clients).value).tolist() == [21.0, 10.0, 5.0, 10.0]
+    padded = total(clients.whole(num_steps=4, num_clients=6))
+    assert np.asarray(padded.mask).tolist() == [True] * 4 + [False] * 2
+    assert np.asarray(padded.value)[:4].tolist() == [21.0, 10.0, 5.0, 10.0]
+
+
+def test_a_cohort_within_a_transformation_is_taken_whole():
+    @fedjx.federated_computation
+    def scaled(scale, clients):
+        return fedjx.federated_sum(
+            fedjx.federated_map(lambda s, x: s * x, fedjx.federated_broadcast(scale), totals(clients))
+        )
+
+    data = FederatedData({"x": np.arange(9, dtype=np.float32)}, np.array([0, 5, 6, 9]))
+    clients = Cohort(data, [2, 0], batch_size=2)
+    assert float(jax.grad(lambda scale: scaled(scale, clients))(2.0)) == 31.0
+    assert jax.vmap(lambda scale: scaled(scale, clients))(jnp.arange(3.0)).tolist() == [0.0, 31.0, 62.0]
+    assert float(jax.jit(lambda: scaled(2.0, clients))()) == 62.0
+    with pytest.raises(TypeError, match="Use in_graph under jit"):
+        jax.grad(lambda scale: scaled(scale, list(clients)))(2.0)
+
+
+@pytest.mark.parametrize("placement", ["resident", "streamed"])
+def test_nobody_is_a_chunk_of_padding(placement):
+    clients = Cohort(DATA, [], batch_size=2, placement=placement)
+    for chunk in (*clients, clients.whole(), clients.whole(num_clients=3)):
+        assert not np.asarray(chunk.mask).any()
+        assert set(np.asarray(chunk.id).tolist()) == {-1}
+    count = fedjx.federated_computation(lambda clients: fedjx.federated_sum(fedjx.federated_map(ones, clients)))
+    assert [int(run(clients)) for run in (count, count.in_graph(), count.streamed(lanes=2))] == [0, 0, 0]
+    assert int(count(Cohort(DATA, [1, 1], batch_size=2))) == 2, "nobody says how many run at once for good"
+
+
+def ones(data):
+    del data
+    return jnp.int32(1)

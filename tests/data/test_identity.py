@@ -8,7 +8,6 @@ import fedjx
 from fedjx.data import (
     Cohort,
     FederatedData,
-    cohort,
     filter_examples,
     preprocess,
     split_clients,
@@ -56,7 +55,7 @@ def test_a_client_keeps_its_identity(way, whole, tmp_path):
             assert is_part(part.client(k), data.client(k))
         for placement in ("resident", "streamed"):
             chunks = list(Cohort(part, ids[::-1], batch_size=2, lanes=3, placement=placement))
-            for chunk in [*chunks, cohort(part, ids[::-1], batch_size=2)]:
+            for chunk in [*chunks, Cohort(part, ids[::-1], batch_size=2).whole()]:
                 check_chunk(chunk, data)
         strangers = [k for k in range(-1, 11) if k not in ids]
         for call in (part.client, lambda k, part=part: Cohort(part, [k], batch_size=1)):
@@ -103,7 +102,9 @@ def test_random_keys_follow_the_number():
         return fedjx.federated_map(lambda client, key: jax.random.uniform(key), data, fedjx.federated_keys(key))
 
     def drawn(data, ids):
-        return dict(zip(ids, np.asarray(draw(cohort(data, ids, batch_size=4), jax.random.key(0)).value), strict=True))
+        return dict(
+            zip(ids, np.asarray(draw(Cohort(data, ids, batch_size=4).whole(), jax.random.key(0)).value), strict=True)
+        )
 
     whole = drawn(MEMORY, range(10))
     view = drawn(MEMORY.select([3, 5, 8]), [3, 5, 8])

@@ -12,8 +12,7 @@ from fedjx.core.execution.process import Aggregator
 from fedjx.core.language.operators import federated_sum, federated_value
 from fedjx.core.language.placed import federated_map
 from fedjx.core.language.types import SERVER
-from fedjx.data import Cohort, cohort
-from fedjx.data.cohort import empty_cohort
+from fedjx.data import Cohort
 from fedjx.data.sampling import poisson_sampler
 from fedjx.models import Model
 from fedjx.training.round import round_keys
@@ -53,10 +52,10 @@ def weighted_by_number_of(ids):
 
 def test_a_client_that_is_drawn_twice_counts_twice():
     ids = [7, 2, 7, 4, 7, 2]
-    different = cohort(DATA, np.unique(ids), batch_size=BATCH_SIZE, num_clients=len(ids))
+    different = Cohort(DATA, np.unique(ids), batch_size=BATCH_SIZE).whole(num_clients=len(ids))
     repeated = averaging()
     state = repeated.init(jax.random.key(0))
-    got, metrics = repeated.next(state, cohort(DATA, ids, batch_size=BATCH_SIZE))
+    got, metrics = repeated.next(state, Cohort(DATA, ids, batch_size=BATCH_SIZE).whole())
     again, same = repeated.next(state, chunks(ids, lanes=1, placement="streamed"))
     assert_trees_close(again, got)
     assert_trees_close(same, metrics)
@@ -92,7 +91,7 @@ def test_nobody_contributes_nothing_to_a_round_that_takes_place(tmp_path):
     expected = jax.tree.map(lambda x: x - jax.random.normal(key, x.shape), state.params)
     store = written(tmp_path / "store", [DATA.client(k) for k in range(DATA.num_clients)])
     for data in (DATA, store):
-        after, metrics = private.next(state, empty_cohort(data, batch_size=BATCH_SIZE))
+        after, metrics = private.next(state, Cohort(data, [], batch_size=BATCH_SIZE))
         assert_trees_close(after.params, expected)
         assert int(after.round) == 1
         assert [int(metrics[name]) for name in ("num_clients", "num_examples", "num_non_finite_clients")] == [0, 0, 0]
@@ -104,7 +103,7 @@ def test_poisson_cohorts_of_any_size_run_one_after_another():
     sample, sizes = poisson_sampler(DATA.num_clients, 0.15, seed=0), []
     for round in range(6):
         ids = sample(round)
-        members = chunks(ids, lanes=1) if len(ids) else empty_cohort(DATA, batch_size=BATCH_SIZE)
+        members = chunks(ids, lanes=1)
         before = state
         state, metrics = algorithm.next(state, members)
         is_same = jax.tree.map(np.array_equal, state.params, before.params)

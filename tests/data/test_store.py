@@ -15,7 +15,7 @@ import optax
 import pytest
 
 from fedjx.algorithms import fed_avg
-from fedjx.data import Cohort, FederatedData, client_ids, cohort, write_store
+from fedjx.data import Cohort, FederatedData, client_ids, write_store
 from fedjx.models import linear
 from tests.data.stores import CLIENTS, MEMORY, ROOT, SIZES, SPLITS, assert_equal, client, written
 
@@ -283,7 +283,7 @@ def test_chunks_equal_those_from_memory(store):
         for from_store, from_memory in zip(a, b, strict=True):
             for x, y in zip(jax.tree.leaves(from_store), jax.tree.leaves(from_memory), strict=True):
                 np.testing.assert_array_equal(x, y)
-    plan, expected = (cohort(data, [2, 0], batch_size=2).value.elements for data in (store, MEMORY))
+    plan, expected = (Cohort(data, [2, 0], batch_size=2).whole().value.elements for data in (store, MEMORY))
     np.testing.assert_array_equal(plan.index, expected.index)
 
 

@@ -16,7 +16,7 @@ from fedjx import Sequence, parse_type, tff
 from fedjx.aggregation import compress, compressed_broadcast, uniform_quantizer
 from fedjx.algorithms import fed_avg
 from fedjx.algorithms.personalization import fine_tuning, unchanged
-from fedjx.data import FederatedData, cohort
+from fedjx.data import Cohort, FederatedData
 from fedjx.models import Model, from_flax
 from fedjx.models.flax_models import accuracy
 from fedjx.tff.learning import _client_work
@@ -99,7 +99,7 @@ def test_the_loop_of_the_guide(images, trainer):
     algorithm = fed_avg(tff_model_fn(), client_optimizer=optax.sgd(0.1, momentum=0.9), shuffle=False)
     expected, own = algorithm.init(jax.random.key(0)), {}
     for ids in ([0, 2, 3], [1, 3, 4]):
-        expected, own = algorithm.next(expected, cohort(renamed, ids, batch_size=8))
+        expected, own = algorithm.next(expected, Cohort(renamed, ids, batch_size=8).whole())
     assert_trees_close(trainer.get_model_weights(state), expected.params)
     np.testing.assert_allclose(metrics["train"]["loss"], own["loss"], rtol=1e-5)
     assert int(metrics["stat"]["num_examples"]) == int(own["num_examples"]) == 30 + 25 + 20

@@ -103,7 +103,7 @@ def test_a_computation_that_the_oldest_jax_exported_runs(found):
     computation = fedjx.load((WRITTEN / "round.fedjx").read_bytes())
     with checkpoints(WRITTEN / "checkpoints") as manager:
         state = manager.restore(2, args=ocp.args.StandardRestore(PLAIN.init(jax.random.key(0))))
-    cohort = fedjx.data.cohort(data(), range(len(SIZES)), batch_size=4)
+    cohort = fedjx.data.Cohort(data(), range(len(SIZES)), batch_size=4).whole()
     after, _ = computation(state, cohort)
     np.testing.assert_allclose(after.params.head.kernel, found["fed_avg['head']['kernel']"], rtol=1e-5, atol=1e-7)
 
@@ -129,7 +129,7 @@ def write(directory: Path) -> None:
     for success in directory.rglob("commit_success.txt"):
         success.write_text("Checkpoint commit was successful.")  # without the path of this machine
     jax.config.update("jax_hlo_source_file_canonicalization_regex", ".*/")
-    whole = fedjx.data.cohort(data(), range(len(SIZES)), batch_size=4)
+    whole = fedjx.data.Cohort(data(), range(len(SIZES)), batch_size=4).whole()
     (directory / "round.fedjx").write_bytes(fedjx.export(PLAIN.next, state, whole))
 
 

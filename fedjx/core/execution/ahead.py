@@ -85,6 +85,10 @@ class Ahead:
             raise chunk
         return chunk
 
+    def whole(self) -> Clients:
+        """Returns the wrapped cohort whole; nothing of it is made ahead."""
+        return self._cohort.whole()
+
     def put(self, made: _Made | None) -> None:
         """Adds the next chunk, or None after the last."""
         self._made.put(made)

@@ -8,6 +8,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 import jax
 import jax.core
+import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh
 
@@ -18,7 +19,7 @@ from fedjx.core.execution.streaming import Sink, Stream
 from fedjx.core.language.names import PyTree, Type
 from fedjx.core.language.placed import FederatedValue
 from fedjx.core.language.program import Environment, Program
-from fedjx.core.language.streams import is_stream
+from fedjx.core.language.streams import Planned, is_planned, is_stream, whole
 from fedjx.core.language.traced import Traced
 from fedjx.core.language.types import type_of
 from fedjx.core.language.values import Clients, check_same_clients, per_client, side_by_side, stack_cohorts
@@ -59,8 +60,8 @@ class Computation(Traced, Generic[P, R]):
     ``Computation[[State, AtClients], tuple[State, Metrics]]``.
 
     A call with arrays runs as one compiled program, and inside another traced program as part
-    of it: `jit`, `grad`, `vmap`, `scan` and `jax.export` apply. A call with a stream of chunks
-    runs as a host loop.
+    of it: `jit`, `grad`, `vmap`, `scan` and `jax.export` apply. A call with a stream of chunks, such as a `Cohort`,
+    runs as a host loop; where it is part of a traced program, a `Cohort` is taken whole.
     """
 
     def __init__(self, fn: Callable[..., PyTree], types: tuple[Type, ...] | None = None):
@@ -70,7 +71,7 @@ class Computation(Traced, Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Runs the computation; within another one, becomes part of it."""
         values = self.bind(args, kwargs)
-        if any(map(is_stream, values)):
+        if any(map(is_stream, values)) and not (_is_tracing(values) and any(map(is_planned, values))):
             return self._streamed(*args, **kwargs)
         if any(isinstance(leaf, FederatedValue) for leaf in jax.tree.leaves(values)):
             return self.inline(values)
@@ -79,7 +80,7 @@ class Computation(Traced, Generic[P, R]):
     def in_graph(
         self, *, mesh: Mesh | None = None, lanes: int | None = None, differentiable: bool = True
     ) -> Callable[P, R]:
-        """Returns the computation as one compiled, traceable JAX function of arrays.
+        """Returns the computation as one compiled, traceable JAX function of arrays; a `Cohort` is taken whole.
 
         Keep the returned function: it holds the compiled programs.
 
@@ -101,7 +102,8 @@ class Computation(Traced, Generic[P, R]):
 
         @functools.wraps(self._fn)
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
-            values = self.converted(self.bind(args, kwargs))
+            values = self.converted([whole(value) for value in self.bind(args, kwargs)])
+            self.check_arrays(values)
             check_same_clients([v for v in values if isinstance(v, Clients)])
             if placer is not None and not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(values)):
                 # Or the second round, whose state comes from the mesh, would compile again.
@@ -112,7 +114,7 @@ class Computation(Traced, Generic[P, R]):
 
     def scanned(
         self, *, mesh: Mesh | None = None, lanes: int | None = None
-    ) -> Callable[[PyTree, Iterable[Clients]], R]:
+    ) -> Callable[[PyTree, Iterable[Clients | Planned]], R]:
         """Returns many rounds of ``(state, cohort) -> (state, metrics)`` as one compiled program.
 
         Keep the returned function ``(state, cohorts) -> (state, metrics [R, ...])``: it holds the compiled
@@ -125,7 +127,7 @@ class Computation(Traced, Generic[P, R]):
         >>> import optax
         >>> train, _ = fedjx.data.digits(num_clients=20)
         >>> algorithm = fedjx.fed_avg(fedjx.models.linear(10, input_shape=(8, 8, 1)), client_optimizer=optax.sgd(0.01))
-        >>> cohorts = [fedjx.data.cohort(train, [k, k + 1], batch_size=20, num_steps=9) for k in range(5)]
+        >>> cohorts = [fedjx.data.Cohort(train, [k, k + 1], batch_size=20) for k in range(5)]
         >>> state, metrics = algorithm.next.scanned()(algorithm.init(jax.random.key(0)), cohorts)
         >>> metrics["loss"].shape, int(state.round)
         ((5,), 5)
@@ -137,7 +139,7 @@ class Computation(Traced, Generic[P, R]):
             own, pools, join = per_client((cohorts.value, cohorts.mask, cohorts.id))
             return lax.scan(lambda state, own: step(state, Clients(*join(own, pools))), state, own)
 
-        return lambda state, cohorts: run(state, stack_cohorts(cohorts))
+        return lambda state, cohorts: run(state, stack_cohorts(map(whole, cohorts)))
 
     def streamed(self, *, mesh: Mesh | None = None, lanes: int | None = None, sink: Sink | None = None) -> Stream[P, R]:
         """Returns the computation as a host loop over chunks of the cohort, in constant memory.
@@ -165,6 +167,12 @@ class Computation(Traced, Generic[P, R]):
     @functools.cached_property
     def _streamed(self) -> Stream[P, R]:
         return self.streamed()
+
+
+def _is_tracing(values: list[PyTree]) -> bool:
+    """Tells whether a transformation of JAX is at work, on the arguments or around the call."""
+    leaves = [leaf for value in values if not is_stream(value) for leaf in jax.tree.leaves(value)]
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in [jnp.zeros(()), *leaves])
 
 
 def _check_lanes(lanes: int | None) -> None:

@@ -3,29 +3,13 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjx.core.execution.hosts import placed_rows, placed_whole, share_of
 from fedjx.core.language.names import Array, PyTree
 from fedjx.core.language.shares import AXIS, Share
-from fedjx.core.language.values import Clients, per_client, shares_pool
-
-
-def padded(clients: Clients, multiple: int) -> Clients:
-    """Pads a cohort with copies of its last client, the shortest of a sorted one; no reduction counts them."""
-    missing = -clients.num_clients % multiple
-    if not missing:
-        return clients
-    own, pools, join = per_client(clients.value)
-
-    def pad(x: Array, filler: int | bool | None = None) -> Array:
-        module = np if isinstance(x, np.ndarray) else jnp  # a chunk on the host stays there
-        rows = module.repeat(x[-1:], missing, axis=0) if filler is None else module.full(missing, filler, x.dtype)
-        return module.concatenate([x, rows])
-
-    return Clients(join(jax.tree.map(pad, own), pools), pad(clients.mask, False), pad(clients.id, -1))
+from fedjx.core.language.values import Clients, padded, per_client, shares_pool
 
 
 def own_part(clients: Clients, share: Share) -> Clients:

@@ -18,13 +18,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjx.core.execution.devices import Placer, padded
+from fedjx.core.execution.devices import Placer
 from fedjx.core.execution.hosts import agreed, auto_mesh
 from fedjx.core.language.names import Array, DType, PyTree
 from fedjx.core.language.padding import filled, own_padding
 from fedjx.core.language.passes import Merge, Pass
 from fedjx.core.language.shares import AXIS
-from fedjx.core.language.values import Clients, per_client, shares_pool
+from fedjx.core.language.values import Clients, padded, per_client, shares_pool
 from fedjx.core.rewriting.rewrite import mapped
 
 _SPLIT, _WHOLE = PartitionSpec(AXIS), PartitionSpec()

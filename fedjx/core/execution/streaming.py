@@ -56,6 +56,7 @@ class Stream(Generic[P, R]):
         shown = [first_chunk(value) for value in values]
         if any(isinstance(leaf, jax.core.Tracer) for leaf in [jnp.zeros(()), *jax.tree.leaves(shown)]):
             raise TypeError("a streamed computation is a host loop; got called while tracing. Use in_graph under jit.")
+        self._computation.check_arrays(shown)
         shown = self._computation.converted(shown)
         compiled = self._compile(shown)
         server = self._placer.server(compiled.program.server_arguments(shown))
@@ -64,7 +65,8 @@ class Stream(Generic[P, R]):
         chunks = Chunks(at_clients, self._share, result_bytes=self._result_bytes)
         lanes = self._asked_lanes or chunks.asked_lanes
         if lanes == "auto":
-            compiled.levels = self._levels = compiled.levels or compiled.measured_levels(server, chunks)
+            compiled.levels = compiled.levels or compiled.measured_levels(server, chunks)
+            self._levels = compiled.levels or [Level(1, 1.0)]
         else:
             self._levels = [Level(int(lanes), 1.0)] if lanes else []
         self.lanes = self._levels[0].lanes if self._levels else None
@@ -145,7 +147,12 @@ class _Compiled:
         return self.program.after_pass(level, environment, reduced, members, mask)
 
     def measured_levels(self, server: Environment, chunks: Chunks) -> list[Level]:
-        """Measures on copies of one client how many of them are best run at once; the fastest comes first."""
+        """Measures on copies of one client how many of them are best run at once; the fastest comes first.
+
+        Nobody takes no time: of a cohort without a client there is nothing to learn, and no level.
+        """
+        if not np.any(chunks.sample(1, is_full=False).mask):
+            return []
         environment = self._first(server)
 
         def seconds_per_client(lanes: int) -> float:

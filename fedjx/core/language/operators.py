@@ -25,7 +25,7 @@ from fedjx.core.language.placed import (
 from fedjx.core.language.reductions import MAX, MIN, SECURE_SUM, SUM, aggregate_of, divide, mean_of
 from fedjx.core.language.types import CLIENTS, SERVER, FederatedType, Placement, member_type, notation, sequence_type
 
-_REDUCE_HINT = "Only arguments that are Clients are at CLIENTS: make them with Clients.of or fedjx.data.cohort."
+_REDUCE_HINT = "Only arguments that are Clients are at CLIENTS: make them with Clients.of or fedjx.data.Cohort."
 
 
 def federated_zip(values: PyTree) -> FederatedValue:

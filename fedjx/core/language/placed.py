@@ -224,7 +224,7 @@ def _common_placement(name: str, leaves: list[PyTree]) -> Placement:
         raise TypeError(
             f"{name} takes values of one placement; got {got}. "
             "Bring server values to the clients with federated_broadcast, client values to the server by a reduction; "
-            "only arguments that are Clients are at CLIENTS (Clients.of, fedjx.data.cohort)."
+            "only arguments that are Clients are at CLIENTS (Clients.of, fedjx.data.Cohort)."
         )
     return placements.pop()
 

@@ -43,13 +43,17 @@ class Planned(Protocol):
         """
         ...
 
+    def whole(self) -> Clients:
+        """Returns the whole cohort, in the order of its ids."""
+        ...
+
 
 AtClients = Clients | Planned | Iterable[Clients]  # what an argument at CLIENTS may be
 
 
 def is_planned(value: PyTree) -> TypeGuard[Planned]:
     """Tells whether an argument is `Planned`; asking a protocol takes a hundred times as long."""
-    return all(hasattr(value, name) for name in ("members", "ids", "sizes", "lanes"))
+    return all(hasattr(value, name) for name in ("members", "whole", "ids", "sizes", "lanes"))
 
 
 def is_stream(value: PyTree) -> bool:
@@ -71,6 +75,11 @@ def is_stream(value: PyTree) -> bool:
             "Pass a list of chunks, or an object with __iter__."
         )
     return jax.tree_util.all_leaves([value])
+
+
+def whole(value: PyTree) -> PyTree:
+    """Returns a cohort that makes its chunks as one, and anything else as it is."""
+    return value.whole() if is_planned(value) else value
 
 
 def first_chunk(value: PyTree) -> PyTree:

@@ -99,7 +99,10 @@ class Traced:
 
     def bind(self, args: tuple[PyTree, ...], kwargs: Mapping[str, PyTree]) -> list[PyTree]:
         """Returns the arguments of a call in the order of the parameters."""
-        bound = self._signature.bind(*args, **kwargs)
+        try:
+            bound = self._signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{self.name} takes ({', '.join(self._parameters)}); got a call with {error}.") from None
         options = [name for name in bound.arguments if name not in self._parameters]
         if options:
             raise TypeError(
@@ -110,6 +113,16 @@ class Traced:
         if self._types is None and any(isinstance(v, list) and not v for v in values):
             raise ValueError("a cohort needs at least one client; got []. Sample again, or skip the round.")
         return values
+
+    def check_arrays(self, values: list[PyTree]) -> None:
+        """Refuses an argument that holds what is no array and no number, such as a data set of which nobody is named."""
+        for name, value in zip(self._parameters, values, strict=True):
+            for leaf in jax.tree.leaves(value):
+                if not (hasattr(leaf, "dtype") or isinstance(leaf, (bool, int, float, complex))):
+                    raise TypeError(
+                        f"{self.name} takes arrays, Clients and cohorts; got {leaf!r} in {name!r}. Say who takes "
+                        "part: `Cohort(data, ids, batch_size=...)` of data, `states.cohort(ids)` of states on disk."
+                    )
 
     def converted(self, values: list[PyTree]) -> list[PyTree]:
         """Brings arguments into their declared types, or leaves them if none are declared."""

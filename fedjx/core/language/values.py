@@ -12,7 +12,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from fedjx.core.language.names import PyTree
+from fedjx.core.language.names import Array, PyTree
 from fedjx.core.language.shares import own_rows
 
 MASK = "mask"
@@ -232,6 +232,21 @@ def per_client(value: PyTree) -> tuple[PyTree, PyTree, Callable[[PyTree, PyTree]
     return own, pools, join
 
 
+def padded(clients: Clients, multiple: int) -> Clients:
+    """Pads a cohort with copies of its last client, the shortest of a sorted one; no reduction counts them."""
+    missing = -clients.num_clients % multiple
+    if not missing:
+        return clients
+    own, pools, join = per_client(clients.value)
+
+    def pad(x: Array, filler: int | bool | None = None) -> Array:
+        module = np if isinstance(x, np.ndarray) else jnp  # a chunk on the host stays there
+        rows = module.repeat(x[-1:], missing, axis=0) if filler is None else module.full(missing, filler, x.dtype)
+        return module.concatenate([x, rows])
+
+    return Clients(join(jax.tree.map(pad, own), pools), pad(clients.mask, False), pad(clients.id, -1))
+
+
 def shares_pool(value: PyTree) -> list[bool]:
     """Tells of each of the pools that `per_client` separates whether every device needs all of it."""
     return [not _is_batches(leaf) or leaf.shared for leaf in jax.tree.leaves(value, is_leaf=_is_batches)]
@@ -251,29 +266,59 @@ def stack(members: Iterable[PyTree]) -> PyTree:
     if not members:
         raise ValueError("a cohort needs at least one client; got 0. Sample again, or skip the round.")
     first, *rest = members
-    return jax.tree.map(_stack_leaf, first, *rest, is_leaf=lambda x: isinstance(x, Sequence))
+    return jax.tree.map(_stack_leaf, first, *rest, is_leaf=_is_sequence)
 
 
 def stack_cohorts(cohorts: Iterable[Clients]) -> Clients:
     """Stacks the cohorts of R rounds, leaves ``[C, ...]``, into leaves ``[R, C, ...]``; a common pool stays one.
 
+    Cohorts and sequences are padded to the largest.
+
     Raises:
-      ValueError: If two cohorts differ in a shape, or in their pool.
+      ValueError: If two cohorts differ in another shape, or in their pool.
     """
-    parts = [per_client((c.value, c.mask, c.id)) for c in cohorts]
-    if not parts:
+    cohorts = list(cohorts)
+    if not cohorts:
         raise ValueError("at least one round is run; got no cohort. Sample some.")
+    num_clients = max(c.num_clients for c in cohorts)
+    capacities = [max(of_one) for of_one in zip(*map(_capacities, cohorts), strict=False)]
+    cohorts = [padded(_lengthened(c, capacities), num_clients) for c in cohorts]
+    parts = [per_client((c.value, c.mask, c.id)) for c in cohorts]
     shapes = {str(jax.tree.map(np.shape, own)) for own, _, _ in parts}
     if len(shapes) > 1:
         raise ValueError(
             f"the cohorts of rounds that run as one program need equal shapes; got {sorted(shapes)[:2]}. "
-            "Give fedjx.data.cohort one num_steps and one num_clients."
+            "Give the cohorts one batch_size, and examples of one shape."
         )
     pools = [[id(leaf) for leaf in jax.tree.leaves(pools)] for _, pools, _ in parts]
     if any(other != pools[0] for other in pools):
         raise ValueError("the cohorts of rounds that run as one program need one pool; got several. Use one data set.")
     _, pool, join = parts[0]
     return Clients(*join(jax.tree.map(lambda *xs: np.stack(xs), *[own for own, _, _ in parts]), pool))
+
+
+def _capacities(cohort: Clients) -> list[int]:
+    """Returns the capacity S of each of a cohort's sequences, leaves ``[C, S, ...]``."""
+    sequences = jax.tree.leaves(cohort.value, is_leaf=_is_sequence)
+    return [jax.tree.leaves(per_client(x.elements)[0])[0].shape[1] for x in sequences if _is_sequence(x)]
+
+
+def _lengthened(cohort: Clients, capacities: list[int]) -> Clients:
+    """Pads a cohort's sequences, leaves ``[C, S, ...]``, to these capacities S."""
+    wanted = iter(capacities)
+
+    def longer(x: PyTree, capacity: int) -> PyTree:
+        if _is_batches(x):
+            return dataclasses.replace(x, index=longer(x.index + 1, capacity) - 1)  # filled up by -1
+        return np.pad(x, [(0, capacity - x.shape[1] if axis == 1 else 0) for axis in range(x.ndim)])
+
+    def sequence(x: PyTree) -> PyTree:
+        if not _is_sequence(x):
+            return x
+        capacity = next(wanted)
+        return Sequence(jax.tree.map(lambda y: longer(y, capacity), x.elements, is_leaf=_is_batches), x.length)
+
+    return Clients(jax.tree.map(sequence, cohort.value, is_leaf=_is_sequence), cohort.mask, cohort.id)
 
 
 def _stack_leaf(*leaves: Any) -> Any:
@@ -304,3 +349,7 @@ def _padded(sequence: Sequence, capacity: int, donor: Sequence | None) -> Sequen
 
 def _is_batches(x: object) -> bool:
     return isinstance(x, Batches)
+
+
+def _is_sequence(x: object) -> bool:
+    return isinstance(x, Sequence)

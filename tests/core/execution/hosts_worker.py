@@ -28,7 +28,7 @@ from fedjx import (
     sequence_reduce,
 )
 from fedjx.core.execution.engine import PassStream
-from fedjx.data import Cohort, Store, cohort
+from fedjx.data import Cohort, Store
 from fedjx.models import Model
 from tests.algorithms.problems import BATCH_SIZE, NUM_CLASSES, NUM_FEATURES, federated_data
 
@@ -82,11 +82,13 @@ def results(store: Path) -> dict[str, Any]:
         train("auto", streamed, cohorts())
     found["auto lanes"] = streamed.lanes
 
-    shape = {"batch_size": BATCH_SIZE, "num_steps": 12}
+    def whole(ids):
+        return Cohort(data, ids, batch_size=BATCH_SIZE).whole(num_steps=12)
+
     in_graph = algorithm.next.in_graph(mesh=mesh())
-    train("in graph", in_graph, [cohort(data, ids, **shape) for ids in ROUNDS])  # 17 clients on four devices
-    train("two clients", in_graph, [only_two(cohort(data, ids, **shape)) for ids in ROUNDS])
-    train("chunks", streamed, [[cohort(data, ids[k : k + 3], **shape) for k in (0, 3, 6)] for ids in ROUNDS])
+    train("in graph", in_graph, [whole(ids) for ids in ROUNDS])  # 17 clients on four devices
+    train("two clients", in_graph, [only_two(whole(ids)) for ids in ROUNDS])
+    train("chunks", streamed, [[whole(ids[k : k + 3]) for k in (0, 3, 6)] for ids in ROUNDS])
 
     found |= at_clients(data)
     other = federated_data(SIZES, seed=jax.process_index())
@@ -113,7 +115,7 @@ def at_clients(data: Any) -> dict[str, Any]:
     chunks: list[Clients] = []
     examined.streamed(mesh=mesh(), sink=chunks.append)(clients, factor)
     sunk = {k: float(x) for chunk in chunks for k, (x,) in chunk.members().items()}
-    whole = cohort(data, ids, batch_size=BATCH_SIZE)
+    whole = Cohort(data, ids, batch_size=BATCH_SIZE).whole()
     inside = examined.in_graph(mesh=mesh())(whole, factor)[2]
     return {
         "sum": total,

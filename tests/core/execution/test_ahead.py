@@ -173,10 +173,10 @@ def test_what_waits_is_bounded_in_number_and_in_bytes(monkeypatch):
 
 
 def test_many_rounds_in_one_program_equal_the_loop():
-    planned = [fedjx.data.cohort(DATA, ids, batch_size=BATCH_SIZE, num_steps=3) for ids in ROUNDS]
+    planned = [fedjx.data.Cohort(DATA, ids, batch_size=BATCH_SIZE) for ids in ROUNDS]
     expected, losses = start(), []
     for cohort in planned:
-        expected, metrics = ALGORITHM.next(expected, cohort)
+        expected, metrics = ALGORITHM.next(expected, cohort.whole(num_steps=3))
         losses.append(metrics["loss"])
     for mesh, lanes in ((None, None), (None, 2), (jax.make_mesh((4,), ("clients",)), 1)):
         state, metrics = ALGORITHM.next.scanned(mesh=mesh, lanes=lanes)(start(), planned)
@@ -187,12 +187,11 @@ def test_many_rounds_in_one_program_equal_the_loop():
 
 def test_rounds_in_one_program_need_one_shape_and_one_pool():
     run, state = ALGORITHM.next.scanned(), start()
-    first = fedjx.data.cohort(DATA, [0, 1], batch_size=BATCH_SIZE, num_steps=3)
-    longer = fedjx.data.cohort(DATA, [0, 1], batch_size=BATCH_SIZE, num_steps=4)
+    first = fedjx.data.Cohort(DATA, [0, 1], batch_size=BATCH_SIZE).whole(num_steps=3)
     with pytest.raises(ValueError, match="need equal shapes"):
-        run(state, [first, longer])
+        run(state, [first, fedjx.data.Cohort(DATA, [0, 1], batch_size=BATCH_SIZE + 1)])
     with pytest.raises(ValueError, match="need one pool; got several"):
-        run(state, [first, fedjx.data.cohort(federated_data(), [0, 1], batch_size=BATCH_SIZE, num_steps=3)])
+        run(state, [first, fedjx.data.Cohort(federated_data(), [0, 1], batch_size=BATCH_SIZE).whole(num_steps=3)])
     with pytest.raises(ValueError, match="at least one round is run; got no cohort"):
         run(state, [])
 

@@ -12,7 +12,7 @@ from fedjx.core.language.placed import federated_map
 from fedjx.core.language.sequence import sequence_reduce
 from fedjx.core.language.shares import Share
 from fedjx.core.language.values import Clients, Sequence
-from fedjx.data import Cohort, FederatedData, cohort
+from fedjx.data import Cohort, FederatedData
 
 SIZES = np.random.default_rng(0).geometric(0.05, 37)
 DATA = FederatedData({"x": np.arange(SIZES.sum(), dtype=np.float32)}, np.cumsum([0, *SIZES]))
@@ -114,7 +114,7 @@ def test_a_client_that_one_argument_lacks():
 @pytest.mark.parametrize(("devices", "lanes"), [(1, 1), (1, 3), (4, 2)])
 def test_results_come_in_the_order_of_the_cohort(ids, devices, lanes):
     totals = federated_computation(lambda data: federated_map(lambda d: sequence_reduce(add, 0.0, d), data))
-    expected, handed = totals(cohort(DATA, ids, batch_size=4)), []
+    expected, handed = totals(Cohort(DATA, ids, batch_size=4).whole()), []
     mesh = jax.make_mesh((devices,), ("clients",), devices=jax.devices()[:devices])
     chunked = Cohort(DATA, ids, batch_size=4, lanes=lanes)
     result = totals.streamed(mesh=mesh)(chunked)
@@ -124,7 +124,7 @@ def test_results_come_in_the_order_of_the_cohort(ids, devices, lanes):
     ran = np.concatenate([chunk.id[chunk.mask] for chunk in handed])
     assert ran.tolist() != list(ids)  # the largest first
     assert sorted(ran) == sorted(ids)
-    plain = totals.streamed(mesh=mesh, lanes=lanes)(cohort(DATA, ids, batch_size=4))
+    plain = totals.streamed(mesh=mesh, lanes=lanes)(Cohort(DATA, ids, batch_size=4).whole())
     assert plain.id.tolist() == list(ids)
 
 
@@ -291,6 +291,9 @@ class Follower:
 
     def members(self, ids, mask, share=Share()):
         return Clients(np.asarray(ids), mask, np.where(mask, ids, -1).astype(np.int32))
+
+    def whole(self):
+        return self.members(IDS, np.ones(len(IDS), bool))
 
 
 def test_what_has_sizes_leads_wherever_it_stands():

@@ -9,7 +9,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from fedjx import federated_computation, federated_map, federated_sum, sequence_reduce
 from fedjx.algorithms import fed_avg
-from fedjx.data import Cohort, cohort
+from fedjx.data import Cohort
 from fedjx.models import Model
 from tests.algorithms.problems import BATCH_SIZE, NUM_CLASSES, NUM_FEATURES, assert_trees_close, federated_data
 
@@ -47,7 +47,7 @@ def trained(step, cohorts):
 
 
 def wholes():
-    return [cohort(DATA, ids, batch_size=BATCH_SIZE, num_steps=3) for ids in ROUNDS]
+    return [Cohort(DATA, ids, batch_size=BATCH_SIZE).whole(num_steps=3) for ids in ROUNDS]
 
 
 def spread_over(mesh):

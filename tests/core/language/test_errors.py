@@ -64,7 +64,7 @@ def check(error, message, fn, *types):
             lambda s: federated_sum(s),
             [SERVER_FLOAT],
             "federated_sum takes a value at CLIENTS; got float32@SERVER. "
-            "Only arguments that are Clients are at CLIENTS: make them with Clients.of or fedjx.data.cohort.",
+            "Only arguments that are Clients are at CLIENTS: make them with Clients.of or fedjx.data.Cohort.",
         ),
         (lambda s: federated_mean(s), [SERVER_FLOAT], "federated_mean takes a value at CLIENTS; got float32@SERVER. "),
         (lambda s: federated_min(s), [SERVER_FLOAT], "federated_min takes a value at CLIENTS; got float32@SERVER. "),
@@ -532,3 +532,14 @@ def test_communication_needs_types():
     assert [m.bits for m in declared(CLIENT_FLOAT).communication()] == []
     with pytest.raises(TypeError, match="missing a required argument: 'x'"):
         summed.communication()
+
+
+@pytest.mark.parametrize("value", [len, "text", {"data": object}])
+def test_what_is_no_array_is_refused_before_it_reaches_jax(value):
+    with pytest.raises(TypeError, match=r"summed takes arrays, Clients and cohorts; got .* in 'x'. Say who takes part"):
+        summed(value)
+
+
+def test_an_argument_too_many_is_refused_with_the_names_of_those_there_are():
+    with pytest.raises(TypeError, match=r"summed takes \(x\); got a call with too many positional arguments."):
+        summed(X, X)

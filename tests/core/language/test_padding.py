@@ -23,7 +23,7 @@ from fedjx import (
 )
 from fedjx.core.language.padding import filled, own_padding
 from fedjx.core.language.values import gathered
-from fedjx.data import Cohort, FederatedData, cohort
+from fedjx.data import Cohort, FederatedData
 from tests.algorithms.problems import BATCH_SIZE, materialised
 
 SIZES = (3, 1, 5, 11, 2, 7, 4)
@@ -79,7 +79,7 @@ def expected(ids: Any) -> dict[int, Any]:
 
 def pooled(garbage: float) -> Clients:
     """Batches of a pool, a client without examples among them; client padding holds indices of anyone's."""
-    clients = cohort(DATA, IDS, batch_size=BATCH_SIZE, num_steps=5, num_clients=7)
+    clients = Cohort(DATA, IDS, batch_size=BATCH_SIZE).whole(num_steps=5, num_clients=7)
     index, length = np.array(clients.value.elements.index), np.array(clients.value.length)
     if not np.isnan(garbage):
         index[5:], length[5:] = 11, -3

@@ -32,7 +32,7 @@ from fedjx.core.language.placed import federated_map
 from fedjx.core.language.secure import check_secure
 from fedjx.core.language.types import CLIENTS, SERVER, FederatedType
 from fedjx.core.language.values import Clients
-from fedjx.data import cohort
+from fedjx.data import Cohort
 from tests.algorithms.problems import federated_data, plain_model
 
 X = FederatedType(jnp.float32, CLIENTS)
@@ -146,7 +146,7 @@ def test_federated_averaging_is_secure_with_its_metrics():
     """Nearly the plain run; with its own sum of the metrics, or the plain mean, it does not pass."""
     secure = {"aggregator": secure_mean(bound=1.0, max_weight=12.0, max_clients=5)}
     metrics = {"metrics_sum": secure_total(bound=100.0, max_clients=5)}
-    clients = cohort(federated_data(), (9, 0, 4, 5), batch_size=4)
+    clients = Cohort(federated_data(), (9, 0, 4, 5), batch_size=4).whole()
     rounds = []
     exposed = ["federated_mean", "federated_sum of {<loss", "federated_mean", None]
     for options, name in zip(({}, secure, metrics, {**secure, **metrics}), exposed, strict=True):
