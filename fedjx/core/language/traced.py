@@ -115,7 +115,7 @@ class Traced:
         return values
 
     def check_arrays(self, values: list[PyTree]) -> None:
-        """Refuses an argument that holds what is no array and no number, such as a data set of which nobody is named."""
+        """Refuses an argument that holds what is no array and no number, such as a whole data set."""
         for name, value in zip(self._parameters, values, strict=True):
             for leaf in jax.tree.leaves(value):
                 if not (hasattr(leaf, "dtype") or isinstance(leaf, (bool, int, float, complex))):
