@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,7 +13,7 @@ from numpy.typing import ArrayLike
 from fedjx.core.execution.devices import own_part
 from fedjx.core.language.shares import Share
 from fedjx.core.language.streams import Planned, is_planned
-from fedjx.core.language.values import Clients, check_same_clients, per_client, side_by_side
+from fedjx.core.language.values import Clients, check_same_clients, map_own, side_by_side
 
 # Groups of lanes in one chunk: enough to hide the cost of a dispatch, few enough to bound memory.
 _GROUPS = 16
@@ -230,8 +229,7 @@ def _rows(clients: Clients, ids: np.ndarray, mask: np.ndarray) -> Clients:
             "all arguments at CLIENTS need the same clients; "
             f"got none of id {sorted(set(missing.tolist()))[:5]} in one. Sample them together."
         )
-    own, pools, join = per_client(clients.value)
-    value = join(jax.tree.map(lambda x: x[places], own), pools)
+    value = map_own(lambda x: x[places], clients.value)
     return Clients(value, mask, np.where(mask, ids, -1).astype(np.int32))
 
 
@@ -239,11 +237,10 @@ def _cut(clients: Clients, size: int | None) -> list[Clients]:
     """Cuts a cohort into chunks of one size, the last padded with copies of its first clients."""
     num_clients = clients.num_clients
     size = min(size or num_clients, num_clients)
-    own, pools, join = per_client((clients.value, clients.mask, clients.id))
     chunks = []
     for start in range(0, num_clients, size):
         rows = np.arange(start, start + size)
-        value, mask, ids = join(jax.tree.map(lambda x, rows=rows: x[rows % num_clients], own), pools)
+        chunk = map_own(lambda x, rows=rows: x[rows % num_clients], clients)
         real = rows < num_clients
-        chunks.append(Clients(value, jnp.asarray(mask) & real, jnp.where(real, ids, -1)))
+        chunks.append(Clients(chunk.value, jnp.asarray(chunk.mask) & real, jnp.where(real, chunk.id, -1)))
     return chunks

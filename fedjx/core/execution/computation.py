@@ -136,8 +136,8 @@ class Computation(Traced, Generic[P, R]):
 
         @jax.jit
         def run(state: PyTree, cohorts: Clients) -> PyTree:
-            own, pools, join = per_client((cohorts.value, cohorts.mask, cohorts.id))
-            return lax.scan(lambda state, own: step(state, Clients(*join(own, pools))), state, own)
+            own, pools, join = per_client(cohorts)
+            return lax.scan(lambda state, own: step(state, join(own, pools)), state, own)
 
         return lambda state, cohorts: run(state, stack_cohorts(map(whole, cohorts)))
 

@@ -9,17 +9,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from fedjx.core.execution.hosts import placed_rows, placed_whole, share_of
 from fedjx.core.language.names import Array, PyTree
 from fedjx.core.language.shares import AXIS, Share
-from fedjx.core.language.values import Clients, padded, per_client, shares_pool
+from fedjx.core.language.values import Clients, map_own, padded, per_client, shares_pool
 
 
 def own_part(clients: Clients, share: Share) -> Clients:
     """Returns the clients of this process's devices of a cohort, which is padded to divide among all devices."""
     clients = padded(clients, share.num_devices)
-    own, pools, join = per_client(clients.value)
-    own, mask, ids = jax.tree.map(share.of, (own, clients.mask, clients.id))
-    whole = shares_pool(clients.value)
-    pools = [pool if w else jax.tree.map(share.of, pool) for w, pool in zip(whole, pools, strict=True)]
-    return Clients(join(own, pools), mask, ids)
+    clients = map_own(share.of, clients)
+    own, pools, join = per_client(clients)
+    whole = shares_pool(clients)
+    return join(own, [pool if w else jax.tree.map(share.of, pool) for w, pool in zip(whole, pools, strict=True)])
 
 
 class Placer:
@@ -43,9 +42,8 @@ class Placer:
         """Divides a cohort, whole in every process; one that does not divide goes to all devices whole."""
         if clients.num_clients % self._share.num_devices == 0:
             return self.chunk(own_part(clients, self._share))
-        own, pools, join = per_client(clients.value)
-        own, mask, ids = self._whole((own, clients.mask, clients.id))
-        return Clients(join(own, self._shared_pools(pools)), mask, ids)
+        own, pools, join = per_client(clients)
+        return join(self._whole(own), self._shared_pools(pools))
 
     def chunk(self, clients: Clients, *, are_fresh: bool = False) -> Clients:
         """Divides the clients of this process's devices among them.
@@ -54,13 +52,12 @@ class Placer:
           clients: The chunk, on the host or on the devices.
           are_fresh: Whether nobody writes to its arrays any more, so that they need no copy.
         """
-        own, pools, join = per_client(clients.value)
-        own, mask, ids = self._divided((own, clients.mask, clients.id), are_fresh)
-        shared = shares_pool(clients.value)
+        own, pools, join = per_client(clients)
+        shared = shares_pool(clients)
         whole = self._shared_pools([pool if s else None for pool, s in zip(pools, shared, strict=True)])
         split = self._divided([None if s else pool for pool, s in zip(pools, shared, strict=True)], are_fresh)
         pools = [w if s else d for w, d, s in zip(whole, split, shared, strict=True)]
-        return Clients(join(own, pools), mask, ids)
+        return join(self._divided(own, are_fresh), pools)
 
     def _shared_pools(self, pools: PyTree) -> PyTree:
         leaves, structure = jax.tree.flatten(pools)

@@ -20,11 +20,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjx.core.execution.devices import Placer
 from fedjx.core.execution.hosts import agreed, auto_mesh
-from fedjx.core.language.names import Array, DType, PyTree
+from fedjx.core.language.names import DType, PyTree
 from fedjx.core.language.padding import filled, own_padding
 from fedjx.core.language.passes import Merge, Pass
 from fedjx.core.language.shares import AXIS
-from fedjx.core.language.values import Clients, padded, per_client, shares_pool
+from fedjx.core.language.values import Clients, map_own, padded, per_client, shares_pool
 from fedjx.core.rewriting.rewrite import mapped
 
 _SPLIT, _WHOLE = PartitionSpec(AXIS), PartitionSpec()
@@ -34,9 +34,8 @@ _SPLIT, _WHOLE = PartitionSpec(AXIS), PartitionSpec()
 
 
 def _map(run: Pass, server: PyTree, clients: Clients) -> tuple[tuple[PyTree, ...], PyTree]:
-    own, pools, join = per_client(clients.value)
     # A client that is padding is a copy of a real one, and what pads a client's own data is its own.
-    own = jax.tree.map(lambda x: filled(x, clients.mask), own)
+    own, pools, join = per_client(map_own(lambda x: filled(x, clients.mask), clients.value))
 
     def one(shared: PyTree, member: PyTree) -> tuple[tuple[PyTree, ...], PyTree]:
         (server, pools), (own, client_id) = shared, member
@@ -74,22 +73,21 @@ def _fold(
     if lanes is None or lanes >= num_clients:
         return _step(run, accumulators, server, clients)
     clients = padded(clients, lanes)
-    own, pools, join = per_client(clients.value)
-    groups = jax.tree.map(lambda x: x.reshape(-1, lanes, *x.shape[1:]), (own, clients.mask, clients.id))
+    # Leaves [C, ...] become [groups, lanes, ...].
+    own, pools, join = per_client(map_own(lambda x: x.reshape(-1, lanes, *x.shape[1:]), clients))
 
     def add(accumulators: PyTree, group: PyTree) -> tuple[PyTree, PyTree]:
         def step(accumulators: PyTree, group: PyTree) -> tuple[PyTree, PyTree]:
-            own, mask, ids = group
-            return _step(run, accumulators, server, Clients(join(own, pools), mask, ids))
+            return _step(run, accumulators, server, join(group, pools))
 
         def skip(accumulators: PyTree, group: PyTree) -> tuple[PyTree, PyTree]:
             _, outputs = jax.eval_shape(step, accumulators, group)
             return accumulators, jax.tree.map(lambda x: lax.full(x.shape, 0, x.dtype), outputs)
 
-        has_client = run.in_step or jnp.any(group[1])  # of only padding there is nothing to do
+        has_client = run.in_step or jnp.any(group.mask)  # of only padding there is nothing to do
         return lax.cond(has_client, step, skip, accumulators, group)
 
-    accumulators, outputs = lax.scan(add, accumulators, groups)
+    accumulators, outputs = lax.scan(add, accumulators, own)
     return accumulators, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num_clients], outputs)
 
 
@@ -131,19 +129,19 @@ def map_reduce(
     if num_clients % mesh.shape[AXIS]:
         # A cohort that does not divide is not divided yet: say so, or XLA pads it with collectives.
         whole = lax.with_sharding_constraint(padded(clients, mesh.shape[AXIS]), NamedSharding(mesh, _WHOLE))
-    own, pools, join = per_client(whole.value)
+    own, pools, join = per_client(whole)
 
-    def device(server: PyTree, own: PyTree, mask: jax.Array, ids: jax.Array, pools: PyTree) -> PyTree:
-        shard = Clients(join(own, pools), mask, ids)
+    def device(server: PyTree, own: PyTree, pools: PyTree) -> PyTree:
+        shard = join(own, pools)
         accumulators, outputs = _fold(run, _zeros(run, server, shard), server, shard, lanes)
         return _report(run, _all_reduce(run, accumulators)), outputs
 
     reduced, outputs = _by_device(
         device,
         mesh,
-        in_specs=(_WHOLE, _SPLIT, _SPLIT, _SPLIT, _pool_specs(clients.value)),
+        in_specs=(_WHOLE, _SPLIT, _pool_specs(clients)),
         out_specs=(_WHOLE, _SPLIT),
-    )(server, own, whole.mask, whole.id, pools)
+    )(server, own, pools)
     # Said, not only computed: where processes share the mesh, each can then read what is at the server.
     reduced = lax.with_sharding_constraint(reduced, NamedSharding(mesh, _WHOLE))
     return reduced, jax.tree.map(lambda x: x[:num_clients], outputs)
@@ -311,20 +309,20 @@ class PassStream:
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (self.mesh.shape[AXIS], *jnp.shape(x))), zeros)
 
     def _sharded_step(self, accumulators: PyTree, server: PyTree, clients: Clients, lanes: int | None) -> PyTree:
-        own, pools, join = per_client(clients.value)
+        own, pools, join = per_client(clients)
 
-        def device(accumulators: PyTree, server: PyTree, own: PyTree, mask: Array, ids: Array, pools: PyTree) -> PyTree:
-            shard = Clients(join(own, pools), mask, ids)
+        def device(accumulators: PyTree, server: PyTree, own: PyTree, pools: PyTree) -> PyTree:
+            shard = join(own, pools)
             updated, outputs = _fold(self._run, _unstacked(accumulators), server, shard, lanes)
             # Donated accumulators cannot be waited on; this small array can.
-            return jax.tree.map(lambda x: x[None], updated), outputs, jnp.any(mask)[None]
+            return jax.tree.map(lambda x: x[None], updated), outputs, jnp.any(shard.mask)[None]
 
         return _by_device(
             device,
             self.mesh,
-            in_specs=(_SPLIT, _WHOLE, _SPLIT, _SPLIT, _SPLIT, _pool_specs(clients.value)),
+            in_specs=(_SPLIT, _WHOLE, _SPLIT, _pool_specs(clients)),
             out_specs=_SPLIT,
-        )(accumulators, server, own, clients.mask, clients.id, pools)
+        )(accumulators, server, own, pools)
 
 
 def _unstacked(accumulators: PyTree) -> PyTree:

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjx.core.language.names import DType, PyTree, Type
-from fedjx.core.language.values import Clients, Sequence, gathered, per_client
+from fedjx.core.language.values import Clients, Sequence, gathered, map_own, per_client
 
 Shape = tuple[Any, ...]  # of numbers, symbols of `jax.export`, and None for what is not known
 
@@ -397,7 +397,11 @@ def element_type(sequence: Sequence) -> PyTree:
 
 def without_leading_axis(tree: PyTree) -> PyTree:
     """Returns the types of one row of every leaf."""
-    return jax.tree.map(lambda leaf: array_type(leaf.shape[1:], leaf.dtype), tree)
+    return jax.tree.map(_row_type, tree)
+
+
+def _row_type(leaf: Type) -> Type:
+    return array_type(leaf.shape[1:], leaf.dtype)
 
 
 def sequence_type(element: PyTree) -> Sequence:
@@ -416,5 +420,4 @@ def type_of(value: PyTree) -> FederatedType:
         return value
     if not isinstance(value, Clients):
         return FederatedType(value, SERVER)
-    own, pools, join = per_client(member_type(value.value))
-    return FederatedType(join(without_leading_axis(own), pools), CLIENTS)
+    return FederatedType(map_own(_row_type, member_type(value.value)), CLIENTS)

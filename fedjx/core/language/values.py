@@ -123,10 +123,9 @@ class Clients:
         {'age': array([31, 45])}
         """
         value = stack(value) if isinstance(value, list) else value
-        own, _, _ = per_client(value)
-        for leaf in jax.tree.leaves(own):
+        for leaf in own_leaves(value):
             check_32_bits(leaf)
-        sizes = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else None for leaf in jax.tree.leaves(own)}
+        sizes = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else None for leaf in own_leaves(value)}
         sizes |= {len(x) for x in (ids, mask) if x is not None}
         if len(sizes) != 1 or None in sizes:
             raise ValueError(
@@ -206,6 +205,32 @@ def side_by_side(arguments: list[Clients]) -> Clients:
     return Clients(tuple(c.value for c in arguments), mask, first.id)
 
 
+def map_own(fn: Callable[..., Any], value: PyTree, *others: PyTree) -> PyTree:
+    """Maps over what is each client's own, leaves ``[C, ...]``: of `Batches` the index; their pools stay.
+
+    Args:
+      fn: From a leaf, and those of the others in the same place, to another one.
+      value: A pytree with `Batches` in it, or none.
+      others: Pytrees of the same structure; of their `Batches` the pools do not matter.
+
+    >>> plan = Batches({"x": np.arange(3)}, np.array([[0], [2]]))
+    >>> map_own(lambda x: x[1:], (plan, np.arange(2)))
+    (Batches(pool={'x': array([0, 1, 2])}, index=array([[2]]), shared=True), array([1]))
+    """
+
+    def mapped(x: PyTree, *rest: PyTree) -> PyTree:
+        if _is_batches(x):
+            return dataclasses.replace(x, index=fn(x.index, *[y.index for y in rest]))
+        return fn(x, *rest)
+
+    return jax.tree.map(mapped, value, *others, is_leaf=_is_batches)
+
+
+def own_leaves(value: PyTree) -> list[Any]:
+    """Returns the arrays that `map_own` maps over."""
+    return [leaf.index if _is_batches(leaf) else leaf for leaf in jax.tree.leaves(value, is_leaf=_is_batches)]
+
+
 def per_client(value: PyTree) -> tuple[PyTree, PyTree, Callable[[PyTree, PyTree], PyTree]]:
     """Separates what is each client's own from the pools that all share.
 
@@ -214,7 +239,7 @@ def per_client(value: PyTree) -> tuple[PyTree, PyTree, Callable[[PyTree, PyTree]
 
     Returns:
       The same tree with the index in place of each `Batches`; the pools; and the function of
-      both that puts them together again. `vmap`, `scan` and `shard_map` split the first only.
+      both that puts them together again, for what maps over arrays alone: `vmap`, `scan` and `shard_map`.
     """
     leaves, treedef = jax.tree.flatten(value, is_leaf=_is_batches)
     own = treedef.unflatten([leaf.index if _is_batches(leaf) else leaf for leaf in leaves])
@@ -237,14 +262,13 @@ def padded(clients: Clients, multiple: int) -> Clients:
     missing = -clients.num_clients % multiple
     if not missing:
         return clients
-    own, pools, join = per_client(clients.value)
 
     def pad(x: Array, filler: int | bool | None = None) -> Array:
         module = np if isinstance(x, np.ndarray) else jnp  # a chunk on the host stays there
         rows = module.repeat(x[-1:], missing, axis=0) if filler is None else module.full(missing, filler, x.dtype)
         return module.concatenate([x, rows])
 
-    return Clients(join(jax.tree.map(pad, own), pools), pad(clients.mask, False), pad(clients.id, -1))
+    return Clients(map_own(pad, clients.value), pad(clients.mask, False), pad(clients.id, -1))
 
 
 def shares_pool(value: PyTree) -> list[bool]:
@@ -283,42 +307,38 @@ def stack_cohorts(cohorts: Iterable[Clients]) -> Clients:
     num_clients = max(c.num_clients for c in cohorts)
     capacities = [max(of_one) for of_one in zip(*map(_capacities, cohorts), strict=False)]
     cohorts = [padded(_lengthened(c, capacities), num_clients) for c in cohorts]
-    parts = [per_client((c.value, c.mask, c.id)) for c in cohorts]
-    shapes = {str(jax.tree.map(np.shape, own)) for own, _, _ in parts}
+    shapes = {str([x.shape for x in own_leaves(c)]) for c in cohorts}
     if len(shapes) > 1:
         raise ValueError(
             f"the cohorts of rounds that run as one program need equal shapes; got {sorted(shapes)[:2]}. "
             "Give the cohorts one batch_size, and examples of one shape."
         )
-    pools = [[id(leaf) for leaf in jax.tree.leaves(pools)] for _, pools, _ in parts]
+    pools = [[id(leaf) for leaf in jax.tree.leaves(per_client(c)[1])] for c in cohorts]
     if any(other != pools[0] for other in pools):
         raise ValueError("the cohorts of rounds that run as one program need one pool; got several. Use one data set.")
-    _, pool, join = parts[0]
-    return Clients(*join(jax.tree.map(lambda *xs: np.stack(xs), *[own for own, _, _ in parts]), pool))
+    return map_own(lambda *xs: np.stack(xs), *cohorts)
 
 
 def _capacities(cohort: Clients) -> list[int]:
     """Returns the capacity S of each of a cohort's sequences, leaves ``[C, S, ...]``."""
     sequences = jax.tree.leaves(cohort.value, is_leaf=_is_sequence)
-    return [jax.tree.leaves(per_client(x.elements)[0])[0].shape[1] for x in sequences if _is_sequence(x)]
+    return [own_leaves(x.elements)[0].shape[1] for x in sequences if _is_sequence(x)]
 
 
 def _lengthened(cohort: Clients, capacities: list[int]) -> Clients:
     """Pads a cohort's sequences, leaves ``[C, S, ...]``, to these capacities S."""
     wanted = iter(capacities)
 
-    def longer(x: PyTree, capacity: int) -> PyTree:
-        if _is_batches(x):
-            return dataclasses.replace(x, index=longer(x.index + 1, capacity) - 1)  # filled up by -1
-        return np.pad(x, [(0, capacity - x.shape[1] if axis == 1 else 0) for axis in range(x.ndim)])
-
-    def sequence(x: PyTree) -> PyTree:
+    def longer(x: PyTree) -> PyTree:
         if not _is_sequence(x):
             return x
-        capacity = next(wanted)
-        return Sequence(jax.tree.map(lambda y: longer(y, capacity), x.elements, is_leaf=_is_batches), x.length)
+        missing = next(wanted) - own_leaves(x.elements)[0].shape[1]
+        # What is past a sequence's length is never read; copies of its end would do as well as zeros.
+        return Sequence(
+            map_own(lambda y: np.pad(y, [(0, 0), (0, missing), *[(0, 0)] * (y.ndim - 2)]), x.elements), x.length
+        )
 
-    return Clients(jax.tree.map(sequence, cohort.value, is_leaf=_is_sequence), cohort.mask, cohort.id)
+    return Clients(jax.tree.map(longer, cohort.value, is_leaf=_is_sequence), cohort.mask, cohort.id)
 
 
 def _stack_leaf(*leaves: Any) -> Any:
@@ -331,8 +351,7 @@ def _stack_leaf(*leaves: Any) -> Any:
 
 
 def _capacity(sequence: Sequence) -> int:
-    own, _, _ = per_client(sequence.elements)
-    return min(leaf.shape[0] for leaf in jax.tree.leaves(own))
+    return min(leaf.shape[0] for leaf in own_leaves(sequence.elements))
 
 
 def _padded(sequence: Sequence, capacity: int, donor: Sequence | None) -> Sequence:
