@@ -183,7 +183,7 @@ def central(data: ClientData | Mapping[str, ArrayLike], *, batch_size: int) -> S
 
 def _plan(first: np.ndarray, sizes: np.ndarray, num_steps: int, batch_size: int) -> np.ndarray:
     """Returns int32 ``[C, S, B]``: rows ``first, first + 1, ...`` of each client, then -1."""
-    position = np.arange(num_steps * batch_size, dtype=np.int32).reshape(num_steps, batch_size)
+    position = np.arange(num_steps * batch_size, dtype=np.int32).reshape(num_steps, batch_size)  # [S, B]
     # int32 throughout, since this is the large array; what overflows is past the end and becomes -1.
     rows = first.astype(np.int32)[:, None, None] + position
     return np.where(position < sizes[:, None, None], rows, np.int32(-1))
@@ -222,10 +222,11 @@ def _parts(data: ClientData, ids: np.ndarray, share: Share) -> tuple[dict[str, n
     Returns:
       The features, each ``[P * N, ...]``, and where in its device's part each client begins, ``[P * C]``.
     """
-    sizes = data.sizes[data.places(ids)].reshape(share.num_devices, -1)
-    ids = ids.reshape(share.num_devices, -1)
-    new = np.append(np.ones((len(ids), 1), bool), ids[:, 1:] != ids[:, :-1], axis=1)
-    ends = np.where(new, sizes, 0).cumsum(axis=1)
+    sizes = data.sizes[data.places(ids)].reshape(share.num_devices, -1)  # [D, C]
+    ids = ids.reshape(share.num_devices, -1)  # [D, C]
+    new = np.append(np.ones((len(ids), 1), bool), ids[:, 1:] != ids[:, :-1], axis=1)  # [D, C], not its predecessor
+    ends = np.where(new, sizes, 0).cumsum(axis=1)  # [D, C], the end of each client's rows in its device's part
+    # [D, C], their beginning; who repeats a predecessor has that one's, the largest so far
     first = np.maximum.accumulate(np.where(new, ends - sizes, 0), axis=1)
     capacity = _capacity(int(ends[:, -1].max()), data.largest * ids.shape[1], least=1)
     capacity += -capacity % _ALIGNMENT

@@ -90,18 +90,19 @@ class Chunks:
         """Returns where in ``ids``, those of the chunks' clients, the first of the cohort is, the second, and so on."""
         if self._leader is None:
             return np.arange(len(ids))  # nobody has rearranged them
-        asked = np.asarray(self._leader.ids)
+        asked = np.asarray(self._leader.ids)  # [C], in the order of the cohort; ids [C], in that of the chunks
         order, by_id = np.argsort(asked, kind="stable"), np.argsort(ids, kind="stable")
         # Who is named again is there again: which time it is, too, tells who belongs where.
-        times = np.empty(len(ids), np.int64)
+        times = np.empty(len(ids), np.int64)  # [C], for each of ids: 0 the first time, 1 the second, ...
         times[by_id] = np.arange(len(ids)) - np.searchsorted(ids[by_id], ids[by_id])
-        return np.argsort(order[np.searchsorted(asked[order], ids) + times])
+        in_cohort = order[np.searchsorted(asked[order], ids) + times]  # [C], where in asked each of ids is
+        return np.argsort(in_cohort)  # [C], its inverse
 
     def sample(self, lanes: int, *, is_full: bool) -> Clients:
         """Returns a chunk of the shape that `cut` gives, of copies of a middling client: one group, or all."""
         assert self._leader is not None
         middling = np.argsort(self._sizes())[len(self._leader.ids) // 2]
-        rows = np.full((self._num_devices, self._num_groups(lanes), lanes), -1)
+        rows = np.full((self._num_devices, self._num_groups(lanes), lanes), -1)  # [D, G, L]
         rows[:, : None if is_full else 1] = middling
         return self._chunk(*self._named(rows.reshape(-1)))
 
@@ -127,11 +128,12 @@ class Chunks:
     def _named(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the ids at these positions, and which are not padding, which is copies of its predecessor."""
         assert self._leader is not None
-        by_device = rows.reshape(self._num_devices, -1)
+        by_device = rows.reshape(self._num_devices, -1)  # [D, G * L], -1 for padding
+        # [D, G * L], for each place the last one up to it that is no padding; -1 before a device's first client
         last = np.maximum.accumulate(np.where(by_device < 0, -1, np.arange(by_device.shape[1])), axis=1)
         real = np.take_along_axis(by_device, last, axis=1)  # -1 still where a device has no client at all
         real = np.where(real < 0, rows[rows >= 0][-1], real)
-        return np.asarray(self._leader.ids)[real.reshape(-1)], rows >= 0
+        return np.asarray(self._leader.ids)[real.reshape(-1)], rows >= 0  # both [D * G * L]
 
     def _chunk(self, ids: np.ndarray, mask: np.ndarray) -> Clients:
         own_ids, own_mask = self._share.of(ids), self._share.of(mask)
@@ -166,8 +168,8 @@ def levelled(sizes: np.ndarray, levels: list[Level]) -> Iterator[tuple[int, np.n
             stays = np.ones(len(order), bool)
         else:
             padded = np.append(sizes[order], np.zeros(-len(order) % level.lanes, sizes.dtype))
-            groups = padded.reshape(-1, level.lanes)
-            together = level.lanes * groups.max(axis=1) * level.seconds
+            groups = padded.reshape(-1, level.lanes)  # [groups, L], the sizes of those who would run together
+            together = level.lanes * groups.max(axis=1) * level.seconds  # [groups], all lanes run as the longest
             stays = np.repeat(together <= groups.sum(axis=1) * slower.seconds, level.lanes)[: len(order)]
         if stays.any():
             yield level.lanes, order[stays]
@@ -189,13 +191,12 @@ def arranged(sizes: ArrayLike, lanes: int, num_devices: int, num_groups: int) ->
     >>> arranged([5, 1, 9, 7, 3], lanes=1, num_devices=2, num_groups=2).tolist()
     [[2, 4, 3, 0], [1, -1, -1, -1]]
     """
-    order = np.argsort(-np.asarray(sizes), kind="stable")
+    order = np.argsort(-np.asarray(sizes), kind="stable")  # [C], longest first
     missing = -len(order) % (num_groups * num_devices * lanes)
-    groups = np.concatenate([order, np.full(missing, -1)]).reshape(-1, num_devices, lanes)
+    groups = np.concatenate([order, np.full(missing, -1)]).reshape(-1, num_devices, lanes)  # [chunks * G, D, L]
     groups[1::2] = groups[1::2, ::-1]  # no device always gets the larger ones
-    return (
-        groups.reshape(-1, num_groups, num_devices, lanes).swapaxes(1, 2).reshape(-1, num_groups * num_devices * lanes)
-    )
+    by_device = groups.reshape(-1, num_groups, num_devices, lanes).swapaxes(1, 2)  # [chunks, D, G, L]
+    return by_device.reshape(-1, num_devices * num_groups * lanes)
 
 
 class _Again:
@@ -220,9 +221,9 @@ def _zipped(streams: list[Any]) -> Iterator[Clients]:
 
 def _rows(clients: Clients, ids: np.ndarray, mask: np.ndarray) -> Clients:
     """Selects the named clients of a cohort that is given whole."""
-    known = np.where(clients.mask, clients.id, -1)
+    known = np.where(clients.mask, clients.id, -1)  # [C], those of the cohort; ids [chunk], those asked for
     order = np.argsort(known)
-    places = order[np.minimum(np.searchsorted(known, ids, sorter=order), len(order) - 1)]
+    places = order[np.minimum(np.searchsorted(known, ids, sorter=order), len(order) - 1)]  # [chunk], rows of clients
     missing = ids[known[places] != ids]
     if len(missing):
         raise ValueError(
@@ -239,7 +240,7 @@ def _cut(clients: Clients, size: int | None) -> list[Clients]:
     size = min(size or num_clients, num_clients)
     chunks = []
     for start in range(0, num_clients, size):
-        rows = np.arange(start, start + size)
+        rows = np.arange(start, start + size)  # [size], past the end of the cohort for padding
         chunk = map_own(lambda x, rows=rows: x[rows % num_clients], clients)
         real = rows < num_clients
         chunks.append(Clients(chunk.value, jnp.asarray(chunk.mask) & real, jnp.where(real, chunk.id, -1)))

@@ -292,10 +292,12 @@ def _frozen(fn: Function) -> Function:
     if isinstance(fn, _Applied):
         return fn._replace(fn=_frozen(fn.fn))
     if not isinstance(fn, types.FunctionType) or not fn.__closure__:
-        return fn
+        return fn  # no free variable: an object, or a function of its arguments and globals alone
+    # A closure is a tuple of cells, one a free variable. The loop that writes to its variable writes to the cell, so
+    # a function with the same code and new cells keeps what they hold now.
     cells = tuple(types.CellType(cell.cell_contents) for cell in fn.__closure__ if _is_filled(cell))
     if len(cells) != len(fn.__closure__):
-        return fn
+        return fn  # a variable has no value yet, as in a function that calls itself
     bound = types.FunctionType(fn.__code__, fn.__globals__, fn.__name__, fn.__defaults__, cells)
     bound.__kwdefaults__, bound.__qualname__ = fn.__kwdefaults__, fn.__qualname__
     return bound

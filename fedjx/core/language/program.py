@@ -216,13 +216,17 @@ class Program:
         for i, (node, inputs) in enumerate(zip(self._nodes, self._inputs, strict=True)):
             parts = [travels[x] for x in inputs]
             if node.kind != "map" or (node.sent is None and parts == [(x,) for x in inputs]):
+                # An ordinary map, of what is sent as it is: the client applies it, and sends the result.
                 travels.append((i,))
             elif node.sent is not None:
+                # What `federated_decode` makes: the client sends its inputs, and the server applies it.
                 travels.append(inputs)
             else:
+                # A map of something decoded: the server applies it too, to whatever was sent of each input; what came
+                # from the server, or what it knows anyway, is not sent back.
                 known = ("broadcast", "constant", "client_id")
                 parts = [x for part in parts for x in part if self._nodes[x].kind not in known]
-                travels.append(tuple(dict.fromkeys(parts)))
+                travels.append(tuple(dict.fromkeys(parts)))  # each once, in order
         return travels
 
     def exposed(self) -> list[str]:
