@@ -8,17 +8,18 @@ the initial minus the trained parameters, as algorithms here report it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 from jax.scipy.special import ndtri
+from jax.typing import ArrayLike
 
 from fedjx.aggregation.mean import mean
 from fedjx.core.execution.computation import federated_computation
-from fedjx.core.execution.process import Aggregator
+from fedjx.core.execution.process import Aggregation, Aggregator
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import (
     federated_broadcast,
@@ -50,7 +51,7 @@ Attack = Callable[[Scene], FederatedValue]
 
 
 def attacked(
-    attack: Attack, is_malicious: Callable[[jax.Array], Any], *, inner: Aggregator | None = None
+    attack: Attack, is_malicious: Callable[[jax.Array], ArrayLike], *, inner: Aggregator | None = None
 ) -> Aggregator:
     """Aggregates after an attack.
 
@@ -71,7 +72,7 @@ def attacked(
     inner = mean() if inner is None else inner
 
     @federated_computation
-    def next(key: Any, state: Any, value: Any, weight: Any) -> Any:
+    def next(key: FederatedValue, state: FederatedValue, value: FederatedValue, weight: FederatedValue) -> Aggregation:
         malicious = federated_map(lambda client: jnp.asarray(is_malicious(client), bool), federated_client_ids())
         weight_of = federated_map(lambda weight: jnp.asarray(weight, jnp.float32), weight)
         # A stream of its own: the inner aggregator draws from the same key.

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fedjx.aggregation.norms import check_order, follow_quantile, joint_norm
 from fedjx.core.execution.computation import federated_computation
-from fedjx.core.execution.process import Aggregator
-from fedjx.core.language.names import PyTree
+from fedjx.core.execution.process import Aggregation, Aggregator
+from fedjx.core.language.names import Metrics, PyTree
 from fedjx.core.language.operators import federated_broadcast, federated_sum, federated_value
-from fedjx.core.language.placed import federated_map
+from fedjx.core.language.placed import FederatedValue, federated_map
 from fedjx.core.language.types import SERVER
 
-Change = Callable[[PyTree, jax.Array, jax.Array], PyTree]  # (value, its norm, bound) -> value within the bound
+Bound = float | jax.Array  # a fixed one, or one that follows the norms
+Change = Callable[[PyTree, jax.Array, Bound], PyTree]  # (value, its norm, bound) -> value within the bound
+Report = Callable[[jax.Array, dict[str, jax.Array]], dict[str, jax.Array]]  # (bound, votes) -> measurements
 
 
 class Adaptive(NamedTuple):
@@ -55,7 +57,7 @@ class _Bounded(NamedTuple):
     votes: dict[str, jax.Array]
 
 
-def _bound(value: PyTree, weight: jax.Array, estimate: Any, bound: Any, order: float, change: Change) -> _Bounded:
+def _bound(value: PyTree, weight: jax.Array, estimate: Bound, bound: Bound, order: float, change: Change) -> _Bounded:
     """Bounds one client's value; one of no finite norm becomes zero, of weight zero, and is counted."""
     norm = joint_norm(value, order)
     finite, counts = jnp.isfinite(norm), weight > 0
@@ -71,14 +73,14 @@ def fraction(count: jax.Array, votes: dict[str, jax.Array]) -> jax.Array:
     return count / jnp.maximum(votes["client"], 1).astype(jnp.float32)
 
 
-def fixed_bound(bound: float, inner: Aggregator, order: float, change: Change, report: Callable) -> Aggregator:
+def fixed_bound(bound: float, inner: Aggregator, order: float, change: Change, report: Report) -> Aggregator:
     """Wraps an aggregator in a fixed bound; ``report(bound, votes)`` makes the measurements."""
     check_order(order)
     if not bound > 0:
         raise ValueError(f"a bound on a norm is positive; got {bound}. Pass one above 0.")
 
     @federated_computation
-    def next(key: Any, state: Any, value: Any, weight: Any) -> Any:
+    def next(key: FederatedValue, state: FederatedValue, value: FederatedValue, weight: FederatedValue) -> Aggregation:
         bounded = federated_map(lambda v, w: _bound(v, w, bound, bound, order, change), value, weight)
         votes = federated_sum(bounded.votes)
         state, result, measured = inner.next(key, state, bounded.value, bounded.weight)
@@ -88,7 +90,7 @@ def fixed_bound(bound: float, inner: Aggregator, order: float, change: Change, r
     return Aggregator(inner.init, next)
 
 
-def adaptive_bound(adaptive: Adaptive, inner: Aggregator, order: float, change: Change, report: Callable) -> Aggregator:
+def adaptive_bound(adaptive: Adaptive, inner: Aggregator, order: float, change: Change, report: Report) -> Aggregator:
     """Wraps an aggregator in a bound that follows a quantile of the norms of the rounds before."""
     check_order(order)
     if not (adaptive.initial > 0 and adaptive.learning_rate > 0 and 0 <= adaptive.quantile <= 1):
@@ -97,7 +99,7 @@ def adaptive_bound(adaptive: Adaptive, inner: Aggregator, order: float, change: 
             f"got {adaptive}. Change those."
         )
 
-    def init(member: Any) -> BoundState:
+    def init(member: PyTree) -> BoundState:
         return BoundState(jnp.float32(adaptive.initial), inner.init(member))
 
     def of(estimate: jax.Array) -> jax.Array:
@@ -112,7 +114,7 @@ def adaptive_bound(adaptive: Adaptive, inner: Aggregator, order: float, change: 
         return jnp.where(votes["client"] > 0, moved, estimate)
 
     @federated_computation
-    def next(key: Any, state: Any, value: Any, weight: Any) -> Any:
+    def next(key: FederatedValue, state: FederatedValue, value: FederatedValue, weight: FederatedValue) -> Aggregation:
         bounded = federated_map(bound_one, value, weight, federated_broadcast(state.estimate))
         votes = federated_sum(bounded.votes)
         inner_state, result, measured = inner.next(key, state.inner, bounded.value, bounded.weight)
@@ -123,6 +125,6 @@ def adaptive_bound(adaptive: Adaptive, inner: Aggregator, order: float, change: 
     return Aggregator(init, next)
 
 
-def with_own(inner: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+def with_own(inner: Metrics, own: Metrics) -> Metrics:
     """Joins a wrapper's measurements to the inner ones, which go under ``inner`` if a name is in both."""
     return {**({"inner": inner} if inner.keys() & own.keys() else inner), **own}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,9 @@ from fedjx.aggregation.compress import Compressor, Leaf, decode_tree, encode_tre
 from fedjx.core.execution.computation import federated_computation
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_broadcast
-from fedjx.core.language.placed import federated_map
+from fedjx.core.language.placed import FederatedValue, federated_map
+
+Sent = tuple[FederatedValue, FederatedValue]  # a broadcaster's state at the server, and the value at the clients
 
 
 class Broadcaster(NamedTuple):
@@ -24,14 +26,14 @@ class Broadcaster(NamedTuple):
     """
 
     init: Callable[[PyTree], PyTree]
-    next: Callable[..., Any]
+    next: Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
 
 
 def broadcast() -> Broadcaster:
     """Sends a value as it is."""
 
     @federated_computation
-    def next(key: Any, state: Any, value: Any) -> Any:
+    def next(key: FederatedValue, state: FederatedValue, value: FederatedValue) -> Sent:
         del key
         return state, federated_broadcast(value)
 
@@ -52,7 +54,7 @@ def compressed_broadcast(
     def init(member: PyTree) -> PyTree:
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), member) if error_feedback else ()
 
-    def encode(key: jax.Array, state: PyTree, value: PyTree) -> Any:
+    def encode(key: jax.Array, state: PyTree, value: PyTree) -> tuple[PyTree, PyTree]:
         total = jax.tree.map(jnp.add, value, state) if error_feedback else value
         code = encode_tree(compressor, where, key, total)
         if not error_feedback:
@@ -60,7 +62,7 @@ def compressed_broadcast(
         return code, jax.tree.map(jnp.subtract, total, decode_tree(compressor, where, code, value))
 
     @federated_computation
-    def next(key: Any, state: Any, value: Any) -> Any:
+    def next(key: FederatedValue, state: FederatedValue, value: FederatedValue) -> Sent:
         member = value.type.member
         code, state = federated_map(encode, key, state, value)
         decoded = federated_map(lambda code: decode_tree(compressor, where, code, member), federated_broadcast(code))

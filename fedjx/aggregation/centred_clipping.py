@@ -6,7 +6,7 @@ al., "Can You Really Backdoor Federated Learning?" (arXiv 1911.07963, section 4)
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from fedjx.aggregation.geometric_median import distance_between, zeros_at
 from fedjx.aggregation.votes import Vote, measurements, votes
 from fedjx.core.execution.computation import federated_computation
-from fedjx.core.execution.process import Aggregator
+from fedjx.core.execution.process import Aggregation, Aggregator
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_broadcast, federated_mean, federated_sum
-from fedjx.core.language.placed import federated_map
+from fedjx.core.language.placed import FederatedValue, federated_map
 from fedjx.core.language.types import CLIENTS
 
 
@@ -44,7 +44,7 @@ def centred_clipping(bound: float, *, num_steps: int = 1, weighted: bool = False
         return jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), jnp.result_type(x)), member)
 
     @federated_computation
-    def next(key: Any, state: Any, value: Any, weight: Any) -> Any:
+    def next(key: FederatedValue, state: FederatedValue, value: FederatedValue, weight: FederatedValue) -> Aggregation:
         del key
         vote = votes(value, weight, weighted=weighted)
         centre = state
@@ -71,7 +71,7 @@ def norm_bounding(bound: float, *, weighted: bool = False) -> Aggregator:
     clipped = _Clipped(bound)
 
     @federated_computation
-    def next(key: Any, state: Any, value: Any, weight: Any) -> Any:
+    def next(key: FederatedValue, state: FederatedValue, value: FederatedValue, weight: FederatedValue) -> Aggregation:
         del key
         vote = votes(value, weight, weighted=weighted)
         moves = federated_map(clipped, vote, zeros_at(CLIENTS, vote.value))

@@ -7,13 +7,11 @@ al., "Differentially Private Learning with Adaptive Clipping" (arXiv 1905.03871,
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjx.aggregation.bounding import Adaptive, adaptive_bound, fixed_bound, fraction
+from fedjx.aggregation.bounding import Adaptive, Bound, adaptive_bound, fixed_bound, fraction
 from fedjx.aggregation.mean import mean
 from fedjx.core.execution.process import Aggregator
 from fedjx.core.language.names import PyTree
@@ -101,13 +99,13 @@ def _check_floats(value: PyTree) -> None:
             raise TypeError(f"what is clipped must be floating-point; got {leaf.dtype}. Leave such leaves out.")
 
 
-def _scaled(value: PyTree, norm: jax.Array, bound: Any) -> PyTree:
+def _scaled(value: PyTree, norm: jax.Array, bound: Bound) -> PyTree:
     _check_floats(value)
     scale = jnp.where(norm > bound, bound / jnp.maximum(norm, bound), 1.0)  # a bound of infinity clips nothing
     return jax.tree.map(lambda v: v * scale, value)
 
 
-def _clamped(value: PyTree, norm: jax.Array, bound: Any) -> PyTree:
+def _clamped(value: PyTree, norm: jax.Array, bound: Bound) -> PyTree:
     del norm
     _check_floats(value)
     return jax.tree.map(lambda v: jnp.clip(v, -bound, bound), value)

@@ -9,17 +9,17 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fedjx.aggregation.mean import mean
 from fedjx.core.execution.computation import federated_computation
-from fedjx.core.execution.process import Aggregator
-from fedjx.core.language.names import PyTree
+from fedjx.core.execution.process import Aggregation, Aggregator
+from fedjx.core.language.names import DType, PyTree
 from fedjx.core.language.operators import federated_decode, federated_keys, federated_sum, federated_zip
-from fedjx.core.language.placed import federated_map
+from fedjx.core.language.placed import FederatedValue, federated_map
 
 
 class Leaf(NamedTuple):
@@ -33,7 +33,7 @@ class Leaf(NamedTuple):
 
     name: str
     shape: tuple[int, ...]
-    dtype: Any
+    dtype: DType
 
     @property
     def size(self) -> int:
@@ -94,7 +94,7 @@ def compress(
     inner = mean() if inner is None else inner
 
     @federated_computation
-    def next(key: Any, state: Any, value: Any, weight: Any) -> Any:
+    def next(key: FederatedValue, state: FederatedValue, value: FederatedValue, weight: FederatedValue) -> Aggregation:
         key_encode, key_inner = federated_map(lambda key: tuple(jax.random.split(key)), key)
         member = value.type.member
         code = federated_map(
@@ -160,7 +160,7 @@ def payload_bits(
 def leaves_where(where: Callable[[Leaf], bool], tree: PyTree) -> list[bool]:
     """Tells of every leaf of a tree, in order, whether it has floats and is chosen."""
 
-    def chosen(path: Any, x: Any) -> bool:
+    def chosen(path: jax.tree_util.KeyPath, x: jax.Array) -> bool:
         leaf = Leaf(jax.tree_util.keystr(path, simple=True, separator="/"), x.shape, x.dtype)
         return leaf.size > 0 and jnp.issubdtype(leaf.dtype, jnp.floating) and bool(where(leaf))
 

@@ -9,7 +9,7 @@ uniform among all; for those that are fast to compute, nearly so, see `eden`.
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from fedjx.aggregation.compress import Compressor
 from fedjx.aggregation.packing import pack, unpack
 from fedjx.aggregation.quantize import Quantized
 from fedjx.aggregation.rotate import Rotation, rotated
+from fedjx.core.language.names import Array
 
 _MOST_SAMPLED = 2**14
 
@@ -114,12 +115,12 @@ def _centred(words: jax.Array, num_bits: int, size: int) -> jax.Array:
     return unpack(words, num_bits, size).astype(jnp.int32) - 2 ** (num_bits - 1)
 
 
-def nearest(x: jax.Array, levels: jax.Array | np.ndarray) -> jax.Array:
+def nearest(x: jax.Array, levels: Array) -> jax.Array:
     """Returns the index, uint32 ``[n]``, of the level ``[k]`` nearest to each element ``[n]``."""
     return sum((x > t).astype(jnp.uint32) for t in _thresholds(levels))  # type: ignore[return-value]
 
 
-def take(levels: jax.Array | np.ndarray, codes: jax.Array) -> jax.Array:
+def take(levels: Array, codes: jax.Array) -> jax.Array:
     """Looks levels up by comparisons, which vectorise, instead of gathering an element at a time."""
     result = jnp.broadcast_to(levels[0], codes.shape)
     for k in range(1, len(levels)):
@@ -127,7 +128,7 @@ def take(levels: jax.Array | np.ndarray, codes: jax.Array) -> jax.Array:
     return result
 
 
-def _thresholds(levels: jax.Array | np.ndarray) -> Any:
+def _thresholds(levels: Array) -> Array:
     return (levels[1:] + levels[:-1]) / 2
 
 

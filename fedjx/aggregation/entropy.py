@@ -6,7 +6,7 @@ Elias, "Universal codeword sets" (1975): the gamma code. Asymmetric numeral syst
 
 from __future__ import annotations
 
-from typing import Any
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -99,12 +99,12 @@ def ans_decode(words: np.ndarray) -> np.ndarray:
     return _constriction().stream.stack.AnsCoder(stream).decode(_model(counts), num_codes)
 
 
-def _model(counts: np.ndarray) -> Any:
+def _model(counts: np.ndarray) -> object:
     shares = counts.astype(np.float64) / counts.sum(dtype=np.float64)
     return _constriction().stream.model.Categorical(shares, perfect=False)
 
 
-def _constriction() -> Any:
+def _constriction() -> ModuleType:
     try:
         import constriction  # pyright: ignore[reportMissingImports]
     except ImportError as error:

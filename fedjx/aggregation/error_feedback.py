@@ -7,7 +7,7 @@ et al. (arXiv 2106.05203, algorithm 2; with partial participation arXiv 2110.032
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,9 @@ from fedjx.core.execution.process import Aggregator
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_decode, federated_keys, federated_sum, federated_zip
 from fedjx.core.language.placed import FederatedValue, federated_map
+
+# An aggregator's state, result and measurements at the server, and the clients' memory.
+StatefulAggregation = tuple[FederatedValue, FederatedValue, FederatedValue, FederatedValue]
 
 
 class StatefulAggregator(NamedTuple):
@@ -36,7 +39,7 @@ class StatefulAggregator(NamedTuple):
 
     init: Callable[[PyTree], PyTree]
     init_client: Callable[[PyTree], PyTree]
-    next: Callable[..., Any]
+    next: Callable[[PyTree, PyTree, PyTree, PyTree, PyTree], tuple[PyTree, PyTree, PyTree, PyTree]]
 
 
 def error_feedback(
@@ -53,14 +56,20 @@ def error_feedback(
     """
     inner = mean() if inner is None else inner
 
-    def encode(key: jax.Array, value: PyTree, weight: jax.Array, memory: PyTree) -> Any:
+    def encode(key: jax.Array, value: PyTree, weight: jax.Array, memory: PyTree) -> tuple[PyTree, ...]:
         total, weight, non_finite = sound(jax.tree.map(jnp.add, value, memory), weight)
         code = encode_tree(compressor, where, key, total)
         rest = jax.tree.map(jnp.subtract, total, decode_tree(compressor, where, code, value))
         return code, weight, non_finite, _where(weight > 0, rest, memory)
 
     @federated_computation
-    def next(key: Any, state: Any, value: Any, weight: Any, memory: Any) -> Any:
+    def next(
+        key: FederatedValue,
+        state: FederatedValue,
+        value: FederatedValue,
+        weight: FederatedValue,
+        memory: FederatedValue,
+    ) -> StatefulAggregation:
         member = value.type.member
         key_encode, key_inner = federated_map(lambda key: tuple(jax.random.split(key)), key)
         code, weight, non_finite, memory = federated_map(encode, federated_keys(key_encode), value, weight, memory)
@@ -82,17 +91,23 @@ def ef21(compressor: Compressor, *, num_clients: int, where: Callable[[Leaf], bo
       where: Which leaves of floats are compressed.
     """
 
-    def encode(key: jax.Array, value: PyTree, weight: jax.Array, memory: PyTree) -> Any:
+    def encode(key: jax.Array, value: PyTree, weight: jax.Array, memory: PyTree) -> tuple[PyTree, ...]:
         difference, weight, non_finite = sound(jax.tree.map(jnp.subtract, value, memory), weight)
         code = encode_tree(compressor, where, key, difference)
         moved = jax.tree.map(jnp.add, memory, decode_tree(compressor, where, code, value))
         return (code, weight > 0), non_finite, _where(weight > 0, moved, memory)
 
     @federated_computation
-    def next(key: Any, state: Any, value: Any, weight: Any, memory: Any) -> Any:
+    def next(
+        key: FederatedValue,
+        state: FederatedValue,
+        value: FederatedValue,
+        weight: FederatedValue,
+        memory: FederatedValue,
+    ) -> StatefulAggregation:
         member = value.type.member
 
-        def decode(message: Any) -> PyTree:
+        def decode(message: tuple[PyTree, jax.Array]) -> PyTree:
             code, present = message
             step = decode_tree(compressor, where, code, member)
             return _where(present, step, jax.tree.map(jnp.zeros_like, step))

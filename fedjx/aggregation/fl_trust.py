@@ -6,21 +6,22 @@ Cao et al., "FLTrust: Byzantine-robust Federated Learning via Trust Bootstrappin
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from fedjx.aggregation.votes import Vote, measurements, votes
 from fedjx.core.execution.computation import federated_computation
-from fedjx.core.execution.process import Aggregator
+from fedjx.core.execution.process import Aggregation, Aggregator
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_broadcast, federated_client_ids, federated_mean, federated_sum
-from fedjx.core.language.placed import federated_map
+from fedjx.core.language.placed import FederatedValue, federated_map
 
 
-def fl_trust(is_trusted: Callable[[jax.Array], Any]) -> Aggregator:
+def fl_trust(is_trusted: Callable[[jax.Array], ArrayLike]) -> Aggregator:
     """Averages the members, rescaled to the norm of a trusted update, by their cosine with it if that is positive.
 
     The server's own data enter as a client (or several, whose mean is taken) that is in every cohort: its update is
@@ -39,7 +40,7 @@ def fl_trust(is_trusted: Callable[[jax.Array], Any]) -> Aggregator:
     """
 
     @federated_computation
-    def next(key: Any, state: Any, value: Any, weight: Any) -> Any:
+    def next(key: FederatedValue, state: FederatedValue, value: FederatedValue, weight: FederatedValue) -> Aggregation:
         del key
         vote = votes(value, weight, weighted=False)
         trusted = federated_map(is_trusted, federated_client_ids())
@@ -57,11 +58,11 @@ class _Judged(NamedTuple):
     trust: jax.Array
 
 
-def _only(weight: jax.Array, trusted: Any) -> jax.Array:
+def _only(weight: jax.Array, trusted: ArrayLike) -> jax.Array:
     return jnp.where(trusted, weight, 0.0)
 
 
-def _judge(vote: Vote, trusted: Any, reference: PyTree) -> _Judged:
+def _judge(vote: Vote, trusted: ArrayLike, reference: PyTree) -> _Judged:
     value, reference = (jax.tree.map(lambda x: x.astype(jnp.float32), tree) for tree in (vote.value, reference))
     norm, reference_norm = optax.tree.norm(value), optax.tree.norm(reference)
     tiny = jnp.finfo(jnp.float32).tiny

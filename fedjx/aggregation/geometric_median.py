@@ -5,7 +5,7 @@ Pillutla et al., "Robust Aggregation for Federated Learning" (arXiv 1912.13445, 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ import optax
 
 from fedjx.aggregation.votes import Vote, measurements, votes
 from fedjx.core.execution.computation import federated_computation
-from fedjx.core.execution.process import Aggregator
+from fedjx.core.execution.process import Aggregation, Aggregator
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_broadcast, federated_mean, federated_value
 from fedjx.core.language.placed import FederatedValue, federated_map
@@ -43,7 +43,7 @@ def geometric_median(
     reweighted = _Reweighted(smoothing)
 
     @federated_computation
-    def next(key: Any, state: Any, value: Any, weight: Any) -> Any:
+    def next(key: FederatedValue, state: FederatedValue, value: FederatedValue, weight: FederatedValue) -> Aggregation:
         del key
         vote = votes(value, weight, weighted=weighted)
         median = federated_mean(vote.value, vote.weight) if from_mean else zeros_at(SERVER, vote.value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from fedjx.aggregation.mean import mean
 from fedjx.core.execution.computation import federated_computation
 from fedjx.core.execution.process import Aggregator
 from fedjx.core.language.names import PyTree
-from fedjx.core.language.placed import federated_map
+from fedjx.core.language.placed import FederatedValue, federated_map
 
 
 class Assigned(NamedTuple):
@@ -48,11 +48,13 @@ def per_cluster(
 
         return of_client
 
-    def init(member: PyTree) -> Any:
+    def init(member: PyTree) -> tuple[PyTree, ...]:
         return tuple(inner.init(row(j)(member)) for j in range(num_clusters))
 
     @federated_computation
-    def next(key: Any, state: Any, value: Any, weight: Any) -> Any:
+    def next(
+        key: FederatedValue, state: FederatedValue, value: FederatedValue, weight: FederatedValue
+    ) -> tuple[tuple[FederatedValue, ...], FederatedValue, FederatedValue]:
         keys = federated_map(lambda key: tuple(jax.random.split(key, num_clusters)), key)
         parts = []
         for j in range(num_clusters):

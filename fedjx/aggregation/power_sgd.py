@@ -7,20 +7,20 @@ Vogels et al., "PowerSGD: Practical Low-Rank Gradient Compression for Distribute
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fedjx.aggregation.bounding import with_own
 from fedjx.aggregation.compress import Leaf, is_large, leaves_where
-from fedjx.aggregation.error_feedback import StatefulAggregator, counted, sound
+from fedjx.aggregation.error_feedback import StatefulAggregation, StatefulAggregator, counted, sound
 from fedjx.aggregation.mean import mean
 from fedjx.core.execution.computation import federated_computation
-from fedjx.core.execution.process import Aggregator
+from fedjx.core.execution.process import Aggregation, Aggregator
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_broadcast, federated_mean
-from fedjx.core.language.placed import federated_map
+from fedjx.core.language.placed import FederatedValue, federated_map
 
 
 class PowerSGDState(NamedTuple):
@@ -54,7 +54,7 @@ def power_sgd(rank: int, inner: Aggregator | None = None, *, where: Callable[[Le
     inner, where = mean() if inner is None else inner, _worthwhile(rank, where)
 
     @federated_computation
-    def next(key: Any, state: Any, value: Any, weight: Any) -> Any:
+    def next(key: FederatedValue, state: FederatedValue, value: FederatedValue, weight: FederatedValue) -> Aggregation:
         return _round(inner, where, key, state, value, weight)[:3]
 
     return Aggregator(_init(rank, inner, where), next)
@@ -70,7 +70,13 @@ def power_sgd_with_memory(
     inner, where = mean() if inner is None else inner, _worthwhile(rank, where)
 
     @federated_computation
-    def next(key: Any, state: Any, value: Any, weight: Any, memory: Any) -> Any:
+    def next(
+        key: FederatedValue,
+        state: FederatedValue,
+        value: FederatedValue,
+        weight: FederatedValue,
+        memory: FederatedValue,
+    ) -> StatefulAggregation:
         def rest(total: PyTree, left: list[jax.Array], weight: jax.Array, memory: PyTree) -> PyTree:
             matrices, others = _split(where, total)
             lost = [m - p @ (p.T @ m) for m, p in zip(matrices, left, strict=True)]
@@ -90,7 +96,14 @@ def power_sgd_with_memory(
     return StatefulAggregator(_init(rank, inner, where), init_client, next)
 
 
-def _round(inner: Aggregator, where: Callable[[Leaf], bool], key: Any, state: Any, value: Any, weight: Any) -> Any:
+def _round(
+    inner: Aggregator,
+    where: Callable[[Leaf], bool],
+    key: FederatedValue,
+    state: FederatedValue,
+    value: FederatedValue,
+    weight: FederatedValue,
+) -> StatefulAggregation:
     """Runs algorithm 1; returns the new state, the result, the measurements, and the left factors at the clients."""
     member = value.type.member
     matrices, others = federated_map(lambda value: _split(where, value), value)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 
 from fedjx.aggregation.compress import Compressor
+from fedjx.core.language.names import PyTree
 
 _LAST_RADIX, _RADIX = 64, 8
 
@@ -38,7 +39,7 @@ class Rotation(NamedTuple):
 class Rotated(NamedTuple):
     """The codes of a rotated vector's blocks, and the seed of its rotation, uint32 ``[]``."""
 
-    code: Any
+    code: PyTree
     seed: jax.Array
 
 
@@ -67,7 +68,7 @@ def rotated(compressor: Compressor, rotation: Rotation | None = None) -> Compres
     if inner is None:
         return Compressor(encode, decode)
 
-    def symbols(code: Rotated, size: int) -> tuple[jax.Array, Any]:
+    def symbols(code: Rotated, size: int) -> tuple[jax.Array, PyTree]:
         _, block = rotation.shape(size)
         integers, rest = jax.vmap(lambda code: inner(code, block))(code.code)
         return integers.reshape(-1), (rest, code.seed)

@@ -12,18 +12,22 @@ Overflow cannot happen up to ``max_clients``, and is detected beyond: the result
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from fedjx.aggregation.fixed_point import FixedPoint, decode, encode, fixed_point, num_clipped
 from fedjx.core.execution.computation import federated_computation
-from fedjx.core.execution.process import Aggregator
-from fedjx.core.language.names import PyTree
+from fedjx.core.execution.process import Aggregation, Aggregator
+from fedjx.core.language.names import DType, PyTree
 from fedjx.core.language.operators import federated_keys, federated_secure_sum, federated_zip
 from fedjx.core.language.placed import FederatedValue, check_numeric, federated_map
 from fedjx.core.language.reductions import divide, wide_dtype
+
+Counts = dict[str, jax.Array]  # what is measured, by name
+DTypes = tuple[DType, ...]  # of the leaves
+Client = Callable[[jax.Array, PyTree, jax.Array], tuple[PyTree, Counts]]  # (key, value, weight) -> integers
+Server = Callable[[DTypes, PyTree, Counts], tuple[PyTree, Counts]]  # (dtypes, total, counts) -> result
 
 
 def secure_sum(
@@ -52,11 +56,11 @@ def secure_sum(
     grid = fixed_point(bound=bound, max_clients=max_clients, num_bits=num_bits)
     _check(min_clients, max_clients)
 
-    def client(key: jax.Array, value: PyTree, weight: jax.Array) -> Any:
+    def client(key: jax.Array, value: PyTree, weight: jax.Array) -> tuple[PyTree, Counts]:
         value = jax.tree.map(lambda x: jnp.where(weight > 0, x, 0), value)
         return encode(grid, value, key if stochastic else None), _counts(max_clients, weight, num_clipped(grid, value))
 
-    def server(dtypes: Any, total: PyTree, counts: PyTree) -> Any:
+    def server(dtypes: DTypes, total: PyTree, counts: Counts) -> tuple[PyTree, Counts]:
         measured = _measured(min_clients, max_clients, counts)
         return _cast(_shown(measured, decode(grid, total)), dtypes), measured
 
@@ -97,7 +101,7 @@ def secure_mean(
         raise ValueError(f"max_weight must be positive and finite; got {max_weight=}. Pass the largest weight.")
     _check(min_clients, max_clients)
 
-    def client(key: jax.Array, value: PyTree, weight: jax.Array) -> Any:
+    def client(key: jax.Array, value: PyTree, weight: jax.Array) -> tuple[PyTree, Counts]:
         value = jax.tree.map(lambda x: jnp.where(weight > 0, x, 0), value)
         counts = _counts(max_clients, weight, num_clipped(grid, value))
         counts["num_clipped_weights"] = (~((weight >= 0) & (weight <= max_weight))).astype(jnp.uint32)
@@ -109,7 +113,7 @@ def secure_mean(
         counts["num_lost_weights"] = ((weight > 0) & (code == 0)).astype(jnp.uint32)
         return (encode(grid, product, key_value), code), counts
 
-    def server(dtypes: Any, total: Any, counts: PyTree) -> Any:
+    def server(dtypes: DTypes, total: tuple[PyTree, jax.Array], counts: Counts) -> tuple[PyTree, Counts]:
         measured = _measured(min_clients, max_clients, counts)
         product, share = decode(grid, total[0]), decode(of_weights, total[1])
         result = divide(product, share, (jnp.float32,) * len(jax.tree.leaves(product)))
@@ -133,7 +137,7 @@ def secure_total(
     _check(min_clients, max_clients)
     most = (2**31 - 1) // max_clients
 
-    def client(value: PyTree) -> Any:
+    def client(value: PyTree) -> tuple[PyTree, tuple[PyTree, Counts]]:
         leaves = jax.tree.leaves(value)
         floats = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
         counts = [x for x in leaves if not jnp.issubdtype(x.dtype, jnp.floating)]
@@ -154,7 +158,7 @@ def secure_total(
         sent = federated_map(client, value)
         codes, counts = federated_secure_sum(sent[0], num_bits=num_bits), federated_secure_sum(sent[1])
 
-        def server(codes: Any, counts: Any) -> PyTree:
+        def server(codes: PyTree, counts: tuple[PyTree, Counts]) -> PyTree:
             measured = _measured(min_clients, max_clients, counts[1])
             floats = iter(_shown(measured, decode(grid, codes)))
             integers = iter(_unless(measured["too_few"], counts[0], 0))
@@ -168,13 +172,13 @@ def secure_total(
     return total
 
 
-def _aggregator(grid: FixedPoint, client: Callable[..., Any], server: Callable[..., Any]) -> Aggregator:
-    def init(member: Any) -> Any:
+def _aggregator(grid: FixedPoint, client: Client, server: Server) -> Aggregator:
+    def init(member: PyTree) -> tuple[()]:
         del member
         return ()
 
     @federated_computation
-    def next(key: Any, state: Any, value: Any, weight: Any) -> Any:
+    def next(key: FederatedValue, state: FederatedValue, value: FederatedValue, weight: FederatedValue) -> Aggregation:
         check_numeric(
             "a secure aggregator", value, (jnp.floating,), "real floating-point", "Map them to float32 first."
         )
@@ -188,14 +192,14 @@ def _aggregator(grid: FixedPoint, client: Callable[..., Any], server: Callable[.
     return Aggregator(init, next)
 
 
-def _counts(max_clients: int, weight: jax.Array, clipped: jax.Array) -> dict[str, jax.Array]:
+def _counts(max_clients: int, weight: jax.Array, clipped: jax.Array) -> Counts:
     # What a client may report is bounded, so that the total of so many clients fits into 32 bits.
     most = (2**32 - 1) // max_clients
     reported = jnp.minimum(clipped.astype(jnp.uint32), jnp.uint32(most))
     return {"num_clients": (weight > 0).astype(jnp.uint32), "num_clipped": reported}
 
 
-def _measured(min_clients: int, max_clients: int, counts: dict[str, jax.Array]) -> dict[str, jax.Array]:
+def _measured(min_clients: int, max_clients: int, counts: Counts) -> Counts:
     number = counts["num_clients"]
     too_few = number < min_clients
     return {
@@ -206,7 +210,7 @@ def _measured(min_clients: int, max_clients: int, counts: dict[str, jax.Array]) 
     }
 
 
-def _shown(measured: dict[str, jax.Array], result: PyTree) -> PyTree:
+def _shown(measured: Counts, result: PyTree) -> PyTree:
     return _unless(measured["overflow"], _unless(measured["too_few"], result, 0), jnp.nan)
 
 
@@ -221,6 +225,6 @@ def _check(min_clients: int, max_clients: int) -> None:
         )
 
 
-def _cast(result: PyTree, dtypes: tuple[Any, ...]) -> PyTree:
+def _cast(result: PyTree, dtypes: DTypes) -> PyTree:
     leaves, treedef = jax.tree.flatten(result)
     return treedef.unflatten([x.astype(dtype) for x, dtype in zip(leaves, dtypes, strict=True)])

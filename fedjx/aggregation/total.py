@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from fedjx.core.execution.computation import federated_computation
-from fedjx.core.execution.process import Aggregator
+from fedjx.core.execution.process import Aggregation, Aggregator
+from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_sum, federated_value
-from fedjx.core.language.placed import federated_map
+from fedjx.core.language.placed import FederatedValue, federated_map
 from fedjx.core.language.types import SERVER
 
 
@@ -25,17 +24,17 @@ def total() -> Aggregator:
     Array(3, dtype=int32)
     """
 
-    def init(member: Any) -> Any:
+    def init(member: PyTree) -> tuple[()]:
         del member
         return ()
 
     @federated_computation
-    def next(key: Any, state: Any, value: Any, weight: Any) -> Any:
+    def next(key: FederatedValue, state: FederatedValue, value: FederatedValue, weight: FederatedValue) -> Aggregation:
         del key
         return state, federated_sum(federated_map(_where_weight, value, weight)), federated_value({}, SERVER)
 
     return Aggregator(init, next)
 
 
-def _where_weight(value: Any, weight: jax.Array) -> Any:
+def _where_weight(value: PyTree, weight: jax.Array) -> PyTree:
     return jax.tree.map(lambda v: jnp.where(weight > 0, v, jnp.zeros((), v.dtype)), value)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from fedjx.core.execution.computation import federated_computation
-from fedjx.core.execution.process import Aggregator
+from fedjx.core.execution.process import Aggregation, Aggregator
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_collect, federated_sum, federated_zip
 from fedjx.core.language.placed import FederatedValue, check_numeric, federated_map, value_at
 from fedjx.core.language.types import CLIENTS
+from fedjx.core.language.values import Sequence
 
 Rule = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -33,7 +34,7 @@ class Vote(NamedTuple):
     non_finite: jax.Array
 
 
-def votes(value: Any, weight: Any, *, weighted: bool) -> FederatedValue:
+def votes(value: PyTree, weight: PyTree, *, weighted: bool) -> FederatedValue:
     """Decides at every client whether, and with how much weight, it takes part; a `Vote` at CLIENTS.
 
     A client of weight 0 (or less), or with a number that is not finite, takes no part.
@@ -81,7 +82,7 @@ def rule_of_members(rule: Rule, *, weighted: bool = False, num_needed: int = 0) 
     The members are collected: memory grows with the cohort. The result is 0 if no client takes part.
     """
 
-    def report(members: Any) -> PyTree:
+    def report(members: Sequence) -> PyTree:
         value, weight = members.elements
         real = lambda x: jnp.where(members.mask.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.zeros_like(x))  # noqa: E731
         weight, leaves = real(weight), [real(x) for x in jax.tree.leaves(value)]
@@ -91,7 +92,7 @@ def rule_of_members(rule: Rule, *, weighted: bool = False, num_needed: int = 0) 
         return jax.tree.map(lambda r, x: r.astype(x.dtype), ravel_pytree(one)[1](result), value)
 
     @federated_computation
-    def next(key: Any, state: Any, value: Any, weight: Any) -> Any:
+    def next(key: FederatedValue, state: FederatedValue, value: FederatedValue, weight: FederatedValue) -> Aggregation:
         del key
         vote = votes(value, weight, weighted=weighted)
         members = federated_collect((vote.value, vote.weight))

@@ -8,13 +8,12 @@ The adaptive threshold and the constants are those of TensorFlow Federated's
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjx.aggregation.bounding import Adaptive, adaptive_bound, fixed_bound
+from fedjx.aggregation.bounding import Adaptive, Bound, adaptive_bound, fixed_bound
 from fedjx.aggregation.clipping import clip_adaptively
 from fedjx.aggregation.mean import mean
 from fedjx.core.execution.process import Aggregator
@@ -85,7 +84,7 @@ def zeroed_and_clipped_mean() -> Aggregator:
     return zero_outliers(clip_adaptively(mean(), quantile=0.8, initial=1.0, learning_rate=0.2))
 
 
-def _zeroed(value: PyTree, norm: jax.Array, bound: Any) -> PyTree:
+def _zeroed(value: PyTree, norm: jax.Array, bound: Bound) -> PyTree:
     return jax.tree.map(lambda v: jnp.where(norm > bound, 0, v), value)
 
 

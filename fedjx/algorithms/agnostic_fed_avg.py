@@ -12,8 +12,8 @@ Mohri et al., "Agnostic Federated Learning" (arXiv 1902.00146): minimise over w 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Unpack
+from collections import abc
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,8 @@ import optax
 
 from fedjx.core.execution.process import Algorithm
 from fedjx.core.language.names import PyTree
-from fedjx.core.language.values import MASK
-from fedjx.models.model import Model
+from fedjx.core.language.values import MASK, Sequence
+from fedjx.models.model import Batch, Model
 from fedjx.training.batch_stats import no_batch_stats
 from fedjx.training.client import (
     ClientUpdate,
@@ -41,7 +41,7 @@ from fedjx.training.round import TrainingArguments, compose
 def agnostic_fed_avg(
     model: Model,
     *,
-    domain_weights: Sequence[float],
+    domain_weights: abc.Sequence[float],
     domain_learning_rate: float,
     domain_feature: str = "domain",
     window: int = 1,
@@ -78,12 +78,14 @@ def agnostic_fed_avg(
     if "client_weight" in arguments:
         raise TypeError("agnostic averaging weights clients by their domains; got client_weight. Leave it out.")
 
-    def client_update(params: PyTree, data: Any, key: jax.Array, *, local: Local, context: jax.Array) -> ClientUpdate:
+    def client_update(
+        params: PyTree, data: Sequence, key: jax.Array, *, local: Local, context: jax.Array
+    ) -> ClientUpdate:
         losses = domain_losses(model, params, data, domain_feature, len(initial))
         of_a_domain = jnp.sum(losses.denominator) == jnp.sum(examples(data).index >= 0)
         beta = jnp.where(of_a_domain, jnp.sum(context * losses.denominator), jnp.nan)
 
-        def weighted_loss(params: PyTree, batch: Any, key: jax.Array) -> jax.Array:
+        def weighted_loss(params: PyTree, batch: Batch, key: jax.Array) -> jax.Array:
             share = context[batch[domain_feature]] * jnp.sum(batch[MASK]) / jnp.where(beta == 0, 1, beta)
             return share * model.loss(params, batch, key)  # `local_train` divides by the size of the batch
 

@@ -12,7 +12,7 @@ which are the derivatives of ``f(w) + f(alpha v + (1 - alpha) w')``, w' being w 
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any, NamedTuple, Unpack
+from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from jax import lax
 
 from fedjx.core.execution.process import StatefulAlgorithm
 from fedjx.core.language.names import PyTree
+from fedjx.core.language.values import Sequence
 from fedjx.models.model import Batch, Model
 from fedjx.training.batch_stats import no_batch_stats
 from fedjx.training.client import ClientUpdate, Local
@@ -37,12 +38,12 @@ class Personal(NamedTuple):
     """
 
     params: PyTree
-    mixing: Any
+    mixing: PyTree
 
 
 class _Pair(NamedTuple):
     shared: PyTree
-    own: Any
+    own: Personal
 
 
 def mixed(params: PyTree, own: Personal) -> PyTree:
@@ -78,14 +79,18 @@ def apfl(
     of_mixing = optax.set_to_zero() if mixing_optimizer is None else optax.chain(mixing_optimizer, _within_0_1())
 
     def client_update(
-        params: PyTree, data: Any, key: jax.Array, *, local: Local, own: Personal
+        params: PyTree, data: Sequence, key: jax.Array, *, local: Local, own: Personal
     ) -> tuple[ClientUpdate, Personal]:
-        optimizers: dict[Hashable, Any] = {"shared": local.optimizer, "own": local.optimizer, "mixing": of_mixing}
+        optimizers: dict[Hashable, optax.GradientTransformation] = {
+            "shared": local.optimizer,
+            "own": local.optimizer,
+            "mixing": of_mixing,
+        }
         optimizer = optax.partition(optimizers, _Pair("shared", Personal("own", "mixing")))
         pair = local.train(mixture(model), _Pair(params, own), data, key, optimizer=optimizer)
         return local.report(params, pair._replace(params=pair.params.shared)), pair.params.own
 
-    def init_client(state: Any) -> Personal:
+    def init_client(state: ServerState) -> Personal:
         return Personal(state.params, jnp.float32(mixing))
 
     return compose(Method(model.init, client_update, init_client=init_client), **arguments)

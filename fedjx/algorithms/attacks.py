@@ -12,20 +12,24 @@ different code would run both.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from fedjx.core.language.names import PyTree
+from fedjx.core.language.values import Sequence
 from fedjx.training.client import ClientUpdate, Local
 from fedjx.training.each_client import told_to
+from fedjx.training.method import Reported
 
 
 def malicious_clients(
-    is_malicious: Callable[[jax.Array], Any], attack_update: Callable[..., Any], client_update: Callable[..., Any]
-) -> Callable[..., Any]:
+    is_malicious: Callable[[jax.Array], ArrayLike],
+    attack_update: Callable[..., Reported],
+    client_update: Callable[..., Reported],
+) -> Callable[..., Reported]:
     """Gives malicious clients another client update; every client runs both.
 
     Args:
@@ -42,7 +46,7 @@ def malicious_clients(
     1.5
     """
 
-    def update(params: PyTree, data: Any, key: jax.Array, **told: Any) -> Any:
+    def update(params: PyTree, data: PyTree, key: jax.Array, **told: PyTree) -> Reported:
         forged, honest = (one(params, data, key, **told_to(one, told)) for one in (attack_update, client_update))
         return _chosen(jnp.asarray(is_malicious(told["id"]), bool), forged, honest)
 
@@ -51,7 +55,7 @@ def malicious_clients(
 
 def constrain_and_scale(
     training: Callable[..., ClientUpdate],
-    is_malicious: Callable[[jax.Array], Any],
+    is_malicious: Callable[[jax.Array], ArrayLike],
     *,
     alpha: float,
     norm: float,
@@ -72,7 +76,7 @@ def constrain_and_scale(
             f"alpha must be in [0, 1] and norm positive; got {alpha=}, {norm=}. 1 leaves the loss as it is."
         )
 
-    def client_update(params: PyTree, data: Any, key: jax.Array, *, local: Local, id: jax.Array) -> ClientUpdate:
+    def client_update(params: PyTree, data: Sequence, key: jax.Array, *, local: Local, id: jax.Array) -> ClientUpdate:
         malicious = jnp.asarray(is_malicious(id), bool)
         optimizer = constrained(local.optimizer, jnp.where(malicious, alpha, 1.0), anomaly)
         update = training(params, data, key, local=local._replace(optimizer=optimizer))
@@ -83,7 +87,11 @@ def constrain_and_scale(
 
 
 def projected_boosting(
-    training: Callable[..., ClientUpdate], is_malicious: Callable[[jax.Array], Any], *, radius: float, boost: float
+    training: Callable[..., ClientUpdate],
+    is_malicious: Callable[[jax.Array], ArrayLike],
+    *,
+    radius: float,
+    boost: float,
 ) -> Callable[..., ClientUpdate]:
     """Lets malicious clients train within a ball around the global model, and send ``boost`` times what comes of it.
 
@@ -98,7 +106,7 @@ def projected_boosting(
     if not radius > 0:
         raise ValueError(f"radius must be positive; got {radius=}. Take the bound of the defence over the boost.")
 
-    def client_update(params: PyTree, data: Any, key: jax.Array, *, local: Local, id: jax.Array) -> ClientUpdate:
+    def client_update(params: PyTree, data: Sequence, key: jax.Array, *, local: Local, id: jax.Array) -> ClientUpdate:
         malicious = jnp.asarray(is_malicious(id), bool)
         optimizer = projected_descent(local.optimizer, jnp.where(malicious, radius, jnp.inf))
         update = training(params, data, key, local=local._replace(optimizer=optimizer))
@@ -118,7 +126,7 @@ def constrained(
     """Descends on ``alpha * loss + (1 - alpha) * anomaly(params, first params)``; see `constrain_and_scale`."""
     anomaly = _squared_distance if anomaly is None else anomaly
 
-    def update(updates: Any, state: PyTree, params: Any = None) -> tuple[Any, PyTree]:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         back = jax.grad(anomaly)(params, state)
         # Honest clients, of alpha = 1, are not to depend on an anomaly, even one without a gradient.
         pulled = lambda g, b: alpha * g + jnp.where(alpha == 1, 0, (1 - alpha) * b)  # noqa: E731
@@ -132,7 +140,7 @@ def projected_descent(
 ) -> optax.GradientTransformation:
     """Projects the parameters after every step to the ball of a radius around the first ones."""
 
-    def update(updates: Any, state: PyTree, params: Any = None) -> tuple[Any, PyTree]:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         moved = jax.tree.map(lambda p, u, c: p + u - c, params, updates, state)
         size = jnp.maximum(optax.tree.norm(moved), jnp.finfo(jnp.float32).tiny)
         inside = lambda p, u, c: jnp.where(size <= radius, u, c + (p + u - c) * (radius / size) - p)  # noqa: E731

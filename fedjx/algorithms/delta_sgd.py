@@ -9,7 +9,7 @@ mini-batch gradient at x_k,
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ def delta_sgd(
         zeros = jax.tree.map(jnp.zeros_like, params)
         return DeltaSGDState(params, zeros, jnp.float32(initial_step), jnp.float32(1), jnp.bool_(True))
 
-    def update(updates: PyTree, state: Any, params: PyTree = None) -> Any:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, DeltaSGDState]:
         moved = optax.tree.norm(optax.tree.sub(params, state.params))
         turned = optax.tree.norm(optax.tree.sub(updates, state.gradient))
         # Nothing is known of the smoothness where nothing changes.

@@ -6,7 +6,7 @@ shared model is that of federated averaging, whatever the personal ones do.
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Unpack
 
 import jax
 import optax
@@ -14,6 +14,7 @@ import optax
 from fedjx.algorithms.fed_prox import proximal
 from fedjx.core.execution.process import StatefulAlgorithm
 from fedjx.core.language.names import PyTree
+from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model
 from fedjx.training.client import OWN, ClientUpdate, Local, no_schedule
 from fedjx.training.method import Method, ServerState
@@ -48,7 +49,7 @@ def ditto(
     personal = personal_optimizer and no_schedule(personal_optimizer)
 
     def client_update(
-        params: PyTree, data: Any, key: jax.Array, *, local: Local, own: PyTree
+        params: PyTree, data: Sequence, key: jax.Array, *, local: Local, own: PyTree
     ) -> tuple[ClientUpdate, PyTree]:
         trained = local.train(model, params, data, key, optimizer=local.optimizer)
         drawn = optax.chain(proximal(proximal_strength, params), personal or local.optimizer)

@@ -5,7 +5,7 @@ Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging" (19
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,23 @@ import jax.numpy as jnp
 from fedjx.core.execution.computation import Computation, federated_computation
 from fedjx.core.execution.process import Algorithm, StatefulAlgorithm
 from fedjx.core.language.names import PyTree
-from fedjx.core.language.placed import federated_map
-
-A = TypeVar("A", Algorithm, StatefulAlgorithm)
+from fedjx.core.language.placed import FederatedValue, federated_map
 
 
-class EmaState(NamedTuple):
+class WithModel(Protocol):
+    """A server's state with a model in it, and how many rounds are done."""
+
+    @property
+    def params(self) -> PyTree: ...  # noqa: D102
+    @property
+    def round(self) -> jax.Array: ...  # noqa: D102
+
+
+State = TypeVar("State", bound=WithModel)
+ClientState = TypeVar("ClientState")
+
+
+class EmaState(NamedTuple, Generic[State]):
     """The state of a wrapped algorithm.
 
     Attributes:
@@ -26,7 +37,7 @@ class EmaState(NamedTuple):
       params: The average, where evaluations look for a model.
     """
 
-    inner: Any
+    inner: State
     params: PyTree
 
     @property
@@ -35,7 +46,15 @@ class EmaState(NamedTuple):
         return self.inner.round
 
 
-def ema(algorithm: A, decay: float) -> A:
+@overload
+def ema(algorithm: Algorithm[State], decay: float) -> Algorithm[EmaState[State]]: ...
+@overload
+def ema(
+    algorithm: StatefulAlgorithm[State, ClientState], decay: float
+) -> StatefulAlgorithm[EmaState[State], ClientState]: ...
+def ema(
+    algorithm: Algorithm[State] | StatefulAlgorithm[State, ClientState], decay: float
+) -> Algorithm[EmaState[State]] | StatefulAlgorithm[EmaState[State], ClientState]:
     """Wraps an algorithm to average its model over the rounds.
 
     After every round ``average <- decay * average + (1 - decay) * params``; it begins as the first parameters.
@@ -53,9 +72,9 @@ def ema(algorithm: A, decay: float) -> A:
     if not 0 <= decay < 1:
         raise ValueError(f"a decay is at least 0 and below 1; got {decay=}. Pass 0.9 for about the last 10 rounds.")
 
-    step: Computation[..., Any] = algorithm.next  # of either kind
+    step: Computation[..., PyTree] = algorithm.next  # of either kind
 
-    def init(key: jax.Array) -> EmaState:
+    def init(key: jax.Array) -> EmaState[State]:
         state = algorithm.init(key)
         return EmaState(state, jax.tree.map(jnp.copy, state.params))
 
@@ -63,12 +82,14 @@ def ema(algorithm: A, decay: float) -> A:
         return jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, old, new)
 
     @federated_computation
-    def next(state: Any, data: Any) -> Any:
+    def next(state: FederatedValue, data: FederatedValue) -> tuple[EmaState[PyTree], FederatedValue]:
         inner, metrics = step(state.inner, data)
         return EmaState(inner, federated_map(average, state.params, inner.params)), metrics
 
     @federated_computation
-    def next_with_states(state: Any, data: Any, states: Any) -> Any:
+    def next_with_states(
+        state: FederatedValue, data: FederatedValue, states: FederatedValue
+    ) -> tuple[EmaState[PyTree], FederatedValue, FederatedValue]:
         inner, metrics, states = step(state.inner, data, states)
         return EmaState(inner, federated_map(average, state.params, inner.params)), metrics, states
 

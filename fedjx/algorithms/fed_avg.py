@@ -9,7 +9,7 @@ of the server's optimizer: `fed_opt.py` has those of the paper.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, overload
+from typing import Unpack, overload
 
 import jax
 import optax
@@ -25,7 +25,7 @@ from fedjx.models.model import Model
 from fedjx.training.client import ClientOptimizer
 from fedjx.training.failures import Failures
 from fedjx.training.method import ServerState, averaging
-from fedjx.training.round import compose
+from fedjx.training.round import OtherArguments, compose
 
 
 @overload
@@ -33,32 +33,12 @@ def fed_avg(
     model: Model,
     *,
     client_optimizer: ClientOptimizer,
-    server_optimizer: optax.GradientTransformation | None = None,
     aggregator: Aggregator | None = None,
-    broadcaster: Broadcaster | None = None,
-    client_weight: Callable[[jax.Array], jax.Array] = by_examples,
-    metrics_sum: Callable[[PyTree], FederatedValue] = federated_sum,
-    failures: Failures | None = None,
-    num_epochs: int | None = None,
-    num_steps: int | None = None,
-    shuffle: bool = True,
-    drop_remainder: bool = False,
+    **others: Unpack[OtherArguments],
 ) -> Algorithm[ServerState]: ...
 @overload
 def fed_avg(
-    model: Model,
-    *,
-    client_optimizer: ClientOptimizer,
-    server_optimizer: optax.GradientTransformation | None = None,
-    aggregator: StatefulAggregator,
-    broadcaster: Broadcaster | None = None,
-    client_weight: Callable[[jax.Array], jax.Array] = by_examples,
-    metrics_sum: Callable[[PyTree], FederatedValue] = federated_sum,
-    failures: Failures | None = None,
-    num_epochs: int | None = None,
-    num_steps: int | None = None,
-    shuffle: bool = True,
-    drop_remainder: bool = False,
+    model: Model, *, client_optimizer: ClientOptimizer, aggregator: StatefulAggregator, **others: Unpack[OtherArguments]
 ) -> StatefulAlgorithm[ServerState, PyTree]: ...
 def fed_avg(
     model: Model,
@@ -74,7 +54,7 @@ def fed_avg(
     num_steps: int | None = None,
     shuffle: bool = True,
     drop_remainder: bool = False,
-) -> Any:
+) -> Algorithm[ServerState] | StatefulAlgorithm[ServerState, PyTree]:
     """Builds federated averaging.
 
     All methods of local training take these arguments; what theirs say besides is in their own descriptions.

@@ -7,15 +7,20 @@ algorithm 1). Where only the statistics are local, and scale and bias are shared
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal, Unpack
 
 from fedjx.algorithms.fed_per import fed_per
 from fedjx.core.execution.process import StatefulAlgorithm
+from fedjx.core.language.names import PyTree
 from fedjx.models.model import Model
 from fedjx.training.batch_stats import in_batch_norm, is_batch_stat
+from fedjx.training.method import ServerState
+from fedjx.training.round import TrainingArguments
 
 
-def fed_bn(model: Model, *, local: Literal["layers", "statistics"] = "layers", **others: Any) -> StatefulAlgorithm:
+def fed_bn(
+    model: Model, *, local: Literal["layers", "statistics"] = "layers", **others: Unpack[TrainingArguments]
+) -> StatefulAlgorithm[ServerState, PyTree]:
     """Builds FedBN: `fed_per`, whose local part are the layers that have batch statistics.
 
     Args:

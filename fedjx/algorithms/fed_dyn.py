@@ -5,7 +5,7 @@ Acar et al., "Federated Learning Based on Dynamic Regularization" (arXiv 2111.04
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Unpack
+from typing import NamedTuple, Unpack
 
 import jax
 import optax
@@ -13,6 +13,7 @@ import optax
 from fedjx.aggregation.weights import uniform
 from fedjx.core.execution.process import StatefulAlgorithm
 from fedjx.core.language.names import PyTree
+from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model
 from fedjx.training.batch_stats import no_batch_stats
 from fedjx.training.client import ClientUpdate, Local
@@ -50,9 +51,9 @@ def fed_dyn(
     model = no_batch_stats(model, "fed_dyn")
 
     def client_update(
-        params: PyTree, data: Any, key: jax.Array, *, local: Local, own: PyTree
+        params: PyTree, data: Sequence, key: jax.Array, *, local: Local, own: PyTree
     ) -> tuple[ClientUpdate, PyTree]:
-        def regularised(gradient: PyTree, moved: Any) -> PyTree:
+        def regularised(gradient: PyTree, moved: PyTree) -> PyTree:
             return jax.tree.map(lambda g, h, y, x: g - h + proximal_strength * (y - x), gradient, own, moved, params)
 
         optimizer = optax.chain(optax.stateless(regularised), local.optimizer)
@@ -78,7 +79,9 @@ class Accumulated(NamedTuple):
 def accumulated(proximal_strength: float, num_clients: int) -> optax.GradientTransformationExtraArgs:
     """Adds to the aggregated delta ``h / α``, after h has grown by α times that for the part of all clients there."""
 
-    def update(updates: Any, state: Any, params: PyTree = None, metrics: Any = None, **_: Any) -> Any:
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree = None, metrics: PyTree = None, **_: PyTree
+    ) -> tuple[PyTree, Accumulated]:
         del params
         share = proximal_strength * metrics["num_clients"] / num_clients
         gradient = jax.tree.map(lambda h, d: h + (share * d).astype(h.dtype), state.gradient, updates)

@@ -7,14 +7,14 @@ Jhunjhunwala et al., "FedExP: Speeding Up Federated Averaging via Extrapolation"
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from fedjx.core.execution.process import Algorithm
-from fedjx.core.language.names import PyTree
+from fedjx.core.language.names import Metrics, PyTree
 from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model, Ratio
 from fedjx.training.batch_stats import no_batch_stats
@@ -51,7 +51,7 @@ def fed_exp(model: Model, *, epsilon: float = 1e-3, **arguments: Unpack[Training
         metrics = {**metrics, "squared_norm": Ratio(weight * squared_norm, weight)}
         return checked(ClientUpdate(delta, weight, metrics))
 
-    def step(delta: PyTree, metrics: dict[str, Any]) -> jax.Array:
+    def step(delta: PyTree, metrics: Metrics) -> jax.Array:
         return jnp.maximum(1, metrics["squared_norm"] / (2 * (optax.tree.norm(delta, squared=True) + epsilon)))
 
     def server(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:

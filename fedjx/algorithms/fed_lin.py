@@ -6,13 +6,14 @@ Gradients" (arXiv 2102.07053, algorithm 1; what it sparsifies is an aggregator's
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Unpack
 
 import jax
 import optax
 
 from fedjx.core.execution.process import Algorithm
 from fedjx.core.language.names import PyTree
+from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model
 from fedjx.training.batch_stats import no_batch_stats
 from fedjx.training.client import ClientUpdate, Local
@@ -43,7 +44,7 @@ def fed_lin(model: Model, **arguments: Unpack[TrainingArguments]) -> Algorithm[S
     """
     model = no_batch_stats(model, "fed_lin")
 
-    def client_update(params: PyTree, data: Any, key: jax.Array, *, local: Local, first: First) -> ClientUpdate:
+    def client_update(params: PyTree, data: Sequence, key: jax.Array, *, local: Local, first: First) -> ClientUpdate:
         optimizer = optax.chain(shift(optax.tree.sub(first.result, first.own.delta)), local.optimizer)
         return local.report(params, local.train(model, params, data, key, optimizer=optimizer))
 

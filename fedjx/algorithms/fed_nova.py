@@ -13,7 +13,7 @@ of the rate and any number of steps are accounted for without a formula for each
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from jax import lax
 from fedjx.core.execution.process import Algorithm
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.values import Sequence
-from fedjx.models.model import Model, Ratio
+from fedjx.models.model import Batch, Model, Ratio
 from fedjx.training.batch_stats import no_batch_stats
 from fedjx.training.client import ClientUpdate, Local, checked, local_update
 from fedjx.training.method import Method, ServerState, scaled
@@ -65,7 +65,7 @@ def fed_nova(model: Model, **arguments: Unpack[TrainingArguments]) -> Algorithm[
 def _probed(model: Model) -> Model:
     """Returns the model with another parameter, a scalar whose gradient is 1; the loss has the same value."""
 
-    def loss(params: PyTree, batch: Any, key: jax.Array) -> jax.Array:
+    def loss(params: PyTree, batch: Batch, key: jax.Array) -> jax.Array:
         params, probe = params
         return model.loss(params, batch, key) + probe - lax.stop_gradient(probe)
 

@@ -17,7 +17,7 @@ FedAvgM is Hsu et al., "Measuring the Effects of Non-Identical Data Distribution
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Unpack
+from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +73,7 @@ def _adaptive(
     def init(params: PyTree) -> Moments:
         return Moments(jax.tree.map(jnp.zeros_like, params), jax.tree.map(lambda p: jnp.full_like(p, tau**2), params))
 
-    def update(updates: PyTree, state: Any, params: PyTree = None) -> Any:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, Moments]:
         del params
         first = jax.tree.map(lambda m, d: b1 * m + (1 - b1) * d, state.first, updates)
         second = jax.tree.map(lambda v, d: second_moment(v, d * d), state.second, updates)

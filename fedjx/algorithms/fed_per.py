@@ -7,12 +7,13 @@ trained together, and only the body is sent.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Unpack
+from typing import Unpack
 
 import jax
 
 from fedjx.core.execution.process import StatefulAlgorithm
 from fedjx.core.language.names import PyTree
+from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model
 from fedjx.training.client import ClientUpdate, Local
 from fedjx.training.method import Method, ServerState
@@ -37,7 +38,7 @@ def fed_per(
     """
 
     def client_update(
-        params: PyTree, data: Any, key: jax.Array, *, local: Local, own: PyTree
+        params: PyTree, data: Sequence, key: jax.Array, *, local: Local, own: PyTree
     ) -> tuple[ClientUpdate, PyTree]:
         trained = local.train(model, merge(params, own), data, key, optimizer=local.optimizer)
         parts = partition(trained.params, is_local)

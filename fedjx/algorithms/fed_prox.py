@@ -6,7 +6,7 @@ Li et al., "Federated Optimization in Heterogeneous Networks" (arXiv 1812.06127,
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Unpack
+from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +14,14 @@ import optax
 
 from fedjx.core.execution.process import Algorithm
 from fedjx.core.language.names import PyTree
+from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model
 from fedjx.training.client import ClientUpdate, Local
 from fedjx.training.method import Method, ServerState
 from fedjx.training.round import TrainingArguments, compose
 
 
-def proximal(strength: Any, center: PyTree = None) -> optax.GradientTransformation:
+def proximal(strength: float | jax.Array, center: PyTree = None) -> optax.GradientTransformation:
     """Adds to a gradient that of ``strength / 2 * ||params - center||^2``, about where training starts if not given.
 
     >>> pull = proximal(0.1)
@@ -28,7 +29,7 @@ def proximal(strength: Any, center: PyTree = None) -> optax.GradientTransformati
     Array(1.3, dtype=float32)
     """
 
-    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> Any:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         return jax.tree.map(lambda g, p, c: g + strength * (p - c), updates, params, state), state
 
     return optax.GradientTransformation(lambda params: params if center is None else center, update)
@@ -55,7 +56,7 @@ def fed_prox(
         raise ValueError(f"a proximal strength is at least 0; got {proximal_strength=}. Pass 0 for fed_avg.")
 
     def client_update(
-        params: PyTree, data: Any, key: jax.Array, *, local: Local, context: Any = proximal_strength
+        params: PyTree, data: Sequence, key: jax.Array, *, local: Local, context: float | jax.Array = proximal_strength
     ) -> ClientUpdate:
         optimizer = optax.chain(proximal(context), local.optimizer)
         return local.report(params, local.train(model, params, data, key, optimizer=optimizer))
@@ -94,7 +95,9 @@ def following_loss(
     def init(params: PyTree) -> FollowingLoss:
         return FollowingLoss(inner.init(params), jnp.float32(strength), jnp.float32(jnp.inf), jnp.int32(0))
 
-    def update(updates: PyTree, state: Any, params: PyTree = None, metrics: Any = None, **extra: Any) -> Any:
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree = None, metrics: PyTree = None, **extra: PyTree
+    ) -> tuple[PyTree, FollowingLoss]:
         updates, inner_state = inner.update(updates, state.inner, params, metrics=metrics, **extra)
         loss = jnp.where(metrics["num_examples"] > 0, metrics["loss"], state.loss)
         rises, falls = loss > state.loss, (loss < state.loss) & jnp.isfinite(state.loss)

@@ -6,13 +6,14 @@ Collins et al., "Exploiting Shared Representations for Personalized Federated Le
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Unpack
+from typing import Unpack
 
 import jax
 import optax
 
 from fedjx.core.execution.process import StatefulAlgorithm
 from fedjx.core.language.names import PyTree
+from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model
 from fedjx.training.client import OWN, ClientUpdate, Local, check_amount
 from fedjx.training.method import Method, ServerState
@@ -47,7 +48,7 @@ def fed_rep(
     check_amount(**amount)
 
     def client_update(
-        params: PyTree, data: Any, key: jax.Array, *, local: Local, own: PyTree
+        params: PyTree, data: Sequence, key: jax.Array, *, local: Local, own: PyTree
     ) -> tuple[ClientUpdate, PyTree]:
         key_own, optimizer = jax.random.fold_in(key, OWN), local_optimizer or local.optimizer
         own = local.train(frozen(model, params), own, data, key_own, optimizer=optimizer, **amount).params

@@ -12,6 +12,7 @@ from typing import Unpack
 import jax
 import optax
 
+from fedjx.aggregation.weights import by_examples
 from fedjx.core.execution.process import Algorithm
 from fedjx.models.model import Model
 from fedjx.training.gradients import gradient_update
@@ -23,7 +24,7 @@ def fed_sgd(
     model: Model,
     *,
     learning_rate: float | jax.Array | optax.Schedule,
-    client_weight: Callable[[jax.Array], jax.Array] | None = None,
+    client_weight: Callable[[jax.Array], jax.Array] = by_examples,
     **arguments: Unpack[RoundArguments],
 ) -> Algorithm[ServerState]:
     """Builds federated SGD: every client sends the mean gradient over its examples, however they are batched.

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
+from jax.typing import ArrayLike
 
-from fedjx.algorithms.sufficient_statistics import sufficient_statistics
+from fedjx.algorithms.sufficient_statistics import StatisticsArguments, sufficient_statistics
 from fedjx.core.execution.process import Algorithm
+from fedjx.training.method import ServerState
 
 
 class Mixture(NamedTuple):
@@ -32,7 +34,9 @@ class Mixture(NamedTuple):
     covariances: jax.Array
 
 
-def gaussian_mixture(*, init: Callable[[jax.Array], Mixture], min_variance: float = 1e-6, **options: Any) -> Algorithm:
+def gaussian_mixture(
+    *, init: Callable[[jax.Array], Mixture], min_variance: float = 1e-6, **options: Unpack[StatisticsArguments]
+) -> Algorithm[ServerState]:
     """Builds expectation maximisation; a round is one of its steps over the clients that take part.
 
     Args:
@@ -54,7 +58,7 @@ def gaussian_mixture(*, init: Callable[[jax.Array], Mixture], min_variance: floa
     if min_variance < 0:
         raise ValueError(f"a least variance is not negative; got {min_variance=}. Take 0 for none.")
 
-    def statistics(mixture: Mixture, x: jax.Array, mask: jax.Array) -> Any:
+    def statistics(mixture: Mixture, x: jax.Array, mask: jax.Array) -> tuple[Mixture, dict[str, jax.Array]]:
         log_joint = log_densities(mixture, x) + jnp.log(mixture.weights)[None]
         log_likelihood = jax.nn.logsumexp(log_joint, axis=1)
         responsibility = jnp.where(mask[:, None], jnp.exp(log_joint - log_likelihood[:, None]), 0)
@@ -98,7 +102,7 @@ def log_densities(mixture: Mixture, x: jax.Array) -> jax.Array:
     return -0.5 * (squares + x.shape[1] * math.log(2 * math.pi)) - log_scale[None]
 
 
-def mixture_around(centers: Any, *, variance: float = 1.0, full: bool = False) -> Mixture:
+def mixture_around(centers: ArrayLike, *, variance: float = 1.0, full: bool = False) -> Mixture:
     """Makes a mixture of equal parts around centres ``[K, d]``, such as those of `kmeans`.
 
     >>> mixture_around(np.zeros((2, 3)), full=True).covariances.shape

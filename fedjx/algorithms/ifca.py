@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, Unpack
+from typing import Literal, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +20,16 @@ from fedjx.core.execution.process import Algorithm
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_broadcast
 from fedjx.core.language.placed import federated_map
-from fedjx.core.language.values import Sequence
-from fedjx.models.model import Model, finalize_metrics
+from fedjx.core.language.streams import AtClients
+from fedjx.core.language.values import Clients, Sequence
+from fedjx.models.model import Model, Ratio, finalize_metrics
 from fedjx.training.client import ClientOptimizer, ClientUpdate, Local, checked, local_evaluate
 from fedjx.training.gradients import local_gradient
 from fedjx.training.method import Method, ServerState
 from fedjx.training.round import LocalArguments, compose
 
 Weight = Callable[[jax.Array], jax.Array]
+Trained = tuple[PyTree, dict[str, Ratio], jax.Array]  # a client's change, its metrics, and its number of examples
 
 
 def ifca(
@@ -75,7 +77,7 @@ def ifca(
         return jax.tree.map(lambda *xs: jnp.stack(xs), *map(model.init, jax.random.split(key, num_clusters)))
 
     def model_update(models: PyTree, data: Sequence, key: jax.Array, *, local: Local) -> ClientUpdate:
-        def train(params: PyTree) -> Any:
+        def train(params: PyTree) -> Trained:
             trained = local.train(model, params, data, key, optimizer=local.optimizer)
             return jax.tree.map(jnp.subtract, params, trained.params), trained.metrics, trained.num_examples
 
@@ -84,7 +86,7 @@ def ifca(
     def gradient_update(models: PyTree, data: Sequence, key: jax.Array, *, weight: Weight) -> ClientUpdate:
         return update(models, data, lambda params: local_gradient(model, params, data, key), weight)
 
-    def update(models: PyTree, data: Sequence, train: Callable[[PyTree], Any], weight: Weight) -> ClientUpdate:
+    def update(models: PyTree, data: Sequence, train: Callable[[PyTree], Trained], weight: Weight) -> ClientUpdate:
         cluster = least_loss(model, models, data)
         delta, metrics, num_examples = train(jax.tree.map(lambda x: x[cluster], models))
         sizes = jax.nn.one_hot(cluster, num_clusters, dtype=jnp.int32) * (num_examples > 0)
@@ -103,7 +105,7 @@ def least_loss(model: Model, models: PyTree, data: Sequence) -> jax.Array:
     return jnp.argmin(jnp.where(jnp.isnan(losses), jnp.inf, losses)).astype(jnp.int32)
 
 
-def client_clusters(model: Model) -> Computation:
+def client_clusters(model: Model) -> Computation[[PyTree, AtClients], Clients]:
     """Builds the computation ``(params@SERVER, data@CLIENTS) -> clusters@CLIENTS``: which model each client picks."""
     pick = functools.partial(least_loss, model)
     return federated_computation(lambda models, data: federated_map(pick, federated_broadcast(models), data))

@@ -7,12 +7,12 @@ K-Means Clustering" (2010, algorithm 1), whose batch are the points of the clien
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 
-from fedjx.algorithms.sufficient_statistics import sufficient_statistics
+from fedjx.algorithms.sufficient_statistics import StatisticsArguments, sufficient_statistics
 from fedjx.core.execution.process import Algorithm
 from fedjx.training.method import ServerState
 
@@ -30,7 +30,11 @@ class Clusters(NamedTuple):
 
 
 def kmeans(
-    *, init: Callable[[jax.Array], jax.Array], memory: float = 1.0, initial_weight: float = 1.0, **options: Any
+    *,
+    init: Callable[[jax.Array], jax.Array],
+    memory: float = 1.0,
+    initial_weight: float = 1.0,
+    **options: Unpack[StatisticsArguments],
 ) -> Algorithm[ServerState]:
     """Builds federated k-means.
 
@@ -69,7 +73,7 @@ def kmeans(
             raise ValueError(f"k-means has a centre; got {centers.shape=}. Return at least 1.")
         return Clusters(centers, jnp.full(len(centers), initial_weight, jnp.float32))
 
-    def statistics(clusters: Clusters, x: jax.Array, mask: jax.Array) -> Any:
+    def statistics(clusters: Clusters, x: jax.Array, mask: jax.Array) -> tuple[Clusters, dict[str, jax.Array]]:
         distances = squared_distances(x, clusters.centers)
         nearest = jax.nn.one_hot(jnp.argmin(distances, axis=1), len(clusters.centers)) * mask[:, None]
         sums = jnp.matmul(nearest.T, x, precision="highest")

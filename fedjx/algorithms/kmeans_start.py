@@ -6,7 +6,7 @@ Arthur and Vassilvitskii, "k-means++: The Advantages of Careful Seeding" (2007, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from fedjx.algorithms.sufficient_statistics import points
 from fedjx.core.execution.computation import federated_computation
 from fedjx.core.execution.process import Algorithm
 from fedjx.core.language.operators import federated_broadcast, federated_keys, federated_reduce, federated_sum
-from fedjx.core.language.placed import federated_map
+from fedjx.core.language.placed import FederatedValue, federated_map
 from fedjx.core.language.sequence import sequence_reduce
 from fedjx.core.language.values import MASK, Sequence
 from fedjx.models.flax_models import feature_x
@@ -47,7 +47,9 @@ class Drawn(NamedTuple):
     num_non_finite_points: jax.Array
 
 
-def kmeans_start(num_clusters: int, *, num_features: int, inputs: Callable[[Batch], Any] = feature_x) -> Algorithm:
+def kmeans_start(
+    num_clusters: int, *, num_features: int, inputs: Callable[[Batch], jax.Array] = feature_x
+) -> Algorithm[StartState]:
     """Builds the start of k-means++: a centre a round, a point drawn by its squared distance to those before.
 
     A client draws one of its points, and the server one of the clients'. Drawing the highest of Gumbel lots raised by
@@ -73,11 +75,11 @@ def kmeans_start(num_clusters: int, *, num_features: int, inputs: Callable[[Batc
     def init(key: jax.Array) -> StartState:
         return StartState(jnp.zeros((num_clusters, num_features)), key, jnp.int32(0))
 
-    def draw(state: Any, data: Sequence, key: jax.Array) -> Drawn:
+    def draw(state: tuple[jax.Array, jax.Array], data: Sequence, key: jax.Array) -> Drawn:
         centers, round = state
         chosen = jnp.arange(num_clusters) < round
 
-        def highest(carry: Any, batch: Any) -> Any:
+        def highest(carry: tuple[Drawn, jax.Array], batch: Batch) -> tuple[Drawn, jax.Array]:
             (best, num_non_finite), t = carry
             x = points(inputs(batch), batch[MASK])
             finite = jnp.isfinite(x).all(axis=1)
@@ -104,7 +106,7 @@ def kmeans_start(num_clusters: int, *, num_features: int, inputs: Callable[[Batc
         return StartState(params, state.key, state.round + is_new.any())
 
     @federated_computation
-    def next(state: Any, data: Any) -> Any:
+    def next(state: FederatedValue, data: FederatedValue) -> tuple[FederatedValue, dict[str, FederatedValue]]:
         keys = federated_map(round_keys, state.key, state.round)
         sent = federated_broadcast((state.params, state.round))
         drawn = federated_map(draw, sent, data, federated_keys(keys.clients))

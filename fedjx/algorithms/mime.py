@@ -5,7 +5,7 @@ Karimireddy et al., "Breaking the centralized barrier for cross-device federated
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Unpack
+from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,8 @@ from jax import lax
 
 from fedjx.core.execution.process import Algorithm
 from fedjx.core.language.names import PyTree
-from fedjx.models.model import Model
+from fedjx.core.language.values import Sequence
+from fedjx.models.model import Batch, Model
 from fedjx.training.batch_stats import no_batch_stats
 from fedjx.training.client import ClientUpdate, Local, no_schedule
 from fedjx.training.gradients import gradient_update, shift
@@ -56,12 +57,12 @@ def mime(
         raise TypeError("clients of Mime step by the base optimizer; got client_optimizer. Pass it as base_optimizer.")
     model, base = no_batch_stats(model, "mime"), no_schedule(base_optimizer)
 
-    def lite_update(params: PyTree, data: Any, key: jax.Array, *, local: Local, context: PyTree) -> ClientUpdate:
+    def lite_update(params: PyTree, data: Sequence, key: jax.Array, *, local: Local, context: PyTree) -> ClientUpdate:
         optimizer = fixed_statistics(base, context)
         return local.report(params, local.train(model, params, data, key, optimizer=optimizer))
 
     def mime_update(
-        params: PyTree, data: Any, key: jax.Array, *, local: Local, context: PyTree, first: First
+        params: PyTree, data: Sequence, key: jax.Array, *, local: Local, context: PyTree, first: First
     ) -> ClientUpdate:
         optimizer = optax.chain(shift(first.result), fixed_statistics(base, context))
         return local.report(params, local.train(centred(model, params), params, data, key, optimizer=optimizer))
@@ -92,7 +93,9 @@ def mimicked(
     def init(params: PyTree) -> Mimicked:
         return Mimicked(base_optimizer.init(params), inner.init(params))
 
-    def update(updates: Any, state: Any, params: PyTree = None, first: PyTree = None, **extra: Any) -> Any:
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree = None, first: PyTree = None, **extra: PyTree
+    ) -> tuple[PyTree, Mimicked]:
         _, statistics = base_optimizer.update(first, state.statistics, params)
         steps, inner_state = inner.update(updates, state.inner, params, first=first, **extra)
         return steps, Mimicked(statistics, inner_state)
@@ -108,7 +111,7 @@ def fixed_statistics(base_optimizer: optax.GradientTransformation, statistics: P
 def centred(model: Model, center: PyTree) -> Model:
     """Takes off the gradient of every batch what it is at the center; the loss is the same number."""
 
-    def loss(params: PyTree, batch: Any, key: jax.Array) -> jax.Array:
+    def loss(params: PyTree, batch: Batch, key: jax.Array) -> jax.Array:
         away = jax.tree.map(jnp.subtract, params, center)
         _, linear = jax.jvp(lambda params: model.loss(params, batch, key), (center,), (away,))
         return model.loss(params, batch, key) - (linear - lax.stop_gradient(linear))

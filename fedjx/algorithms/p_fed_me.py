@@ -8,7 +8,7 @@ is trained: its gradient is ``lambda (w - theta(w))``. The server's ``(1 - beta)
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Unpack
 
 import jax
 import optax
@@ -67,7 +67,7 @@ def moreau_envelope(model: Model, *, strength: float, optimizer: optax.GradientT
             mean, _ = batch_loss(model)(theta, batch, key)
             return mean + _distance(theta, params, strength)
 
-        def step(_: Any, carry: Any) -> Any:
+        def step(_: jax.Array, carry: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
             theta, state = carry
             updates, state = optimizer.update(jax.grad(objective)(theta), state, theta)
             return optax.apply_updates(theta, updates), state

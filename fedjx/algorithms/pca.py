@@ -7,13 +7,14 @@ of their §5.3 components come in order. Nobody forms a matrix ``[d, d]``.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 
-from fedjx.algorithms.sufficient_statistics import sufficient_statistics
+from fedjx.algorithms.sufficient_statistics import StatisticsArguments, sufficient_statistics
 from fedjx.core.execution.process import Algorithm
+from fedjx.training.method import ServerState
 
 
 class Components(NamedTuple):
@@ -32,7 +33,7 @@ class Components(NamedTuple):
     num_points: jax.Array
 
 
-def pca(num_components: int, *, num_features: int, **options: Any) -> Algorithm:
+def pca(num_components: int, *, num_features: int, **options: Unpack[StatisticsArguments]) -> Algorithm[ServerState]:
     """Builds federated principal component analysis; a round is one iteration.
 
     Args:
@@ -58,7 +59,7 @@ def pca(num_components: int, *, num_features: int, **options: Any) -> Algorithm:
         basis = jnp.linalg.qr(jax.random.normal(key, (num_features, num_components)))[0]
         return Components(basis, jnp.zeros(num_features), jnp.zeros(num_components), jnp.float32(0))
 
-    def statistics(components: Components, x: jax.Array, mask: jax.Array) -> Any:
+    def statistics(components: Components, x: jax.Array, mask: jax.Array) -> tuple[Components, dict[str, jax.Array]]:
         # About the present mean, or small variances would drown in the rounding of large squares.
         centred = jnp.where(mask[:, None], x - components.mean[None], 0)
         along = jnp.matmul(centred, components.basis, precision="highest")

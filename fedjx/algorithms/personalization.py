@@ -7,7 +7,6 @@ one part of its data, by each strategy, and evaluates it on the other.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +14,17 @@ import optax
 
 from fedjx.algorithms.evaluation import summary
 from fedjx.core.execution.computation import Computation, federated_computation
-from fedjx.core.language.names import PyTree
+from fedjx.core.language.names import Metrics, PyTree
 from fedjx.core.language.operators import federated_broadcast, federated_keys, federated_mean, federated_sum
-from fedjx.core.language.placed import federated_map
-from fedjx.core.language.values import Sequence
+from fedjx.core.language.placed import FederatedValue, federated_map
+from fedjx.core.language.streams import AtClients
+from fedjx.core.language.values import Clients, Sequence
 from fedjx.models.model import Model
-from fedjx.training.client import check_amount, local_evaluate, local_train
+from fedjx.training.client import LocalAmount, check_amount, local_evaluate, local_train
 from fedjx.training.splits import Split, alternate_split
 
 Strategy = Callable[[PyTree, Sequence, jax.Array], PyTree]
+Scores = dict[str, dict[str, jax.Array]]  # of one client: by strategy, metrics by name
 
 
 def unchanged(params: PyTree, data: Sequence, key: jax.Array) -> PyTree:
@@ -45,20 +46,11 @@ def fine_tuning(
 
     Guarantees: With the same key, more epochs go on where fewer ended: strategies of 1, 2, 3 epochs show one training.
     """
-    check_amount(num_epochs, num_steps)
+    amount = LocalAmount(num_epochs=num_epochs, num_steps=num_steps, shuffle=shuffle, drop_remainder=drop_remainder)
+    check_amount(**amount)
 
     def strategy(params: PyTree, data: Sequence, key: jax.Array) -> PyTree:
-        return local_train(
-            model,
-            params,
-            data,
-            key,
-            optimizer=optimizer,
-            num_epochs=num_epochs,
-            num_steps=num_steps,
-            shuffle=shuffle,
-            drop_remainder=drop_remainder,
-        ).params
+        return local_train(model, params, data, key, optimizer=optimizer, **amount).params
 
     return strategy
 
@@ -69,7 +61,7 @@ def personalization_evaluation(
     *,
     split: Split = alternate_split,
     baseline: Strategy = unchanged,
-) -> Computation:
+) -> Computation[[PyTree, AtClients, jax.Array], tuple[Metrics, Clients]]:
     """Builds the computation ``(params@SERVER, data@CLIENTS, key@SERVER) -> (means@SERVER, metrics@CLIENTS)``.
 
     Args:
@@ -97,21 +89,25 @@ def personalization_evaluation(
     if taken:
         raise ValueError(f"a strategy has a name of its own; got {sorted(taken)}. Call it otherwise.")
 
-    def client_evaluation(params: PyTree, data: Any, key: jax.Array) -> dict[str, Any]:
+    def client_evaluation(params: PyTree, data: Sequence, key: jax.Array) -> Scores:
         key_split, key_strategy = jax.random.split(key)
         train, test = split(data, key_split)
         tried = {"baseline": baseline, **strategies}
         return {name: scores(model, tried[name](params, train, key_strategy), test) for name in tried}
 
     @federated_computation
-    def evaluation(params: Any, data: Any, key: Any) -> Any:
+    def evaluation(
+        params: FederatedValue, data: FederatedValue, key: FederatedValue
+    ) -> tuple[FederatedValue, FederatedValue]:
         metrics = federated_map(client_evaluation, federated_broadcast(params), data, federated_keys(key))
         return _means(metrics), metrics
 
     return evaluation
 
 
-def personal_evaluation(model: Model, combine: Callable[[PyTree, PyTree], PyTree]) -> Computation:
+def personal_evaluation(
+    model: Model, combine: Callable[[PyTree, PyTree], PyTree]
+) -> Computation[[PyTree, AtClients, AtClients], tuple[Metrics, Clients]]:
     """Builds ``(params@SERVER, data@CLIENTS, states@CLIENTS) -> (means@SERVER, metrics@CLIENTS)``.
 
     Args:
@@ -123,11 +119,13 @@ def personal_evaluation(model: Model, combine: Callable[[PyTree, PyTree], PyTree
       As for `personalization_evaluation`, with the one strategy ``"personal"`` and without a split.
     """
 
-    def client_evaluation(params: PyTree, data: Sequence, own: PyTree) -> dict[str, Any]:
+    def client_evaluation(params: PyTree, data: Sequence, own: PyTree) -> Scores:
         return {"personal": scores(model, combine(params, own), data)}
 
     @federated_computation
-    def evaluation(params: Any, data: Any, states: Any) -> Any:
+    def evaluation(
+        params: FederatedValue, data: FederatedValue, states: FederatedValue
+    ) -> tuple[FederatedValue, FederatedValue]:
         metrics = federated_map(client_evaluation, federated_broadcast(params), data, states)
         return _means(metrics), metrics
 
@@ -139,11 +137,11 @@ def scores(model: Model, params: PyTree, data: Sequence) -> dict[str, jax.Array]
     return jax.tree.map(lambda x: x.astype(jnp.float32), summary(local_evaluate(model, params, data)))
 
 
-def _means(metrics: Any) -> Any:
+def _means(metrics: FederatedValue) -> FederatedValue:
     has_data = federated_map(_has_data, metrics)
     means, number = federated_mean(metrics, has_data), federated_sum(has_data)
     return federated_map(lambda means, number: {**means, "num_clients": number}, means, number)
 
 
-def _has_data(metrics: dict[str, Any]) -> jax.Array:
+def _has_data(metrics: Scores) -> jax.Array:
     return (next(iter(metrics.values()))["num_examples"] > 0).astype(jnp.int32)

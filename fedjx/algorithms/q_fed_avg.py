@@ -10,7 +10,7 @@ k's data of the model w that it was sent, w_k its trained model and L an estimat
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ import optax
 
 from fedjx.aggregation.weights import uniform
 from fedjx.core.execution.process import Algorithm
-from fedjx.core.language.names import PyTree
+from fedjx.core.language.names import Metrics, PyTree
 from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model, Ratio, finalize_metrics
 from fedjx.training.batch_stats import no_batch_stats
@@ -63,7 +63,7 @@ def q_fed_avg(
         delta = jax.tree.map(lambda c: loss**q * c, change)
         return checked(ClientUpdate(delta, weight, {**trained.metrics, **metrics}))
 
-    def inverse(delta: PyTree, metrics: dict[str, Any]) -> jax.Array:
+    def inverse(delta: PyTree, metrics: Metrics) -> jax.Array:
         return 1 / jnp.where(metrics["curvature"] == 0, 1, metrics["curvature"])
 
     def server(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:

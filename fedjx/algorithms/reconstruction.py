@@ -8,7 +8,7 @@ the other, the query.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Unpack
+from typing import Unpack
 
 import jax
 import optax
@@ -16,6 +16,7 @@ import optax
 from fedjx.algorithms.personalization import Strategy
 from fedjx.core.execution.process import Algorithm
 from fedjx.core.language.names import PyTree
+from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model
 from fedjx.training.client import ClientUpdate, Local, LocalAmount, check_amount, local_train
 from fedjx.training.method import Method, ServerState
@@ -60,7 +61,7 @@ def reconstruction(
         drop_remainder=arguments.get("drop_remainder", False),
     )
 
-    def client_update(params: PyTree, data: Any, key: jax.Array, *, local: Local) -> ClientUpdate:
+    def client_update(params: PyTree, data: Sequence, key: jax.Array, *, local: Local) -> ClientUpdate:
         # `train` splits the key in two, which is folding in 0 and 1.
         key_split, key_local = (jax.random.fold_in(key, purpose) for purpose in (2, 3))
         support, query = split(data, key_split)
@@ -83,7 +84,7 @@ def reconstructing(
     """
     check_amount(**amount)
 
-    def strategy(params: PyTree, data: Any, key: jax.Array) -> PyTree:
+    def strategy(params: PyTree, data: Sequence, key: jax.Array) -> PyTree:
         key_init, key_train = jax.random.split(key)
         first = partition(model.init(key_init), is_local).local
         own = local_train(frozen(model, params), first, data, key_train, optimizer=optimizer, **amount)

@@ -6,7 +6,7 @@ Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Federated Lea
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, Unpack
+from typing import Literal, NamedTuple, Unpack
 
 import jax
 import optax
@@ -14,6 +14,7 @@ import optax
 from fedjx.aggregation.weights import uniform
 from fedjx.core.execution.process import StatefulAlgorithm
 from fedjx.core.language.names import PyTree
+from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model
 from fedjx.training.batch_stats import no_batch_stats
 from fedjx.training.client import ClientUpdate, Local
@@ -54,7 +55,7 @@ def scaffold(
     model = no_batch_stats(model, "scaffold")
 
     def client_update(
-        sent: Any, data: Any, key: jax.Array, *, local: Local, own: PyTree
+        sent: tuple[PyTree, PyTree], data: Sequence, key: jax.Array, *, local: Local, own: PyTree
     ) -> tuple[ClientUpdate, PyTree]:
         params, control = sent
         corrected = optax.chain(averaged(), shift(optax.tree.sub(control, own)), local.optimizer)
@@ -90,7 +91,9 @@ def controlled(
     def init(params: PyTree) -> Controlled:
         return Controlled(optax.tree.zeros_like(params), inner.init(params))
 
-    def update(updates: Any, state: Any, params: PyTree = None, metrics: Any = None, **extra: Any) -> Any:
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree = None, metrics: PyTree = None, **extra: PyTree
+    ) -> tuple[PyTree, Controlled]:
         share = metrics["num_clients"] / num_clients
         control = jax.tree.map(lambda c, d: c - (share * d).astype(c.dtype), state.control, updates[1])
         steps, inner_state = inner.update(updates[0], state.inner, params, metrics=metrics, **extra)

@@ -8,7 +8,7 @@ the totals over all clients are those of the union of their examples, so the fed
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Unpack
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +21,16 @@ from fedjx.core.language.names import PyTree
 from fedjx.core.language.sequence import sequence_reduce
 from fedjx.core.language.values import MASK, Batches, Sequence
 from fedjx.models.flax_models import feature_x
-from fedjx.models.model import Batch, sum_metrics
+from fedjx.models.model import Batch, Ratio, sum_metrics
 from fedjx.training.client import ClientUpdate, checked, examples
 from fedjx.training.method import Method, ServerState
 from fedjx.training.round import RoundArguments, compose
+
+
+class StatisticsArguments(RoundArguments, total=False):
+    """How a round of statistics is run, for methods to pass on to `sufficient_statistics`, which describes it."""
+
+    inputs: Callable[[Batch], jax.Array]
 
 
 def sufficient_statistics(
@@ -32,7 +38,7 @@ def sufficient_statistics(
     estimate: Callable[[PyTree, PyTree], PyTree],
     *,
     init: Callable[[jax.Array], PyTree],
-    inputs: Callable[[Batch], Any] = feature_x,
+    inputs: Callable[[Batch], jax.Array] = feature_x,
     **arguments: Unpack[RoundArguments],
 ) -> Algorithm[ServerState]:
     """Makes an algorithm of the statistics of a batch and what the server estimates from their totals.
@@ -57,7 +63,7 @@ def sufficient_statistics(
     def client_update(params: PyTree, data: Sequence, key: jax.Array) -> ClientUpdate:
         del key
 
-        def of_batch(batch: Any) -> Any:
+        def of_batch(batch: Batch) -> tuple[PyTree, dict[str, Ratio]]:
             x, mask = points(inputs(batch), batch[MASK]), batch[MASK]
             totals, values = statistics(params, x, mask)
             return totals, sum_metrics(values, mask)
@@ -79,7 +85,7 @@ def sufficient_statistics(
     return compose(Method(init, client_update, server), **arguments)
 
 
-def points(x: Any, mask: jax.Array) -> jax.Array:
+def points(x: jax.Array, mask: jax.Array) -> jax.Array:
     """Returns the inputs of a batch as float32 ``[B, d]``, 0 where they are padding."""
     x = jnp.asarray(x, jnp.float32)
     return jnp.where(mask[:, None], x.reshape(len(x), -1), 0)

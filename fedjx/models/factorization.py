@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -37,15 +35,15 @@ def matrix_factorization(num_items: int, *, num_factors: int, scale: float | Non
             "user": deviation * jax.random.normal(key_user, (num_factors,)),
         }
 
-    def error(params: Any, batch: Batch) -> jax.Array:
+    def error(params: dict[str, jax.Array], batch: Batch) -> jax.Array:
         items = jnp.take(params["items"], batch["x"], axis=0, mode="clip")
         return items @ params["user"] - batch["y"].astype(items.dtype)
 
-    def loss(params: Any, batch: Batch, key: jax.Array) -> jax.Array:
+    def loss(params: dict[str, jax.Array], batch: Batch, key: jax.Array) -> jax.Array:
         del key
         return error(params, batch) ** 2
 
-    def metrics(params: Any, batch: Batch) -> dict[str, jax.Array]:
+    def metrics(params: dict[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
         wrong = error(params, batch)
         return {"loss": wrong**2, "accuracy": jnp.abs(wrong) <= 0.5}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -13,16 +13,17 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from fedjx.core.language.names import DType, PyTree
 from fedjx.core.language.values import MASK
-from fedjx.models.model import Batch, LossWithStats, Model, PyTree, Variables
+from fedjx.models.model import Batch, LossWithStats, Model, PerExample, Variables
 
 # What an adapter gives: ``init(key) -> params`` and ``apply(params, x, key, mask) -> (outputs, batch_stats)``, in
 # training mode with a key and in evaluation mode with None. The statistics are None if they do not change.
 Init = Callable[[jax.Array], PyTree]
-Apply = Callable[[PyTree, Any, "jax.Array | None", Any], tuple[Any, PyTree]]
+Apply = Callable[[PyTree, PyTree, jax.Array | None, jax.Array | None], tuple[PyTree, PyTree]]
 
 
-def feature_x(batch: Batch) -> Any:
+def feature_x(batch: Batch) -> jax.Array:
     """Selects the feature ``"x"`` of a batch, as it is."""
     return batch["x"]
 
@@ -38,13 +39,13 @@ def accuracy(logits: jax.Array, batch: Batch) -> jax.Array:
 
 
 def from_flax(
-    module: Any,
+    module: nn.Module | Callable[..., nnx.Module],
     *,
-    sample_input: Any = None,
-    inputs: Callable[[Batch], Any] = feature_x,
-    loss: Callable[[Any, Batch], Any] = cross_entropy,
-    metrics: Mapping[str, Callable[[Any, Batch], Any]] = MappingProxyType({"accuracy": accuracy}),
-    compute_dtype: Any = None,
+    sample_input: PyTree = None,
+    inputs: Callable[[Batch], PyTree] = feature_x,
+    loss: Callable[[PyTree, Batch], PerExample] = cross_entropy,
+    metrics: Mapping[str, Callable[[PyTree, Batch], PerExample]] = MappingProxyType({"accuracy": accuracy}),
+    compute_dtype: DType = None,
     frozen_batch_stats: PyTree = None,
 ) -> Model:
     """Adapts a Flax module to a `Model`.
@@ -91,26 +92,26 @@ def from_flax(
     if compute_dtype is not None:
         apply = _computing_in(compute_dtype, apply)
 
-    def example_losses(params: PyTree, batch: Batch, key: jax.Array) -> Any:
+    def example_losses(params: PyTree, batch: Batch, key: jax.Array) -> PerExample | LossWithStats:
         outputs, batch_stats = apply(params, inputs(batch), key, batch.get(MASK))
         values = loss(outputs, batch)
         return values if batch_stats is None else LossWithStats(values, batch_stats)
 
-    def example_metrics(params: PyTree, batch: Batch) -> dict[str, Any]:
+    def example_metrics(params: PyTree, batch: Batch) -> dict[str, PerExample]:
         outputs, _ = apply(params, inputs(batch), None, batch.get(MASK))
         return {name: fn(outputs, batch) for name, fn in {"loss": loss, **metrics}.items()}
 
     return Model(init, example_losses, example_metrics)
 
 
-def _computing_in(dtype: Any, apply: Apply) -> Apply:
+def _computing_in(dtype: DType, apply: Apply) -> Apply:
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"a module computes in a floating dtype; got compute_dtype={dtype!r}. Give jnp.bfloat16.")
 
-    def cast(tree: PyTree, to: Any) -> PyTree:
+    def cast(tree: PyTree, to: DType) -> PyTree:
         return jax.tree.map(lambda x: x.astype(to) if jnp.issubdtype(jnp.result_type(x), jnp.floating) else x, tree)
 
-    def computing(params: PyTree, x: Any, key: jax.Array | None, mask: Any) -> tuple[Any, PyTree]:
+    def computing(params: PyTree, x: PyTree, key: jax.Array | None, mask: jax.Array | None) -> tuple[PyTree, PyTree]:
         if isinstance(params, Variables):
             raise ValueError(
                 f"running statistics need their precision; got compute_dtype={dtype!r} for a module with batch "
@@ -122,7 +123,7 @@ def _computing_in(dtype: Any, apply: Apply) -> Apply:
     return computing
 
 
-def _linen(module: nn.Module, sample_input: Any, frozen: PyTree) -> tuple[Init, Apply]:
+def _linen(module: nn.Module, sample_input: PyTree, frozen: PyTree) -> tuple[Init, Apply]:
     if sample_input is None:
         raise ValueError(
             "a Linen module needs a sample_input, from which its parameters get their shapes; got "
@@ -130,7 +131,7 @@ def _linen(module: nn.Module, sample_input: Any, frozen: PyTree) -> tuple[Init, 
         )
     constant = {} if frozen is None else {"batch_stats": frozen}
 
-    def variables(key: jax.Array) -> Any:
+    def variables(key: jax.Array) -> Mapping[str, PyTree]:
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sample_input)
         mask = _masked(zeros, None) if _takes(module, "mask", required=True) else {}
         return module.init(key, zeros, **_mode(module, training=False), **mask)
@@ -146,7 +147,7 @@ def _linen(module: nn.Module, sample_input: Any, frozen: PyTree) -> tuple[Init, 
         params = made.get("params", {})
         return Variables(params, made["batch_stats"]) if carried else params
 
-    def apply(params: PyTree, x: Any, key: jax.Array | None, mask: Any) -> tuple[Any, PyTree]:
+    def apply(params: PyTree, x: PyTree, key: jax.Array | None, mask: jax.Array | None) -> tuple[PyTree, PyTree]:
         rngs = None if key is None else {"dropout": key}
         training = key is not None and carried == has_stats
         given = _mode(module, training) | (_masked(x, mask) if takes_mask else {})
@@ -159,7 +160,7 @@ def _linen(module: nn.Module, sample_input: Any, frozen: PyTree) -> tuple[Init, 
     return init, apply
 
 
-def _nnx(module: Any, frozen: PyTree) -> tuple[Init, Apply]:
+def _nnx(module: Callable[..., nnx.Module], frozen: PyTree) -> tuple[Init, Apply]:
     built = _built(module)
     has_stats = bool(nnx.to_flat_state(nnx.state(built, nnx.BatchStat)))
     carried = has_stats and frozen is None
@@ -184,7 +185,7 @@ def _nnx(module: Any, frozen: PyTree) -> tuple[Init, Apply]:
         params = nnx.to_pure_dict(nnx.state(made, nnx.Param))
         return Variables(params, nnx.to_pure_dict(nnx.state(made, nnx.BatchStat))) if carried else params
 
-    def apply(params: PyTree, x: Any, key: jax.Array | None, mask: Any) -> tuple[Any, PyTree]:
+    def apply(params: PyTree, x: PyTree, key: jax.Array | None, mask: jax.Array | None) -> tuple[PyTree, PyTree]:
         training = key is not None
         rngs = nnx.Rngs(key) if training else None
         streams = _reseeded(evaluation_rngs, rngs) if rngs else evaluation_rngs
@@ -197,7 +198,7 @@ def _nnx(module: Any, frozen: PyTree) -> tuple[Init, Apply]:
     return init, apply
 
 
-def _built(module: Any) -> Any:
+def _built(module: Callable[..., nnx.Module]) -> nnx.Module:
     """Builds an NNX module once, for its structure; its parameters are dropped."""
     if isinstance(module, nnx.Module) or not callable(module) or _is_linen_class(module):
         raise TypeError(
@@ -216,7 +217,7 @@ def _built(module: Any) -> Any:
     return built
 
 
-def _is_linen_class(module: Any) -> bool:
+def _is_linen_class(module: object) -> bool:
     return inspect.isclass(module) and issubclass(module, nn.Module)
 
 
@@ -225,7 +226,7 @@ def _other_state(module: nnx.Module) -> dict[str, str]:
     return {".".join(map(str, path)): type(leaf).__name__ for path, leaf in nnx.to_flat_state(state)}
 
 
-def _check_state(collections: Any, lacks_mask: bool) -> None:
+def _check_state(collections: Collection[str], lacks_mask: bool) -> None:
     """Refuses state that nobody would carry, and batch statistics in which padding would count."""
     if collections:
         raise ValueError(
@@ -239,12 +240,12 @@ def _check_state(collections: Any, lacks_mask: bool) -> None:
         )
 
 
-def _takes(module: Any, name: str, *, required: bool = False) -> bool:
+def _takes(module: nn.Module | nnx.Module, name: str, *, required: bool = False) -> bool:
     parameter = inspect.signature(module.__call__).parameters.get(name)
     return parameter is not None and not (required and parameter.default is not inspect.Parameter.empty)
 
 
-def _masked(x: Any, mask: Any) -> dict[str, Any]:
+def _masked(x: PyTree, mask: jax.Array | None) -> dict[str, Any]:
     """Returns the keyword that tells a module which examples are real: all, if nothing is said."""
     return {"mask": jnp.ones(jax.tree.leaves(x)[0].shape[0], bool) if mask is None else mask}
 
@@ -259,7 +260,7 @@ def _reseeded(streams: PyTree, rngs: nnx.Rngs) -> PyTree:
     return jax.tree.map(fresh, streams)
 
 
-def _mode(module: Any, training: bool) -> dict[str, Any]:
+def _mode(module: nn.Module | nnx.Module, training: bool) -> dict[str, Any]:
     """Selects the keywords by which the module's ``__call__`` is told whether it is training."""
     flags = {"train": training, "training": training, "deterministic": not training}
     return {name: flag for name, flag in flags.items() if _takes(module, name)}

@@ -9,15 +9,15 @@ model's own to mask.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fedjx.core.language.names import PyTree
+from fedjx.core.language.names import Array, PyTree
 from fedjx.core.language.values import MASK
 
-Batch = Mapping[str, Any]
+Batch = Mapping[str, jax.Array]  # features by name, and the mask
 
 
 class Ratio(NamedTuple):
@@ -28,8 +28,11 @@ class Ratio(NamedTuple):
       denominator: Likewise; what one example counts for.
     """
 
-    numerator: Any
-    denominator: Any
+    numerator: jax.Array
+    denominator: jax.Array
+
+
+PerExample = jax.Array | Ratio  # a loss or a metric of the examples of a batch
 
 
 class Variables(NamedTuple):
@@ -53,7 +56,7 @@ class LossWithStats(NamedTuple):
       batch_stats: As in `Variables`, after this batch.
     """
 
-    loss: Any
+    loss: PerExample
     batch_stats: PyTree
 
 
@@ -69,8 +72,8 @@ class Model(NamedTuple):
     """
 
     init: Callable[[jax.Array], PyTree]
-    loss: Callable[[PyTree, Batch, jax.Array], Any]
-    metrics: Callable[[PyTree, Batch], dict[str, Any]]
+    loss: Callable[[PyTree, Batch, jax.Array], PyTree]
+    metrics: Callable[[PyTree, Batch], dict[str, PyTree]]
 
 
 class LossSums(NamedTuple):
@@ -130,7 +133,7 @@ def with_batch_stats(params: PyTree, batch_stats: PyTree) -> PyTree:
     return Variables(params.params, present)
 
 
-def sum_metrics(values: Mapping[str, Any], mask: Any) -> dict[str, Ratio]:
+def sum_metrics(values: Mapping[str, PyTree], mask: Array) -> dict[str, Ratio]:
     """Sums per-example metrics over the valid examples of a batch.
 
     Guarantees: The sums add over batches and clients to those of the union. Booleans and
@@ -168,7 +171,7 @@ def finalize_metrics(sums: Mapping[str, Ratio]) -> dict[str, jax.Array]:
     return {name: _divide(ratio) for name, ratio in sums.items()}
 
 
-def mean_loss(loss_values: Any, mask: Any) -> jax.Array:
+def mean_loss(loss_values: PyTree, mask: Array) -> jax.Array:
     """Averages per-example losses over the valid examples.
 
     Args:
@@ -187,13 +190,13 @@ def mean_loss(loss_values: Any, mask: Any) -> jax.Array:
     return _divide(_sum_metric("loss", loss_values, mask))
 
 
-def _sum_metric(name: str, value: Any, mask: Any) -> Ratio:
+def _sum_metric(name: str, value: PyTree, mask: Array) -> Ratio:
     if isinstance(value, Ratio):
         return Ratio(*(_masked_sum(f"{name}.{field}", x, mask) for field, x in value._asdict().items()))
     return Ratio(_masked_sum(name, value, mask), jnp.sum(mask, dtype=jnp.int32))
 
 
-def _masked_sum(name: str, value: Any, mask: Any) -> jax.Array:
+def _masked_sum(name: str, value: PyTree, mask: Array) -> jax.Array:
     if isinstance(value, LossWithStats):
         raise TypeError(
             f"a model with batch statistics needs an algorithm that carries them; got {name} as LossWithStats. "

@@ -6,19 +6,19 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from fedjx.core.language.names import DType
 from fedjx.models.flax_models import from_flax
 from fedjx.models.model import Batch, Model
 
 Layer = Callable[[jax.Array], jax.Array]
 
 
-def linear(num_classes: int, *, input_shape: Sequence[int], scale: float = 1.0, compute_dtype: Any = None) -> Model:
+def linear(num_classes: int, *, input_shape: Sequence[int], scale: float = 1.0, compute_dtype: DType = None) -> Model:
     """Assembles a multinomial logistic regression.
 
     Args:
@@ -41,7 +41,7 @@ def mlp(
     hidden: Sequence[int] = (64,),
     dropout: float = 0.0,
     scale: float = 1.0,
-    compute_dtype: Any = None,
+    compute_dtype: DType = None,
 ) -> Model:
     """Assembles a fully connected network with ReLU.
 
@@ -75,7 +75,7 @@ def cnn(
     channels: Sequence[int] = (16, 32),
     dropout: float = 0.0,
     scale: float = 1.0,
-    compute_dtype: Any = None,
+    compute_dtype: DType = None,
 ) -> Model:
     """Assembles a convolutional network: per layer 3 x 3 kernels, ReLU and 2 x 2 max-pooling.
 
@@ -129,7 +129,7 @@ class _Classifier(nnx.Module):
         return self.head(x)
 
 
-def _scaled(batch: Batch, scale: float) -> Any:
+def _scaled(batch: Batch, scale: float) -> jax.Array:
     return jnp.asarray(batch["x"], jnp.float32) * scale
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
 
 import jax
 import numpy as np
 
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.values import MASK, Clients, Sequence
-from fedjx.data import source
+from fedjx.data import federated_data, source
 
 
 class Dataset:
@@ -25,10 +24,10 @@ class Dataset:
     [[0, 1], [2, 3], [4]]
     """
 
-    def __init__(self, elements: Callable[[], Iterable[Any]]):
+    def __init__(self, elements: Callable[[], Iterable[PyTree]]):
         self._elements = elements
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[PyTree]:
         return iter(self._elements())
 
     @classmethod
@@ -42,7 +41,7 @@ class Dataset:
         """Shapes and dtypes of the first element."""
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype), next(iter(self)))
 
-    def map(self, fn: Callable[..., Any]) -> Dataset:
+    def map(self, fn: Callable[..., PyTree]) -> Dataset:
         """Applies a function to every element; a tuple is given as so many arguments."""
         return Dataset(lambda: (fn(*x) if type(x) is tuple else fn(x) for x in self))
 
@@ -59,7 +58,7 @@ class Dataset:
         del buffer_size  # The data set of a client fits in memory.
         random = np.random.default_rng(seed)
 
-        def elements() -> Iterator[Any]:
+        def elements() -> Iterator[PyTree]:
             items = list(self)
             return (items[i] for i in random.permutation(len(items)))
 
@@ -68,7 +67,7 @@ class Dataset:
     def batch(self, batch_size: int, drop_remainder: bool = False) -> Dataset:
         """Stacks consecutive elements; the last batch may be short, or is dropped."""
 
-        def batches() -> Iterator[Any]:
+        def batches() -> Iterator[PyTree]:
             elements = iter(self)
             while items := list(itertools.islice(elements, batch_size)):
                 if len(items) == batch_size or not drop_remainder:
@@ -95,7 +94,7 @@ class ClientData:
     create_tf_dataset_for_client: Callable[[str], Dataset]
 
     @classmethod
-    def of(cls, data: Any) -> ClientData:
+    def of(cls, data: federated_data.ClientData) -> ClientData:
         """Names the clients of fedjx's client data, in memory or on disk, by their ids."""
         ids = np.asarray(data.ids[:])
         names = [str(name) for name in source.client_ids(data, ids)]
@@ -117,7 +116,7 @@ class ClientData:
         """Shapes and dtypes of the first client's first element."""
         return self.create_tf_dataset_for_client(self.client_ids[0]).element_spec
 
-    def preprocess(self, preprocess_fn: Callable[[Dataset], Any]) -> ClientData:
+    def preprocess(self, preprocess_fn: Callable[[Dataset], Dataset]) -> ClientData:
         """Applies a function to every client's data set, when it is asked for."""
         return ClientData(self.client_ids, lambda name: preprocess_fn(self.create_tf_dataset_for_client(name)))
 
@@ -139,7 +138,7 @@ class ClientData:
         return train, held_out
 
 
-def as_clients(datasets: Iterable[Iterable[Any]]) -> Clients:
+def as_clients(datasets: Iterable[Iterable[PyTree]]) -> Clients:
     """Stacks a list of the clients' data sets, each an iterable of batches, into a cohort.
 
     A batch is a dict of features, or a pair: its parts are called "x" and "y". There are as many steps as the longest
@@ -166,6 +165,6 @@ def as_clients(datasets: Iterable[Iterable[Any]]) -> Clients:
     return Clients.of(Sequence({**elements, MASK: index >= 0}, lengths))
 
 
-def _features(batch: Any) -> dict[str, np.ndarray]:
+def _features(batch: PyTree) -> dict[str, np.ndarray]:
     features = batch if isinstance(batch, Mapping) else dict(zip(("x", "y"), batch, strict=True))
     return {name: np.asarray(x) for name, x in features.items()}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,10 @@ from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_eval, federated_sum
 from fedjx.core.language.placed import FederatedValue, federated_map
 from fedjx.core.language.sequence import sequence_reduce
-from fedjx.core.language.types import SERVER
+from fedjx.core.language.streams import AtClients
+from fedjx.core.language.types import SERVER, FunctionType
 from fedjx.core.language.values import MASK, Batches, Clients, Sequence
-from fedjx.models.model import Model, Ratio, batch_loss, finalize_metrics, sum_metrics
+from fedjx.models.model import Batch, Model, Ratio, batch_loss, finalize_metrics, sum_metrics
 from fedjx.tff.data import as_clients
 from fedjx.training.client import ClientUpdate, Local, checked, examples
 from fedjx.training.method import Method, ServerState
@@ -28,9 +29,18 @@ from fedjx.training.round import compose
 
 ModelFn = Callable[[], Model]
 OptimizerFn = Callable[[], optax.GradientTransformation]
+Data = AtClients | Iterable[Iterable[PyTree]]  # a cohort of fedjx, or a list of the clients' data sets
 
 
-class Metrics(dict[str, Any]):
+class Options(TypedDict, total=False):
+    """What both processes take alike; `build_federated_averaging_process` describes each."""
+
+    client_weighting: Callable[[jax.Array], jax.Array]
+    seed: int
+    lanes: int | None
+
+
+class Metrics(dict[str, PyTree]):
     """Metrics by name, that also print and are selected as TensorFlow Federated's structures.
 
     >>> metrics = Metrics(train=Metrics(loss=2.5))
@@ -39,7 +49,7 @@ class Metrics(dict[str, Any]):
     (None, 2.5)
     """
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> PyTree:
         if name not in self:
             raise AttributeError(f"no metric {name!r} in {sorted(self)}")
         return self[name]
@@ -47,7 +57,7 @@ class Metrics(dict[str, Any]):
     def __repr__(self) -> str:
         return f"<{','.join(f'{name}={value}' for name, value in self.items())}>"
 
-    def _asdict(self) -> dict[str, Any]:
+    def _asdict(self) -> dict[str, PyTree]:
         return dict(self)
 
 
@@ -67,16 +77,16 @@ class Round(NamedTuple):
       report: Names the metrics.
     """
 
-    computation: Computation
-    run: Callable[..., Any]
-    report: Callable[[dict[str, Any]], Metrics]
+    computation: Computation[[ServerState, AtClients], tuple[ServerState, dict[str, PyTree]]]
+    run: Callable[[ServerState, AtClients], tuple[ServerState, dict[str, PyTree]]]
+    report: Callable[[dict[str, PyTree]], Metrics]
 
-    def __call__(self, state: ServerState, data: Any) -> RoundResult:
+    def __call__(self, state: ServerState, data: Data) -> RoundResult:
         """Runs the round."""
         state, metrics = self.run(state, _cohort(data))
         return RoundResult(state, self.report(metrics))
 
-    def type_signature(self, state: ServerState, data: Any) -> Any:
+    def type_signature(self, state: ServerState, data: Data) -> FunctionType:
         """Types the round for a state and federated data."""
         return self.computation.type_signature(state, _cohort(data))
 
@@ -90,7 +100,7 @@ class IterativeProcess(NamedTuple):
       get_model_weights: ``(state) -> params``.
     """
 
-    initialize: Computation
+    initialize: Computation[[], ServerState]
     next: Round
     get_model_weights: Callable[[ServerState], PyTree]
 
@@ -137,7 +147,7 @@ def build_federated_averaging_process(
     )
 
     @federated_computation
-    def initialize() -> Any:
+    def initialize() -> FederatedValue:
         return federated_eval(lambda: algorithm.init(jax.random.key(seed)), SERVER)
 
     run = Round(algorithm.next, algorithm.next.streamed(lanes=lanes), _averaging_metrics)
@@ -152,7 +162,7 @@ def build_weighted_fed_avg(
     model_distributor: Broadcaster | None = None,
     model_aggregator: Aggregator | None = None,
     metrics_aggregator: Callable[[PyTree], FederatedValue] = sum_then_finalize,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> IterativeProcess:
     """Builds the same with metrics ``<distributor, client_work, aggregator, finalizer>``."""
     process = build_federated_averaging_process(
@@ -167,13 +177,13 @@ def build_weighted_fed_avg(
     return process._replace(next=process.next._replace(report=_learning_metrics))
 
 
-def build_federated_evaluation(model_fn: ModelFn) -> Callable[[PyTree, Any], Metrics]:
+def build_federated_evaluation(model_fn: ModelFn) -> Callable[[PyTree, Data], Metrics]:
     """Builds ``(params, data) -> metrics``."""
     run = federated_evaluation(model_fn()).streamed()
     return lambda params, data: Metrics(run(params, _cohort(data)))
 
 
-def _cohort(data: Any) -> Any:
+def _cohort(data: PyTree) -> AtClients:
     is_list = isinstance(data, list) and not (data and isinstance(data[0], Clients))
     return as_clients(data) if is_list else data
 
@@ -181,12 +191,12 @@ def _cohort(data: Any) -> Any:
 def _client_work(model: Model) -> Callable[..., ClientUpdate]:
     """Trains on the batches as they come, and measures the model before every step."""
 
-    def loss(params: PyTree, batch: Any, key: jax.Array) -> Any:
+    def loss(params: PyTree, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Ratio]]:
         mean, (sums, _) = batch_loss(model)(params, batch, key)
         return mean, {**sum_metrics(model.metrics(params, batch), batch[MASK]), **sums}
 
     def client_update(params: PyTree, data: Sequence, key: jax.Array, *, local: Local) -> ClientUpdate:
-        def step(carry: Any, batch: Any) -> Any:
+        def step(carry: PyTree, batch: Batch) -> PyTree:
             trained, state, sums, t = carry
             grads, metrics = jax.grad(loss, has_aux=True)(trained, batch, jax.random.fold_in(key, t))
             updates, state = local.optimizer.update(grads, state, trained)
@@ -204,22 +214,22 @@ def _client_work(model: Model) -> Callable[..., ClientUpdate]:
     return client_update
 
 
-def _finalized(sums: dict[str, Any]) -> dict[str, Any]:
+def _finalized(sums: dict[str, PyTree]) -> dict[str, PyTree]:
     return {**sums, **finalize_metrics({name: x for name, x in sums.items() if isinstance(x, Ratio)})}
 
 
-def _parts(metrics: dict[str, Any]) -> tuple[Metrics, Metrics, Metrics]:
+def _parts(metrics: dict[str, PyTree]) -> tuple[Metrics, Metrics, Metrics]:
     values = {name: x for name, x in metrics.items() if name != "aggregation"}
     stat = Metrics({name: x for name, x in values.items() if name.startswith("num_")})
     return Metrics(metrics["aggregation"]), Metrics({n: x for n, x in values.items() if n not in stat}), stat
 
 
-def _averaging_metrics(metrics: dict[str, Any]) -> Metrics:
+def _averaging_metrics(metrics: dict[str, PyTree]) -> Metrics:
     aggregation, train, stat = _parts(metrics)
     return Metrics(broadcast=Metrics(), aggregation=aggregation, train=train, stat=stat)
 
 
-def _learning_metrics(metrics: dict[str, Any]) -> Metrics:
+def _learning_metrics(metrics: dict[str, PyTree]) -> Metrics:
     aggregation, train, stat = _parts(metrics)
     work = Metrics(train=Metrics(train, num_examples=stat.num_examples))
     finalizer = Metrics(update_non_finite=stat.num_non_finite_clients)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import jax
 import numpy as np
 
 from fedjx.algorithms.personalization import Strategy, personalization_evaluation, unchanged
 from fedjx.core.language.names import PyTree
-from fedjx.core.language.values import Clients
+from fedjx.core.language.values import Clients, Sequence
 from fedjx.tff.data import as_clients
 from fedjx.tff.learning import Metrics, ModelFn
 
-Data = list[Mapping[str, Iterable[Any]]]
+Data = list[Mapping[str, Iterable[PyTree]]]
 
 
 def build_personalization_eval(
@@ -41,7 +40,7 @@ def build_personalization_eval(
       A function whose result has ``baseline_metrics`` and one entry a strategy: metrics by name, ``[clients]``.
     """
 
-    def given(data: Any, key: jax.Array) -> Any:
+    def given(data: PyTree, key: jax.Array) -> tuple[Sequence, Sequence]:
         del key
         return data["train_data"], data["test_data"]
 

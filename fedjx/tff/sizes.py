@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from fedjx.core.language.streams import first_chunk
+from fedjx.core.language.names import PyTree
+from fedjx.core.language.streams import Planned, first_chunk
 from fedjx.core.language.traffic import Traffic, traffic
 from fedjx.core.language.types import type_of
 from fedjx.core.language.values import Clients
@@ -31,7 +32,7 @@ class SizingEnvironment:
         """Returns a process whose rounds are counted here."""
         per_client: dict[str, Traffic] = {}
 
-        def run(state: ServerState, cohort: Any) -> Any:
+        def run(state: ServerState, cohort: Clients | Planned) -> tuple[ServerState, dict[str, PyTree]]:
             name = str(type_of(first_chunk(cohort)))
             if name not in per_client:
                 per_client[name] = traffic(process.next.computation, state, cohort)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +29,7 @@ def trained_alone(server_optimizer: optax.GradientTransformation) -> optax.Gradi
     def trained(tree: PyTree) -> PyTree:
         return tree.params if isinstance(tree, Variables) else tree
 
-    def update(updates: PyTree, state: PyTree, params: PyTree = None, **others: Any) -> tuple[PyTree, PyTree]:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None, **others: PyTree) -> tuple[PyTree, PyTree]:
         steps, state = inner.update(trained(updates), state, trained(params), **others)
         if isinstance(updates, Variables):
             steps = Variables(steps, jax.tree.map(jnp.negative, updates.batch_stats))

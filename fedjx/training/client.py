@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypedDict, Unpack, cast
+from typing import NamedTuple, TypedDict, Unpack, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,11 @@ import optax
 from jax import lax
 
 from fedjx.aggregation.weights import by_examples
-from fedjx.core.language.names import PyTree
+from fedjx.core.language.names import Metrics, PyTree
 from fedjx.core.language.padding import own_padding
 from fedjx.core.language.sequence import sequence_reduce
 from fedjx.core.language.values import MASK, Batches, Sequence
-from fedjx.models.model import Model, Ratio, batch_loss, sum_metrics, with_batch_stats
+from fedjx.models.model import Batch, Model, Ratio, batch_loss, sum_metrics, with_batch_stats
 
 # Folded into keys that have other uses: `jax.random.split` in two is folding in 0 and 1, and rounds count from 0.
 OWN = 2  # Into a client's key of the round, for what it trains besides the shared parameters.
@@ -66,7 +66,7 @@ class ClientUpdate(NamedTuple):
 
     delta: PyTree
     weight: jax.Array
-    metrics: dict[str, Any]
+    metrics: Metrics
 
 
 def local_train(
@@ -129,7 +129,7 @@ def local_train(
 
     gradient = jax.grad(batch_loss(model, carries_stats=True), has_aux=True)
 
-    def step(carry: Any, batch: Any) -> Any:
+    def step(carry: PyTree, batch: Batch) -> PyTree:
         params, state, sums, t = carry
         grads, (metrics, stats) = gradient(params, batch, jax.random.fold_in(key_loss, t))
         updates, state = optimizer.update(grads, state, params)
@@ -177,7 +177,8 @@ def local_training(
     """
     check_amount(**amount)
     train = functools.partial(local_train, **amount, completed=completed)
-    return Local(cast(Any, optimizer), train, functools.partial(reported, weight=weight), weight)
+    report = functools.partial(reported, weight=weight)
+    return Local(cast(optax.GradientTransformation, optimizer), train, report, weight)
 
 
 def local_update(model: Model) -> Callable[..., ClientUpdate]:
@@ -212,7 +213,7 @@ def local_evaluate(model: Model, params: PyTree, data: Sequence) -> dict[str, Ra
     """
     batches = examples(data)
 
-    def sums(batch: Any) -> dict[str, Ratio]:
+    def sums(batch: Batch) -> dict[str, Ratio]:
         return sum_metrics(model.metrics(params, batch), batch[MASK])
 
     one = jax.eval_shape(lambda: sums(Batches(batches.pool, batches.index[0]).gather()))
@@ -221,7 +222,7 @@ def local_evaluate(model: Model, params: PyTree, data: Sequence) -> dict[str, Ra
     return sequence_reduce(lambda total, batch: jax.tree.map(jnp.add, total, sums(batch)), zero, real)
 
 
-def has_examples(data: Any) -> jax.Array:
+def has_examples(data: PyTree) -> jax.Array:
     """Tells whether a client's data set has an example; data of another form than `examples` takes always do."""
     return jnp.any(examples(data).index >= 0) if isinstance(data, Sequence) else jnp.bool_(True)
 
@@ -291,14 +292,14 @@ def check_amount(num_epochs: int | None = None, num_steps: int | None = None, **
         )
 
 
-def check_positive(**numbers: Any) -> None:
+def check_positive(**numbers: float | jax.Array) -> None:
     """Refuses hyper-parameters that are not positive; those of a grid, which JAX traces, are not looked at."""
     for name, x in numbers.items():
         if not (isinstance(x, jax.Array) or x > 0):
             raise ValueError(f"{name} is positive; got {name}={x}. Raise it.")
 
 
-def check_not_negative(**numbers: Any) -> None:
+def check_not_negative(**numbers: float | jax.Array) -> None:
     """Refuses hyper-parameters that are below zero; those of a grid, which JAX traces, are not looked at."""
     for name, x in numbers.items():
         if not (isinstance(x, jax.Array) or x >= 0):

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from fedjx.core.language.names import PyTree
-from fedjx.models.model import Model, Ratio
+from fedjx.core.language.names import Array, PyTree
+from fedjx.core.language.values import Sequence
+from fedjx.models.model import Batch, Model, Ratio
 from fedjx.training.client import local_evaluate
 
 
-def domain_losses(model: Model, params: PyTree, data: Any, feature: str, num_domains: int) -> Ratio:
+def domain_losses(model: Model, params: PyTree, data: Sequence, feature: str, num_domains: int) -> Ratio:
     """Sums one client's losses, and counts its examples, by domain: a `Ratio` of ``[D]`` and int32 ``[D]``."""
 
-    def metrics(params: PyTree, batch: Any) -> dict[str, Ratio]:
+    def metrics(params: PyTree, batch: Batch) -> dict[str, Ratio]:
         loss = model.metrics(params, batch)["loss"]
         own = [batch[feature] == i for i in range(num_domains)]
         return {str(i): Ratio(jnp.where(own[i], loss, 0), own[i]) for i in range(num_domains)}
@@ -34,7 +35,7 @@ class WorstDomains(NamedTuple):
 
 
 def worst_domains(
-    server_optimizer: optax.GradientTransformation, domain_weights: Any, learning_rate: float, window: int
+    server_optimizer: optax.GradientTransformation, domain_weights: Array, learning_rate: float, window: int
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps a server optimizer to move domain weights towards the higher losses by exponentiated gradients."""
     inner = optax.with_extra_args_support(server_optimizer)
@@ -43,7 +44,9 @@ def worst_domains(
         ones = jnp.ones((window, len(domain_weights)), jnp.float32)
         return WorstDomains(inner.init(params), jnp.asarray(domain_weights), ones)
 
-    def update(updates: PyTree, state: Any, params: PyTree = None, metrics: Any = None, **extra: Any) -> Any:
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree = None, metrics: PyTree = None, **extra: PyTree
+    ) -> tuple[PyTree, WorstDomains]:
         updates, inner_state = inner.update(updates, state.inner, params, metrics=metrics, **extra)
         weights = jax.nn.softmax(jnp.log(state.domain_weights) + learning_rate * metrics["domain_loss"])
         seen = metrics["domain_examples"].astype(jnp.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from fedjx.core.language.operators import (
     federated_client_ids,
     federated_zip,
 )
-from fedjx.core.language.placed import federated_map
+from fedjx.core.language.placed import FederatedValue, federated_map
 from fedjx.training.client import (
     ClientOptimizer,
     ClientUpdate,
@@ -27,31 +27,35 @@ from fedjx.training.client import (
     local_training,
 )
 from fedjx.training.failures import Failures, failed, fate, remaining
-from fedjx.training.method import First, Method
+from fedjx.training.method import First, InitClient, Method, Reported
+
+Told = dict[str, FederatedValue]  # what clients may be told, by name, at the clients
 
 
 class EachClient(NamedTuple):
     """The clients of a round: the method's functions of one client, and how they are run."""
 
-    method: Method
+    method: Method[InitClient | None]
     optimizer: ClientOptimizer | None
     weight: Callable[[jax.Array], jax.Array]
     amount: LocalAmount
     failures: Failures
 
-    def told(self, state: Any, own: Any) -> dict[str, Any]:
+    def told(self, state: FederatedValue, own: FederatedValue | None) -> Told:
         """Returns all that clients may be told, placed there; what none of them takes is not sent."""
         told = {"id": federated_client_ids()} | ({} if own is None else {"own": own})
         if self.method.context is not None:
             told["context"] = federated_broadcast(federated_map(self.method.context, state))
         return told | ({"round": federated_broadcast(state.round)} if callable(self.optimizer) else {})
 
-    def first(self, params: Any, data: Any, keys: Any, told: dict[str, Any]) -> Any:
+    def first(self, params: FederatedValue, data: FederatedValue, keys: FederatedValue, told: Told) -> FederatedValue:
         """Runs the pass before the round; returns what clients send."""
         assert self.method.first is not None
         return self._each(self.method.first, self.failures._replace(partial=0), params, data, keys, told, ())
 
-    def update(self, params: Any, data: Any, keys: Any, told: dict[str, Any], *first: Any) -> Any:
+    def update(
+        self, params: FederatedValue, data: FederatedValue, keys: FederatedValue, told: Told, *first: PyTree
+    ) -> tuple[FederatedValue, FederatedValue | None]:
         """Runs the client update; returns what clients send, and what they keep, or None."""
         if first:
             before, result = first
@@ -62,21 +66,21 @@ class EachClient(NamedTuple):
 
     def _each(
         self,
-        fn: Callable[..., Any],
+        fn: Callable[..., Reported],
         failures: Failures,
-        params: Any,
-        data: Any,
-        keys: Any,
-        told: dict[str, Any],
+        params: FederatedValue,
+        data: FederatedValue,
+        keys: FederatedValue,
+        told: Told,
         also: tuple[str, ...],
-    ) -> Any:
+    ) -> FederatedValue:
         """Maps a function of one client, told what it takes by name; it fails, and keeps its state, as is said."""
         names = _by_name(fn)
         needed = {*names, *also, *(("round",) if "local" in names else ())}
         told = {name: value for name, value in told.items() if name in needed}
         keeps, leaves = "own" in also and "own" in told, "left_out" in told
 
-        def step(params: PyTree, data: Any, key: jax.Array, told: dict[str, Any] = {}) -> Any:  # noqa: B006
+        def step(params: PyTree, data: PyTree, key: jax.Array, told: dict[str, PyTree] = {}) -> Reported:  # noqa: B006
             happens = fate(failures, key) if any(failures) else None
             named = told_to(fn, told)
             completed = happens.completed if happens is not None and failures.partial else None
@@ -92,8 +96,8 @@ class EachClient(NamedTuple):
         step.__qualname__ = getattr(fn, "__qualname__", repr(fn))  # errors name the user's function
         return federated_map(step, params, data, keys, *([told] if told else []))
 
-    def _local(self, round: Any, completed: jax.Array | None) -> Local:
-        optimizer: Any = self.optimizer(round) if callable(self.optimizer) else self.optimizer
+    def _local(self, round: PyTree, completed: jax.Array | None) -> Local:
+        optimizer = self.optimizer(round) if callable(self.optimizer) else self.optimizer
         return local_training(optimizer, self.weight, completed=completed, **self.amount)
 
     def check(self, given: list[str]) -> None:
@@ -124,7 +128,7 @@ class EachClient(NamedTuple):
         return {"local", "weight", "id"} | {name for name, part in declared.items() if part is not None}
 
 
-def _by_name(fn: Callable[..., Any], *, required: bool = False) -> tuple[str, ...]:
+def _by_name(fn: Callable[..., object], *, required: bool = False) -> tuple[str, ...]:
     """Returns what a function takes by name alone; all that there is, if it takes any name."""
     bound = fn.keywords if isinstance(fn, functools.partial) else {}
     parameters = [p for p in inspect.signature(fn).parameters.values() if p.name not in bound]
@@ -134,7 +138,7 @@ def _by_name(fn: Callable[..., Any], *, required: bool = False) -> tuple[str, ..
     return tuple(p.name for p in names)
 
 
-def _reported(fn: Callable[..., Any], found: Any, keeps: bool) -> tuple[ClientUpdate, PyTree]:
+def _reported(fn: Callable[..., Reported], found: Reported, keeps: bool) -> tuple[ClientUpdate, PyTree]:
     """Returns what a function of one client reports, and keeps; refuses what is neither."""
     pair = found if keeps and type(found) is tuple and len(found) == 2 else (found, None)
     if not isinstance(pair[0], ClientUpdate) or (keeps and pair[0] is found):
@@ -149,7 +153,7 @@ def _reported(fn: Callable[..., Any], found: Any, keeps: bool) -> tuple[ClientUp
     return update._replace(weight=jnp.asarray(update.weight)), pair[1]
 
 
-def told_to(fn: Callable[..., Any], told: dict[str, Any]) -> dict[str, Any]:
+def told_to(fn: Callable[..., object], told: dict[str, PyTree]) -> dict[str, PyTree]:
     """Returns of all that a client is told what a function takes by name: for a client update that calls others."""
     return {name: told[name] for name in _by_name(fn) if name in told}
 

@@ -7,11 +7,12 @@ Learning at Scale" (arXiv 1902.01046). Who reports in time is for the sampler: `
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from fedjx.core.language.names import PyTree
 from fedjx.core.language.values import Sequence
 from fedjx.training.client import ClientUpdate, checked
 
@@ -68,7 +69,7 @@ def checked_failures(failures: Failures) -> Failures:
     return failures
 
 
-def remaining(data: Any, happens: Fate) -> Any:
+def remaining(data: PyTree, happens: Fate) -> PyTree:
     """Returns the data of a client: none of a dropped one, which so takes no step, and no time either."""
     if not isinstance(data, Sequence):
         return data

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import optax
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.sequence import sequence_reduce
 from fedjx.core.language.values import Sequence
-from fedjx.models.model import Model, Ratio, batch_loss
+from fedjx.models.model import Batch, Model, Ratio, batch_loss
 from fedjx.training.client import ClientUpdate, checked, examples
 
 
@@ -46,11 +46,11 @@ def local_gradient(model: Model, params: PyTree, data: Sequence, key: jax.Array)
     batches = examples(data)
     num_examples = jnp.sum(batches.index >= 0, dtype=jnp.int32)
 
-    def total(params: PyTree, batch: Any, key: jax.Array) -> Any:
+    def total(params: PyTree, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Ratio]]:
         _, (sums, _) = batch_loss(model)(params, batch, key)
         return sums["loss"].numerator / jnp.maximum(num_examples, 1), sums
 
-    def add(carry: Any, batch: Any) -> Any:
+    def add(carry: PyTree, batch: Batch) -> PyTree:
         sums, t = carry
         found = jax.grad(total, has_aux=True)(params, batch, jax.random.fold_in(key_loss, t))
         return jax.tree.map(jnp.add, sums, found), t + 1
@@ -91,7 +91,7 @@ def averaged() -> optax.GradientTransformation:
     def init(params: PyTree) -> GradientMean:
         return GradientMean(jnp.int32(0), optax.tree.zeros_like(params))
 
-    def update(updates: Any, state: Any, params: Any = None) -> Any:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, GradientMean]:
         del params
         number = state.number + 1
         mean = jax.tree.map(lambda m, g: m + ((g - m) / number).astype(m.dtype), state.mean, updates)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Generic, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from fedjx.core.language.names import PyTree
+from fedjx.core.language.names import Metrics, PyTree
 from fedjx.models.model import Model
 from fedjx.training.client import (
     ClientUpdate,
     local_update,
 )
+
+Reported = ClientUpdate | tuple[ClientUpdate, PyTree]  # a client's update, and what it keeps, if it keeps anything
 
 
 class ServerState(NamedTuple):
@@ -37,8 +39,22 @@ class ServerState(NamedTuple):
     round: jax.Array
 
 
-class Method(NamedTuple):
+InitClient = Callable[[ServerState], PyTree]  # makes the state of a client that was never here
+
+if TYPE_CHECKING:  # Python has defaults of type variables from 3.13 on.
+    from typing_extensions import TypeVar
+
+    Init = TypeVar("Init", bound=InitClient | None, default=None, covariant=True)
+else:
+    from typing import TypeVar
+
+    Init = TypeVar("Init", covariant=True)
+
+
+class Method(NamedTuple, Generic[Init]):
     """What a method is: pure functions of one client and of the server.
+
+    To a type checker it is a ``Method[None]`` if clients keep no state, and then `compose` makes an `Algorithm` of it.
 
     Attributes:
       init: ``(key) -> params``, the first parameters.
@@ -77,9 +93,9 @@ class Method(NamedTuple):
     """
 
     init: Callable[[jax.Array], PyTree]
-    client_update: Callable[..., Any]
+    client_update: Callable[..., Reported]
     server: Callable[[optax.GradientTransformation], optax.GradientTransformation] = lambda optimizer: optimizer
-    init_client: Callable[[ServerState], PyTree] | None = None
+    init_client: Init | None = None
     sent: Callable[[ServerState], PyTree] | None = None
     context: Callable[[ServerState], PyTree] | None = None
     first: Callable[..., ClientUpdate] | None = None
@@ -87,7 +103,7 @@ class Method(NamedTuple):
     first_delta: Callable[[PyTree], PyTree] | None = None
 
 
-def averaging(model: Model) -> Method:
+def averaging(model: Model) -> Method[None]:
     """Returns federated averaging of a model: what clients do is train it."""
     return Method(model.init, local_update(model))
 
@@ -112,10 +128,12 @@ class Scaled(NamedTuple):
     scale: jax.Array
 
 
-def scaled(scale: Callable[[PyTree, dict[str, Any]], jax.Array]) -> optax.GradientTransformationExtraArgs:
+def scaled(scale: Callable[[PyTree, Metrics], jax.Array]) -> optax.GradientTransformationExtraArgs:
     """Multiplies the aggregated delta by ``(delta, metrics) -> scale``; to be chained before a server's optimizer."""
 
-    def update(updates: PyTree, state: Any, params: PyTree = None, metrics: Any = None, **_: Any) -> Any:
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree = None, metrics: PyTree = None, **_: PyTree
+    ) -> tuple[PyTree, Scaled]:
         del state, params
         factor = scale(updates, metrics)
         return jax.tree.map(lambda d: (factor * d).astype(d.dtype), updates), Scaled(factor)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
+from jax.tree_util import KeyPath
 
 from fedjx.core.language.names import PyTree
 from fedjx.models.model import Model
 from fedjx.training.client import FIRST
+from fedjx.training.method import ServerState
 
 
 class Parts(NamedTuple):
@@ -47,7 +49,7 @@ def partition(params: PyTree, is_local: Callable[[str], bool]) -> Parts:
     return Parts(part(False), part(True))
 
 
-def _name(path: Any) -> str:
+def _name(path: KeyPath) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
@@ -58,7 +60,7 @@ def merge(some: PyTree, others: PyTree) -> PyTree:
       ValueError: If a parameter is in both.
     """
 
-    def of_either(path: Any, a: Any, b: Any) -> Any:
+    def of_either(path: KeyPath, a: PyTree, b: PyTree) -> PyTree:
         if a is not None and b is not None:
             raise ValueError(
                 f"two parts have no parameter in common; got {_name(path)!r} in both. Take the parts of one partition."
@@ -70,10 +72,10 @@ def merge(some: PyTree, others: PyTree) -> PyTree:
 
 def first_parts(
     model: Model, is_local: Callable[[str], bool]
-) -> tuple[Callable[[jax.Array], PyTree], Callable[[Any], PyTree]]:
+) -> tuple[Callable[[jax.Array], PyTree], Callable[[ServerState], PyTree]]:
     """Returns how the server's part and a client's are drawn at first, the latter alike for all from the run's key."""
 
-    def init_client(state: Any) -> PyTree:
+    def init_client(state: ServerState) -> PyTree:
         return partition(model.init(jax.random.fold_in(state.key, FIRST)), is_local).local
 
     return lambda key: partition(model.init(key), is_local).shared, jax.jit(init_client)

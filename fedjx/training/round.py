@@ -8,7 +8,7 @@ Optimization" (arXiv 2003.00295, algorithm 1), for clients that may keep a state
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Required, TypedDict
+from typing import Any, NamedTuple, Required, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from fedjx.aggregation.mean import mean
 from fedjx.aggregation.weights import by_examples
 from fedjx.core.execution.computation import federated_computation
 from fedjx.core.execution.process import Aggregator, Algorithm, StatefulAlgorithm, keeps_type
-from fedjx.core.language.names import PyTree
+from fedjx.core.language.names import Metrics, PyTree
 from fedjx.core.language.operators import (
     federated_keys,
     federated_sum,
@@ -36,16 +36,23 @@ from fedjx.training.client import (
 )
 from fedjx.training.each_client import EachClient
 from fedjx.training.failures import Failures, checked_failures
-from fedjx.training.method import Held, Method, ServerState
+from fedjx.training.method import Held, InitClient, Method, ServerState
+
+Outcome = tuple[FederatedValue, ...]  # state and metrics at the server, and what the clients hold, if anything
 
 
-class RoundArguments(TypedDict, total=False):
-    """How a round is run, for methods to pass on to `compose`; `fed_avg` describes each."""
+class _Around(TypedDict, total=False):
+    """How a round is run, whatever the aggregator is."""
 
-    aggregator: Aggregator | StatefulAggregator | None
     broadcaster: Broadcaster | None
     metrics_sum: Callable[[PyTree], FederatedValue]
     failures: Failures | None
+
+
+class RoundArguments(_Around, total=False):
+    """How a round is run, for methods to pass on to `compose`; `fed_avg` describes each."""
+
+    aggregator: Aggregator | StatefulAggregator | None
 
 
 class LocalArguments(RoundArguments, LocalAmount, total=False):
@@ -66,6 +73,13 @@ class TrainingArguments(ClientArguments, total=False):
     server_optimizer: optax.GradientTransformation | None
 
 
+class OtherArguments(_Around, LocalAmount, total=False):
+    """The arguments of `fed_avg` but for the client optimizer and the aggregator."""
+
+    client_weight: Callable[[jax.Array], jax.Array]
+    server_optimizer: optax.GradientTransformation | None
+
+
 class RoundKeys(NamedTuple):
     """The random keys of one round, a stream for each purpose."""
 
@@ -79,8 +93,32 @@ def round_keys(key: jax.Array, round: jax.Array) -> RoundKeys:
     return RoundKeys(*jax.random.split(jax.random.fold_in(key, round), 3))
 
 
+@overload
 def compose(
-    method: Method,
+    method: Method[Any],
+    *,
+    client_optimizer: ClientOptimizer | None = None,
+    aggregator: StatefulAggregator,
+    **others: Unpack[OtherArguments],
+) -> StatefulAlgorithm[ServerState, PyTree]: ...
+@overload
+def compose(
+    method: Method[None],
+    *,
+    client_optimizer: ClientOptimizer | None = None,
+    aggregator: Aggregator | StatefulAggregator | None = None,
+    **others: Unpack[OtherArguments],
+) -> Algorithm[ServerState]: ...
+@overload
+def compose(
+    method: Method[InitClient],
+    *,
+    client_optimizer: ClientOptimizer | None = None,
+    aggregator: Aggregator | StatefulAggregator | None = None,
+    **others: Unpack[OtherArguments],
+) -> StatefulAlgorithm[ServerState, PyTree]: ...
+def compose(
+    method: Method[InitClient | None],
     *,
     client_optimizer: ClientOptimizer | None = None,
     server_optimizer: optax.GradientTransformation | None = None,
@@ -93,7 +131,7 @@ def compose(
     num_steps: int | None = None,
     shuffle: bool | None = None,
     drop_remainder: bool | None = None,
-) -> Any:
+) -> Algorithm[ServerState] | StatefulAlgorithm[ServerState, PyTree]:
     """Makes an algorithm of a method and of how its rounds are run.
 
     The arguments are those of `fed_avg`, which describes them, for every method.
@@ -125,8 +163,9 @@ def compose(
     """
     check_amount(num_epochs, num_steps)
     check_parts(client_optimizer, server_optimizer, aggregator, broadcaster, client_weight, failures)
-    given = {"num_epochs": num_epochs, "num_steps": num_steps, "shuffle": shuffle, "drop_remainder": drop_remainder}
-    amount: Any = {name: x for name, x in given.items() if x is not None}
+    amount: LocalAmount = {"num_epochs": num_epochs, "num_steps": num_steps}
+    amount |= {} if shuffle is None else {"shuffle": shuffle}
+    amount |= {} if drop_remainder is None else {"drop_remainder": drop_remainder}
     failures = Failures() if failures is None else checked_failures(failures)
     clients = EachClient(method, client_optimizer, client_weight or by_examples, amount, failures)
     training = {"client_optimizer": client_optimizer, "client_weight": client_weight, **amount}
@@ -141,11 +180,11 @@ def compose(
     )
 
     @federated_computation
-    def next(state: Any, data: Any) -> Any:
+    def next(state: FederatedValue, data: FederatedValue) -> Outcome:
         return parts.round(state, data)
 
     @federated_computation
-    def next_with_states(state: Any, data: Any, states: Any) -> Any:
+    def next_with_states(state: FederatedValue, data: FederatedValue, states: FederatedValue) -> Outcome:
         return parts.round(state, data, states)
 
     init = jax.jit(parts.init)
@@ -153,16 +192,16 @@ def compose(
 
 
 class _Aggregated(NamedTuple):
-    state: Any
-    result: Any
-    measured: Any
-    memory: Any = None
+    state: FederatedValue
+    result: FederatedValue
+    measured: FederatedValue
+    memory: PyTree = None  # at the clients, if they have one
 
 
 class _Round(NamedTuple):
     """All that a round is made of."""
 
-    method: Method
+    method: Method[InitClient | None]
     clients: EachClient
     server: optax.GradientTransformationExtraArgs
     aggregator: Aggregator | StatefulAggregator
@@ -195,7 +234,7 @@ class _Round(NamedTuple):
             return init(member)
         return init(params if self.method.first_delta is None else self.method.first_delta(params)), init(member)
 
-    def round(self, state: Any, data: Any, held: Any = None) -> Any:
+    def round(self, state: FederatedValue, data: FederatedValue, held: FederatedValue | None = None) -> Outcome:
         """Runs a round, as a function of placed values."""
         own, memory = self._apart(held)
         keys = federated_map(round_keys, state.key, state.round)
@@ -213,13 +252,15 @@ class _Round(NamedTuple):
         last = self._aggregated(key_last, state.aggregator[1], update, None if memory is None else memory[1])
         return self._finished(state, held, broadcaster_state, update, own, [first, last])
 
-    def _apart(self, held: Any) -> tuple[Any, Any]:
+    def _apart(self, held: FederatedValue | None) -> tuple[FederatedValue | None, FederatedValue | None]:
         """Tells the method's client state from the aggregator's memory."""
-        if self.method.init_client is None:
+        if self.method.init_client is None or held is None:
             return None, held
         return (held.own, held.memory) if isinstance(self.aggregator, StatefulAggregator) else (held, None)
 
-    def _aggregated(self, key: Any, state: Any, update: Any, memory: Any) -> _Aggregated:
+    def _aggregated(
+        self, key: FederatedValue, state: FederatedValue, update: FederatedValue, memory: FederatedValue | None
+    ) -> _Aggregated:
         arguments = (key, state, update.delta, update.weight)
         if isinstance(self.aggregator, StatefulAggregator):
             found = _Aggregated(*self.aggregator.next(*arguments, memory))
@@ -228,8 +269,14 @@ class _Round(NamedTuple):
         return found._replace(state=keeps_type("an aggregator", state, found.state))
 
     def _finished(
-        self, state: Any, came: Any, broadcaster_state: Any, update: Any, own: Any, passes: list[_Aggregated]
-    ) -> Any:
+        self,
+        state: FederatedValue,
+        came: FederatedValue | None,
+        broadcaster_state: FederatedValue,
+        update: FederatedValue,
+        own: FederatedValue | None,
+        passes: list[_Aggregated],
+    ) -> Outcome:
         """Lets the server take the aggregate; returns its state, the metrics, and what clients hold, if anything."""
         *first, last = passes
         measured = {"aggregation": last.measured, **({"first_aggregation": first[0].measured} if first else {})}
@@ -241,12 +288,13 @@ class _Round(NamedTuple):
         if isinstance(self.aggregator, StatefulAggregator):
             held.append(federated_zip(tuple(one.memory for one in passes)) if first else last.memory)
         held = [federated_zip(Held(*held))] if len(held) > 1 else held
-        held = [
-            keeps_type("a client", before, after) for before, after in zip([came] if held else [], held, strict=True)
-        ]
+        before = [] if came is None else [came]
+        held = [keeps_type("a client", *states) for states in zip(before, held, strict=True)]
         return keeps_type("an algorithm", state, after), metrics, *held
 
-    def _finish(self, state: ServerState, inner: Any, delta: PyTree, metrics: dict[str, Any], *first: Any) -> Any:
+    def _finish(
+        self, state: ServerState, inner: tuple[PyTree, PyTree], delta: PyTree, metrics: Metrics, *first: PyTree
+    ) -> ServerState:
         extra = {"metrics": metrics, **({"first": first[0]} if first else {})}
         extra |= {"value": metrics["loss"]} if "loss" in metrics else {}
         updates, optimizer = self.server.update(delta, state.optimizer, state.params, **extra)
@@ -255,7 +303,12 @@ class _Round(NamedTuple):
 
 
 def check_parts(
-    client_optimizer: Any, server_optimizer: Any, aggregator: Any, broadcaster: Any, client_weight: Any, failures: Any
+    client_optimizer: object,
+    server_optimizer: object,
+    aggregator: object,
+    broadcaster: object,
+    client_weight: object,
+    failures: object,
 ) -> None:
     """Refuses arguments of a round that are something else, when the algorithm is built."""
     if getattr(client_optimizer, "__module__", "").startswith("optax") and callable(client_optimizer):
@@ -263,7 +316,7 @@ def check_parts(
             f"client_optimizer is an optimizer, or a function of the round; got {client_optimizer!r} itself. Call it: "
             "optax.sgd(0.1)."
         )
-    kinds: dict[str, tuple[Any, Any, str]] = {
+    kinds: dict[str, tuple[object, type | tuple[type, ...], str]] = {
         "client_optimizer": (
             client_optimizer if not callable(client_optimizer) else None,
             optax.GradientTransformation,
@@ -285,7 +338,7 @@ def check_parts(
         )
 
 
-def round_metrics(sums: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
+def round_metrics(sums: Metrics, measured: Metrics) -> Metrics:
     """Divides the summed ratios, passes on the counts, and adds what aggregators measured."""
     ratios = {name: x for name, x in sums.items() if isinstance(x, Ratio)}
     counts = {name: x for name, x in sums.items() if name not in ratios}

@@ -6,7 +6,6 @@ A split is a pure function of one client, ``(data, key) -> (first, second)``; wr
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from fedjx.core.language.padding import own_padding
 from fedjx.core.language.values import Batches, Sequence
 from fedjx.training.client import examples
 
-Split = Callable[[Any, jax.Array], tuple[Sequence, Sequence]]
+Split = Callable[[Sequence, jax.Array], tuple[Sequence, Sequence]]
 
 
 def split_where(data: Sequence, is_first: jax.Array) -> tuple[Sequence, Sequence]:

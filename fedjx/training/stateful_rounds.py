@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
+import jax
 from jax.sharding import Mesh
 
 from fedjx.core.execution.process import StatefulAlgorithm
 from fedjx.core.execution.streaming import Stream
-from fedjx.core.language.names import PyTree
-from fedjx.core.language.streams import Planned
+from fedjx.core.language.names import Metrics, PyTree
+from fedjx.core.language.streams import AtClients, Planned
+from fedjx.core.language.values import Clients
 from fedjx.data.client_states import ClientStates
 
 
-class StatefulRounds(NamedTuple):
+class Counted(Protocol):
+    """A server's state that counts the rounds that are done, int32 ``[]``."""
+
+    @property
+    def round(self) -> jax.Array: ...  # noqa: D102
+
+
+State = TypeVar("State", bound=Counted)
+
+
+class StatefulRounds(NamedTuple, Generic[State]):
     """A round as a function of the server's state and a cohort, as that of an algorithm without client states.
 
     Attributes:
@@ -23,11 +35,11 @@ class StatefulRounds(NamedTuple):
       durable: Whether every round waits until its states are on disk.
     """
 
-    stream: Stream
+    stream: Stream[[State, AtClients, AtClients], tuple[State, Metrics, Clients]]
     states: ClientStates
     durable: bool
 
-    def __call__(self, state: Any, cohort: Any) -> tuple[PyTree, PyTree]:
+    def __call__(self, state: State, cohort: Planned) -> tuple[State, Metrics]:
         """Takes the cohort's states, runs the round, puts the new states and commits them.
 
         States that are ahead of the server's, since it comes from an earlier checkpoint, return to its round first.
@@ -50,8 +62,8 @@ class StatefulRounds(NamedTuple):
 
 
 def stateful_rounds(
-    algorithm: StatefulAlgorithm, states: ClientStates, *, mesh: Mesh | None = None, durable: bool = True
-) -> StatefulRounds:
+    algorithm: StatefulAlgorithm[State, PyTree], states: ClientStates, *, mesh: Mesh | None = None, durable: bool = True
+) -> StatefulRounds[State]:
     """Joins an algorithm and the states of its clients on disk.
 
     Args:
@@ -77,5 +89,4 @@ def stateful_rounds(
     >>> int(state.round), states.round, states.num_touched
     (2, 2, 5)
     """
-    computation: Any = algorithm.next
-    return StatefulRounds(computation.streamed(mesh=mesh, sink=states.sink), states, durable)
+    return StatefulRounds(algorithm.next.streamed(mesh=mesh, sink=states.sink), states, durable)

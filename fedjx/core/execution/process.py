@@ -14,6 +14,7 @@ from fedjx.core.language.values import Clients
 
 State = TypeVar("State")
 ClientState = TypeVar("ClientState")
+Aggregation = tuple[FederatedValue, FederatedValue, FederatedValue]  # an aggregator's state, result and measurements
 
 
 class Algorithm(NamedTuple, Generic[State]):
