@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fedjx.core.language.checks import check_integer
 from fedjx.data.client_ids import ClientId, encoded, write_index
 from fedjx.data.client_metadata import MetadataColumn, plain, plain_values
 from fedjx.data.columns import Column, ColumnWriter
@@ -47,8 +48,7 @@ class StoreWriter:
     """
 
     def __init__(self, path: str | Path, *, provenance: Any = None, shard_bytes: int = 1 << 29):
-        if shard_bytes < 1:
-            raise ValueError(f"a shard needs a positive size; got {shard_bytes=}. Leave it at 512 MiB.")
+        check_integer("[1, inf)", "Leave it at 512 MiB.", shard_bytes=shard_bytes)
         self.path = Path(os.path.abspath(path))
         self._directory = partial_path(self.path, secrets.token_hex(4))
         self.provenance = json.loads(json.dumps(provenance))

@@ -255,19 +255,19 @@ def test_errors_of_fractions(fractions):
 
 
 def test_errors_of_truncate():
-    with pytest.raises(ValueError, match="truncate needs to keep at least one example; got num_examples=0"):
+    with pytest.raises(ValueError, match="num_examples must be an integer of at least 1; got num_examples=0"):
         truncate(0)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63])
 def test_errors_of_seeds(seed):
     for call in (lambda: truncate(1, seed=seed), lambda: split_examples(MEMORY, {"a": 1.0}, seed=seed)):
-        with pytest.raises(ValueError, match=r"a seed needs to be in \[0, 2\^63\); got"):
+        with pytest.raises(ValueError, match=r"seed must be an integer in \[0, 2\^63\); got seed="):
             call()
 
 
 def test_a_missing_text_is_named():
-    with pytest.raises(ValueError, match=r"tokenize needs a feature 'title'; got \['text'\]"):
+    with pytest.raises(ValueError, match=r"tokenize.*: feature must be one of 'text'; got feature='title'"):
         next(preprocess(TEXTS, tokenize("title", list, length=2)).clients())
 
 

@@ -211,7 +211,7 @@ def test_a_taken_path_is_refused(tmp_path):
 
 
 def test_errors_of_writers(tmp_path):
-    with pytest.raises(ValueError, match="a shard needs a positive size; got shard_bytes=0"):
+    with pytest.raises(ValueError, match="shard_bytes must be an integer of at least 1; got shard_bytes=0"):
         StoreWriter(tmp_path / "s", shard_bytes=0)
     with pytest.raises(TypeError, match="JSON serializable"):
         StoreWriter(tmp_path / "s", provenance=object())

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedjx.core.language.checks import check_integer
 from fedjx.data.importers import leaf
 from fedjx.data.preprocess import Columns, Step, preprocess
 from fedjx.data.published.images import as_bytes, narrowed
@@ -90,8 +91,7 @@ def leaf_sent140(directory: str | Path, *, length: int = 280, progress: bool = T
       FileNotFoundError: If neither stores nor files are there.
       ValueError: If a file is malformed, or a label is another.
     """
-    if length < 1:
-        raise ValueError(f"tweets need a positive length; got {length=}. Choose 280, for example.")
+    check_integer("[1, inf)", length=length)
 
     def fn(columns: Columns) -> Columns:
         # The text is the last of id, date, query, user and text.

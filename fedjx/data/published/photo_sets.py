@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fedjx.core.language.checks import check_choice
 from fedjx.data.importers import ImageRow, image_folder, inaturalist_rows, landmarks_rows
 from fedjx.data.preprocess import Step, preprocess
 from fedjx.data.published.images import narrowed
@@ -89,8 +90,7 @@ def landmarks(
         "gld23k": {"train": "mini_gld_train_split.csv", "test": "mini_gld_test.csv"},
         "gld160k": {"train": "federated_train.csv", "test": "test.csv"},
     }
-    if version not in tables:
-        raise ValueError(f"Landmarks come as 'gld23k' or 'gld160k'; got {version=}. Choose one of them.")
+    check_choice(tables, version=version)
 
     def read(path: Path, split: str) -> Source:
         rows = landmarks_rows(path) if split == "train" else CentralRows(path, has_folders=True)

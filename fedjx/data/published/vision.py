@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from fedjx.core.language.checks import check_choice
 from fedjx.core.language.types import ArrayType
 from fedjx.data.importers import cifar
 from fedjx.data.partitions import dirichlet_by_client_partition, iid_partition
@@ -58,8 +59,7 @@ def emnist(
       FileNotFoundError: If neither stores nor files are there; names the file, its checksum and its place.
       ValueError: If a file is not the published one, or is malformed, or pixels are not bytes / 255.
     """
-    if dtype not in ("uint8", "float32"):
-        raise ValueError(f"pixels are kept as 'uint8' or 'float32'; got {dtype=}. Choose one of them.")
+    check_choice(("uint8", "float32"), dtype=dtype)
     features = {"pixels": ArrayType((28, 28), np.float32), "label": ArrayType((), np.uint8)}
     spelled, stem = ("digits_only", "emnist_digitsonly") if digits_only else ("all", "emnist")
     splits = {"train": f"{spelled}_train", "test": f"{spelled}_test"}
@@ -138,8 +138,7 @@ def celeba(
       FileNotFoundError: If neither stores nor files are there; names the file, its checksum and its place.
       ValueError: If a file is not the published one, or is malformed.
     """
-    if by not in ("client", "example"):
-        raise ValueError(f"CelebA is split by 'client' or 'example'; got {by=}. Choose one of them.")
+    check_choice(("client", "example"), by=by)
     features = {name: ArrayType((), np.bool_) for name in CELEBA_ATTRIBUTES}
     features["image"] = ArrayType((84, 84, 3), np.uint8)
     return opened(
