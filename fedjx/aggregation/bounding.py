@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from fedjx.aggregation.norms import check_order, follow_quantile, joint_norm
 from fedjx.core.execution.computation import federated_computation
 from fedjx.core.execution.process import Aggregator
+from fedjx.core.language.checks import check_number
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_broadcast, federated_sum, federated_value
 from fedjx.core.language.placed import federated_map
@@ -74,8 +75,7 @@ def fraction(count: jax.Array, votes: dict[str, jax.Array]) -> jax.Array:
 def fixed_bound(bound: float, inner: Aggregator, order: float, change: Change, report: Callable) -> Aggregator:
     """Wraps an aggregator in a fixed bound; ``report(bound, votes)`` makes the measurements."""
     check_order(order)
-    if not bound > 0:
-        raise ValueError(f"a bound on a norm is positive; got {bound}. Pass one above 0.")
+    check_number("(0, inf]", bound=bound)
 
     @federated_computation
     def next(key: Any, state: Any, value: Any, weight: Any) -> Any:
@@ -91,11 +91,8 @@ def fixed_bound(bound: float, inner: Aggregator, order: float, change: Change, r
 def adaptive_bound(adaptive: Adaptive, inner: Aggregator, order: float, change: Change, report: Callable) -> Aggregator:
     """Wraps an aggregator in a bound that follows a quantile of the norms of the rounds before."""
     check_order(order)
-    if not (adaptive.initial > 0 and adaptive.learning_rate > 0 and 0 <= adaptive.quantile <= 1):
-        raise ValueError(
-            "an adaptive bound needs initial > 0, learning_rate > 0 and 0 <= quantile <= 1; "
-            f"got {adaptive}. Change those."
-        )
+    check_number("(0, inf]", initial=adaptive.initial, learning_rate=adaptive.learning_rate)
+    check_number("[0, 1]", quantile=adaptive.quantile)
 
     def init(member: Any) -> BoundState:
         return BoundState(jnp.float32(adaptive.initial), inner.init(member))

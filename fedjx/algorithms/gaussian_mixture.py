@@ -16,6 +16,7 @@ from jax.scipy.linalg import solve_triangular
 
 from fedjx.algorithms.sufficient_statistics import sufficient_statistics
 from fedjx.core.execution.process import Algorithm
+from fedjx.core.language.checks import check_number
 
 
 class Mixture(NamedTuple):
@@ -51,8 +52,7 @@ def gaussian_mixture(*, init: Callable[[jax.Array], Mixture], min_variance: floa
     Raises:
       ValueError: If `min_variance` is negative.
     """
-    if min_variance < 0:
-        raise ValueError(f"a least variance is not negative; got {min_variance=}. Take 0 for none.")
+    check_number("[0, inf]", "Take 0 for none.", min_variance=min_variance)
 
     def statistics(mixture: Mixture, x: jax.Array, mask: jax.Array) -> Any:
         log_joint = log_densities(mixture, x) + jnp.log(mixture.weights)[None]
