@@ -137,9 +137,7 @@ def compare(stores: Mapping[str, Store], published: str) -> None:
             if wanted not in (None, count)
         ]
         if different:
-            empty = (store.manifest["provenance"] or {}).get("num_empty_clients", 0)
-            left_out = f"; {empty} clients without examples were left out" if empty else ""
-            warnings.warn(f"{published}, {split}, is not as published: {', '.join(different)}{left_out}", stacklevel=3)
+            warnings.warn(f"{published}, {split}, is not as published: {', '.join(different)}", stacklevel=3)
 
 
 def _write(path: Path, source: Source, progress: bool) -> None:
