@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from fedjx.aggregation.norms import check_order, follow_quantile, joint_norm
 from fedjx.core.execution.computation import federated_computation
 from fedjx.core.execution.process import Aggregation, Aggregator
+from fedjx.core.language.checks import check_number
 from fedjx.core.language.names import Metrics, PyTree
 from fedjx.core.language.operators import federated_broadcast, federated_sum, federated_value
 from fedjx.core.language.placed import FederatedValue, federated_map
@@ -76,8 +77,7 @@ def fraction(count: jax.Array, votes: dict[str, jax.Array]) -> jax.Array:
 def fixed_bound(bound: float, inner: Aggregator, order: float, change: Change, report: Report) -> Aggregator:
     """Wraps an aggregator in a fixed bound; ``report(bound, votes)`` makes the measurements."""
     check_order(order)
-    if not bound > 0:
-        raise ValueError(f"a bound on a norm is positive; got {bound}. Pass one above 0.")
+    check_number("(0, inf]", bound=bound)
 
     @federated_computation
     def next(key: FederatedValue, state: FederatedValue, value: FederatedValue, weight: FederatedValue) -> Aggregation:
@@ -93,11 +93,8 @@ def fixed_bound(bound: float, inner: Aggregator, order: float, change: Change, r
 def adaptive_bound(adaptive: Adaptive, inner: Aggregator, order: float, change: Change, report: Report) -> Aggregator:
     """Wraps an aggregator in a bound that follows a quantile of the norms of the rounds before."""
     check_order(order)
-    if not (adaptive.initial > 0 and adaptive.learning_rate > 0 and 0 <= adaptive.quantile <= 1):
-        raise ValueError(
-            "an adaptive bound needs initial > 0, learning_rate > 0 and 0 <= quantile <= 1; "
-            f"got {adaptive}. Change those."
-        )
+    check_number("(0, inf]", initial=adaptive.initial, learning_rate=adaptive.learning_rate)
+    check_number("[0, 1]", quantile=adaptive.quantile)
 
     def init(member: PyTree) -> BoundState:
         return BoundState(jnp.float32(adaptive.initial), inner.init(member))

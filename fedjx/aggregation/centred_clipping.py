@@ -15,6 +15,7 @@ from fedjx.aggregation.geometric_median import distance_between, zeros_at
 from fedjx.aggregation.votes import Vote, measurements, votes
 from fedjx.core.execution.computation import federated_computation
 from fedjx.core.execution.process import Aggregation, Aggregator
+from fedjx.core.language.checks import check_integer, check_number
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_broadcast, federated_mean, federated_sum
 from fedjx.core.language.placed import FederatedValue, federated_map
@@ -36,8 +37,7 @@ def centred_clipping(bound: float, *, num_steps: int = 1, weighted: bool = False
       weighted: Whether to take the weighted mean. If not, weights say only who takes part.
     """
     _check(bound)
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be positive; got {num_steps=}. Pass at least 1.")
+    check_integer("[1, inf)", num_steps=num_steps)
     clipped = _Clipped(bound)
 
     def init(member: PyTree) -> PyTree:
@@ -100,5 +100,4 @@ def _where(anyone: jax.Array, centre: PyTree) -> PyTree:
 
 
 def _check(bound: float) -> None:
-    if not bound > 0:
-        raise ValueError(f"bound must be positive; got {bound=}. Take about the norm of an honest update.")
+    check_number("(0, inf]", "Take about the norm of an honest update.", bound=bound)

@@ -19,6 +19,7 @@ from fedjx.aggregation.compress import Compressor
 from fedjx.aggregation.packing import pack, unpack
 from fedjx.aggregation.quantize import Quantized
 from fedjx.aggregation.rotate import Rotation, rotated
+from fedjx.core.language.checks import check_integer
 from fedjx.core.language.names import Array
 
 _MOST_SAMPLED = 2**14
@@ -133,8 +134,7 @@ def _thresholds(levels: Array) -> Array:
 
 
 def _check(num_bits: int) -> None:
-    if not 1 <= num_bits <= 8:
-        raise ValueError(f"levels are chosen for 1 to 8 bits; got {num_bits=}. Use uniform_quantizer for more.")
+    check_integer("[1, 8]", "Use uniform_quantizer for more.", num_bits=num_bits)
 
 
 @functools.cache

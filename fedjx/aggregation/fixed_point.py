@@ -7,12 +7,12 @@ about 0, so that 0 is exact and the sum decodes without the number of clients.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from fedjx.core.language.checks import check_integer, check_number
 from fedjx.core.language.names import PyTree
 
 _FLOAT32_BITS = 24  # of the significand: finer steps than a float has are none
@@ -41,12 +41,9 @@ def fixed_point(*, bound: float, max_clients: int, num_bits: int = 32) -> FixedP
     >>> fixed_point(bound=1.0, max_clients=100, num_bits=15)
     FixedPoint(bound=1.0, num_levels=163, num_bits=15)
     """
-    if not (bound > 0 and math.isfinite(bound)):
-        raise ValueError(f"bound must be positive and finite; got {bound=}. Pass the largest value to be encoded.")
-    if max_clients < 1:
-        raise ValueError(f"max_clients must be positive; got {max_clients=}. Pass the size of the largest cohort.")
-    if not 1 <= num_bits <= 32:
-        raise ValueError(f"num_bits must be between 1 and 32; got {num_bits=}. A 32-bit ring is the widest.")
+    check_number("(0, inf)", "Pass the largest value to be encoded.", bound=bound)
+    check_integer("[1, inf)", "Pass the size of the largest cohort.", max_clients=max_clients)
+    check_integer("[1, 32]", "A 32-bit ring is the widest.", num_bits=num_bits)
     num_levels = (2 ** (num_bits - 1) - 1) // max_clients
     if num_levels < 1:
         raise ValueError(

@@ -14,6 +14,7 @@ import optax
 from fedjx.aggregation.votes import Vote, measurements, votes
 from fedjx.core.execution.computation import federated_computation
 from fedjx.core.execution.process import Aggregation, Aggregator
+from fedjx.core.language.checks import check_integer, check_number
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_broadcast, federated_mean, federated_value
 from fedjx.core.language.placed import FederatedValue, federated_map
@@ -36,10 +37,8 @@ def geometric_median(
         like, so that many steps may be needed; or at 0, where updates of a model are near.
       weighted: Whether distances are weighted. If not, weights say only who takes part.
     """
-    if num_steps < 1 or smoothing <= 0:
-        raise ValueError(
-            f"num_steps and smoothing must be positive; got {num_steps=}, {smoothing=}. Use the defaults, 5 and 1e-6."
-        )
+    check_integer("[1, inf)", num_steps=num_steps)
+    check_number("(0, inf]", smoothing=smoothing)
     reweighted = _Reweighted(smoothing)
 
     @federated_computation

@@ -18,6 +18,7 @@ from jax import lax
 from fedjx.aggregation.column_sort import by_columns, sorted_columns, sorted_with
 from fedjx.aggregation.votes import rule_of_members
 from fedjx.core.execution.process import Aggregator
+from fedjx.core.language.checks import check_integer
 
 
 def krum(*, num_malicious: int) -> Aggregator:
@@ -41,8 +42,7 @@ def multi_krum(*, num_malicious: int, num_selected: int) -> Aggregator:
       num_selected: How many members to average; all that take part, if these are fewer.
     """
     _check(num_malicious)
-    if num_selected < 1:
-        raise ValueError(f"num_selected must be positive; got {num_selected=}. Pass at least 1.")
+    check_integer("[1, inf)", num_selected=num_selected)
 
     def rule(matrix: jax.Array, weight: jax.Array) -> jax.Array:
         alive = weight > 0
@@ -112,5 +112,4 @@ def _bulyan_picks(distances: jax.Array, alive: jax.Array, num_malicious: int) ->
 
 
 def _check(num_malicious: int) -> None:
-    if num_malicious < 0:
-        raise ValueError(f"num_malicious must not be negative; got {num_malicious=}. Pass 0 or more.")
+    check_integer("[0, inf)", num_malicious=num_malicious)

@@ -13,6 +13,7 @@ import numpy as np
 from fedjx.aggregation.column_sort import by_columns, sorted_columns, sorted_with
 from fedjx.aggregation.votes import rule_of_members
 from fedjx.core.execution.process import Aggregator
+from fedjx.core.language.checks import check_number
 
 
 def coordinate_median(*, weighted: bool = False) -> Aggregator:
@@ -65,8 +66,7 @@ def trimmed_mean(*, fraction: float, weighted: bool = False) -> Aggregator:
     Raises:
       ValueError: If nothing would be left.
     """
-    if not 0 <= fraction < 0.5:
-        raise ValueError(f"fraction must be in [0, 0.5), trimmed on each side; got {fraction=}. Use coordinate_median.")
+    check_number("[0, 0.5)", "It is trimmed on each side; use coordinate_median.", fraction=fraction)
 
     def counted(matrix: jax.Array, weight: jax.Array) -> jax.Array:
         number = jnp.sum(weight > 0)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjx.core.language.checks import check_choice
 from fedjx.core.language.names import PyTree
 
 
@@ -40,8 +41,7 @@ def joint_norm(value: PyTree, order: float = 2) -> jax.Array:
 
 def check_order(order: float) -> None:
     """Refuses a norm of another order."""
-    if order not in (1, 2, np.inf):
-        raise ValueError(f"a norm is of order 1, 2 or infinity; got {order=}. Pass 1, 2 or np.inf.")
+    check_choice((1, 2, np.inf), order=order)
 
 
 def follow_quantile(estimate: jax.Array, fraction: jax.Array, *, quantile: float, learning_rate: float) -> jax.Array:

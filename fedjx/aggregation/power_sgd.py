@@ -18,6 +18,7 @@ from fedjx.aggregation.error_feedback import StatefulAggregation, StatefulAggreg
 from fedjx.aggregation.mean import mean
 from fedjx.core.execution.computation import federated_computation
 from fedjx.core.execution.process import Aggregation, Aggregator
+from fedjx.core.language.checks import check_integer
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_broadcast, federated_mean
 from fedjx.core.language.placed import FederatedValue, federated_map
@@ -162,8 +163,7 @@ def _join(where: Callable[[Leaf], bool], tree: PyTree, matrices: list[jax.Array]
 
 def _worthwhile(rank: int, where: Callable[[Leaf], bool]) -> Callable[[Leaf], bool]:
     """Restricts the leaves to those of which the factors are smaller."""
-    if rank < 1:
-        raise ValueError(f"a rank is positive; got {rank=}. Pass 1, 2 or 4.")
+    check_integer("[1, inf)", rank=rank)
 
     def is_factored(leaf: Leaf) -> bool:
         columns = leaf.shape[-1] if len(leaf.shape) > 1 else leaf.size

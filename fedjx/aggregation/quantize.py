@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from fedjx.aggregation.compress import Compressor, Leaf, compress, is_large
 from fedjx.aggregation.packing import pack, unpack
 from fedjx.core.execution.process import Aggregator
+from fedjx.core.language.checks import check_integer
 from fedjx.core.language.names import PyTree
 
 
@@ -56,8 +57,7 @@ def uniform_quantizer(num_bits: int, *, stochastic: bool = True, word_bits: int 
       A compressor with an error below one step (half of one, if not stochastic) and, if stochastic, of
       expectation 0 and of at most ``step**2 / 4`` in variance.
     """
-    if not 1 <= num_bits <= 16:
-        raise ValueError(f"a quantiser uses 1 to 16 bits; got {num_bits=}. Send float32 for more.")
+    check_integer("[1, 16]", "Send float32 for more.", num_bits=num_bits)
     num_steps = 2**num_bits - 1
 
     def encode(key: jax.Array, x: jax.Array) -> Quantized:
@@ -95,8 +95,7 @@ def terngrad() -> Compressor:
 
 
 def _signed_levels(num_levels: int, scale_fn: Callable[[jax.Array], jax.Array]) -> Compressor:
-    if not 1 <= num_levels < 2**15:
-        raise ValueError(f"levels are 1 to 32767; got {num_levels=}. Send float32 for more.")
+    check_integer("[1, 2^15)", "Send float32 for more.", num_levels=num_levels)
     num_bits = (2 * num_levels).bit_length()
 
     def encode(key: jax.Array, x: jax.Array) -> Quantized:

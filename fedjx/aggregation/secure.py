@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from fedjx.aggregation.fixed_point import FixedPoint, decode, encode, fixed_point, num_clipped
 from fedjx.core.execution.computation import federated_computation
 from fedjx.core.execution.process import Aggregation, Aggregator
+from fedjx.core.language.checks import check_integer, check_number
 from fedjx.core.language.names import DType, PyTree
 from fedjx.core.language.operators import federated_keys, federated_secure_sum, federated_zip
 from fedjx.core.language.placed import FederatedValue, check_numeric, federated_map
@@ -97,8 +98,7 @@ def secure_mean(
     """
     grid = fixed_point(bound=bound, max_clients=max_clients, num_bits=num_bits)
     of_weights = fixed_point(bound=1.0, max_clients=max_clients, num_bits=num_bits)
-    if not 0 < max_weight < float("inf"):
-        raise ValueError(f"max_weight must be positive and finite; got {max_weight=}. Pass the largest weight.")
+    check_number("(0, inf)", "Pass the largest weight.", max_weight=max_weight)
     _check(min_clients, max_clients)
 
     def client(key: jax.Array, value: PyTree, weight: jax.Array) -> tuple[PyTree, Counts]:
@@ -219,10 +219,7 @@ def _unless(condition: jax.Array, result: PyTree, other: float) -> PyTree:
 
 
 def _check(min_clients: int, max_clients: int) -> None:
-    if not 1 <= min_clients <= max_clients:
-        raise ValueError(
-            f"min_clients must be between 1 and {max_clients=}; got {min_clients=}. Pass the threshold of the protocol."
-        )
+    check_integer(f"[1, {max_clients}]", "Pass the threshold of the protocol.", min_clients=min_clients)
 
 
 def _cast(result: PyTree, dtypes: DTypes) -> PyTree:

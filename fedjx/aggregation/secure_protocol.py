@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedjx.aggregation.shamir import PRIME, recover, share
+from fedjx.core.language.checks import check_integer
 from fedjx.core.language.traffic import Traffic
 
 PHASES = ("advertise keys", "share keys", "send masked input", "unmask")
@@ -244,12 +245,8 @@ def _checked(
         raise TypeError(
             f"values are integers [clients, elements]; got {values.dtype}{list(values.shape)}. Encode them."
         )
-    if not 2 <= threshold <= max(len(values), 2):
-        raise ValueError(
-            f"threshold must be between 2 and the {len(values)} clients; got {threshold=}. One share tells the secret."
-        )
-    if not 1 <= num_bits <= 32:
-        raise ValueError(f"num_bits must be between 1 and 32; got {num_bits=}. A 32-bit ring is the widest.")
+    check_integer(f"[2, {max(len(values), 2)}]", "One share tells the secret.", threshold=threshold)
+    check_integer("[1, 32]", "A 32-bit ring is the widest.", num_bits=num_bits)
     for client, phase in dropouts.items():
         if phase not in PHASES or not 0 <= client < len(values):
             raise ValueError(f"dropouts name clients and phases; got {client}: {phase!r}. The phases are {PHASES}.")

@@ -15,6 +15,7 @@ from jax import lax
 
 from fedjx.aggregation.compress import Compressor
 from fedjx.aggregation.packing import pack, unpack
+from fedjx.core.language.checks import check_number
 
 
 class Sparse(NamedTuple):
@@ -74,8 +75,7 @@ def random_k(fraction: float, *, unbiased: bool = True) -> Compressor:
 
 
 def _check(fraction: float) -> None:
-    if not 0 < fraction <= 1:
-        raise ValueError(f"a fraction lies in (0, 1]; got {fraction=}. Pass 0.01 for one element in a hundred.")
+    check_number("(0, 1]", "Pass 0.01 for one element in a hundred.", fraction=fraction)
 
 
 def _num_kept(fraction: float, size: int) -> int:

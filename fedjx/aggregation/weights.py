@@ -7,6 +7,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from fedjx.core.language.checks import check_number
+
 
 def by_examples(num_examples: jax.Array) -> jax.Array:
     """Weights a client by its number of examples, so that every example has equal influence."""
@@ -27,6 +29,5 @@ def clip_weights(max_weight: float) -> Callable[[jax.Array], jax.Array]:
     >>> clip_weights(100)(jnp.array([7, 1000]))
     Array([  7., 100.], dtype=float32)
     """
-    if not max_weight > 0:
-        raise ValueError(f"a largest weight is positive; got {max_weight=}. Pass one above 0.")
+    check_number("(0, inf]", max_weight=max_weight)
     return lambda num_examples: jnp.minimum(by_examples(num_examples), jnp.float32(max_weight))

@@ -21,6 +21,7 @@ import numpy as np
 import optax
 
 from fedjx.core.execution.process import Algorithm
+from fedjx.core.language.checks import check_integer, check_number
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.values import MASK, Sequence
 from fedjx.models.model import Batch, Model
@@ -28,8 +29,6 @@ from fedjx.training.batch_stats import no_batch_stats
 from fedjx.training.client import (
     ClientUpdate,
     Local,
-    check_not_negative,
-    check_positive,
     examples,
     reported,
 )
@@ -70,8 +69,8 @@ def agnostic_fed_avg(
       TypeError: If a client weight is given.
     """
     model = no_batch_stats(model, "agnostic_fed_avg")
-    check_positive(window=window)
-    check_not_negative(domain_learning_rate=domain_learning_rate)
+    check_integer("[1, inf)", window=window)
+    check_number("[0, inf]", domain_learning_rate=domain_learning_rate)
     initial = np.asarray(domain_weights, np.float32)
     if initial.ndim != 1 or not (np.all(initial >= 0) and abs(initial.sum() - 1) < 1e-5):
         raise ValueError(f"domain weights are non-negative and sum to 1; got {domain_weights=}. Divide by their sum.")

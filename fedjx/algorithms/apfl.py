@@ -20,6 +20,7 @@ import optax
 from jax import lax
 
 from fedjx.core.execution.process import StatefulAlgorithm
+from fedjx.core.language.checks import check_number
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.values import Sequence
 from fedjx.models.model import Batch, Model
@@ -73,8 +74,7 @@ def apfl(
     Raises:
       ValueError: If alpha is not between 0 and 1; when initialised, if the model has batch statistics.
     """
-    if not 0 <= mixing <= 1:
-        raise ValueError(f"a share is between 0 and 1; got {mixing=}. Pass 0.5 for equal parts.")
+    check_number("[0, 1]", mixing=mixing)
     model = no_batch_stats(model, "apfl")
     of_mixing = optax.set_to_zero() if mixing_optimizer is None else optax.chain(mixing_optimizer, _within_0_1())
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from fedjx.core.language.checks import check_number
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.values import Sequence
 from fedjx.training.client import ClientUpdate, Local
@@ -71,10 +72,8 @@ def constrain_and_scale(
       anomaly: L_anomaly, ``(params, global params) -> float32 []``; the squared distance if not given. It must be
         differentiable where both are equal, for training starts there: a norm of the difference is not.
     """
-    if not (0 <= alpha <= 1 and norm > 0):
-        raise ValueError(
-            f"alpha must be in [0, 1] and norm positive; got {alpha=}, {norm=}. 1 leaves the loss as it is."
-        )
+    check_number("[0, 1]", "1 leaves the loss as it is.", alpha=alpha)
+    check_number("(0, inf]", norm=norm)
 
     def client_update(params: PyTree, data: Sequence, key: jax.Array, *, local: Local, id: jax.Array) -> ClientUpdate:
         malicious = jnp.asarray(is_malicious(id), bool)
@@ -103,8 +102,7 @@ def projected_boosting(
       radius: Of the ball.
       boost: The factor.
     """
-    if not radius > 0:
-        raise ValueError(f"radius must be positive; got {radius=}. Take the bound of the defence over the boost.")
+    check_number("(0, inf]", "Take the bound of the defence over the boost.", radius=radius)
 
     def client_update(params: PyTree, data: Sequence, key: jax.Array, *, local: Local, id: jax.Array) -> ClientUpdate:
         malicious = jnp.asarray(is_malicious(id), bool)

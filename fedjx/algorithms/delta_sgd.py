@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fedjx.core.language.checks import check_number
 from fedjx.core.language.names import PyTree
-from fedjx.training.client import check_not_negative, check_positive
 
 
 class DeltaSGDState(NamedTuple):
@@ -42,8 +42,8 @@ def delta_sgd(
     Raises:
       ValueError: If the step or gamma is not positive, or delta negative.
     """
-    check_positive(initial_step=initial_step, amplification=amplification)
-    check_not_negative(growth=growth)
+    check_number("(0, inf]", initial_step=initial_step, amplification=amplification)
+    check_number("[0, inf]", growth=growth)
 
     def init(params: PyTree) -> DeltaSGDState:
         zeros = jax.tree.map(jnp.zeros_like, params)

@@ -13,6 +13,7 @@ import optax
 
 from fedjx.algorithms.fed_prox import proximal
 from fedjx.core.execution.process import StatefulAlgorithm
+from fedjx.core.language.checks import check_number
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model
@@ -44,8 +45,7 @@ def ditto(
     Raises:
       ValueError: If the proximal strength is negative.
     """
-    if not proximal_strength >= 0:
-        raise ValueError(f"a proximal strength is not negative; got {proximal_strength=}. Pass 0 for local training.")
+    check_number("[0, inf]", "Pass 0 for local training.", proximal_strength=proximal_strength)
     personal = personal_optimizer and no_schedule(personal_optimizer)
 
     def client_update(

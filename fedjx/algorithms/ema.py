@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from fedjx.core.execution.computation import Computation, federated_computation
 from fedjx.core.execution.process import Algorithm, StatefulAlgorithm
+from fedjx.core.language.checks import check_number
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.placed import FederatedValue, federated_map
 
@@ -69,8 +70,7 @@ def ema(
     Raises:
       ValueError: If the decay is outside of [0, 1).
     """
-    if not 0 <= decay < 1:
-        raise ValueError(f"a decay is at least 0 and below 1; got {decay=}. Pass 0.9 for about the last 10 rounds.")
+    check_number("[0, 1)", "Pass 0.9 for about the last 10 rounds.", decay=decay)
 
     step: Computation[..., PyTree] = algorithm.next  # of either kind
 

@@ -12,6 +12,7 @@ import optax
 
 from fedjx.aggregation.weights import uniform
 from fedjx.core.execution.process import StatefulAlgorithm
+from fedjx.core.language.checks import check_integer, check_number
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model
@@ -46,8 +47,8 @@ def fed_dyn(
       ValueError: If ``num_clients`` or ``proximal_strength`` is not positive; when initialised, if the model has batch
         statistics.
     """
-    if num_clients < 1 or not proximal_strength > 0:
-        raise ValueError(f"FedDyn takes positive numbers; got {num_clients=}, {proximal_strength=}. Raise them.")
+    check_integer("[1, inf)", num_clients=num_clients)
+    check_number("(0, inf]", proximal_strength=proximal_strength)
     model = no_batch_stats(model, "fed_dyn")
 
     def client_update(

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import optax
 
 from fedjx.core.execution.process import Algorithm
+from fedjx.core.language.checks import check_number
 from fedjx.core.language.names import Metrics, PyTree
 from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model, Ratio
 from fedjx.training.batch_stats import no_batch_stats
-from fedjx.training.client import ClientUpdate, Local, check_positive, checked, local_update
+from fedjx.training.client import ClientUpdate, Local, checked, local_update
 from fedjx.training.method import Method, ServerState, scaled
 from fedjx.training.round import TrainingArguments, compose
 
@@ -41,7 +42,7 @@ def fed_exp(model: Model, *, epsilon: float = 1e-3, **arguments: Unpack[Training
     Raises:
       ValueError: If epsilon is not positive; when initialised, if the model has batch statistics.
     """
-    check_positive(epsilon=epsilon)
+    check_number("(0, inf]", epsilon=epsilon)
     model = no_batch_stats(model, "fed_exp")
     train = local_update(model)
 

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjx.core.execution.process import Algorithm
+from fedjx.core.language.checks import check_number
 from fedjx.core.language.names import PyTree
 from fedjx.models.model import Model
 from fedjx.training.method import ServerState, averaging
@@ -67,8 +68,7 @@ def server_yogi(
 def _adaptive(
     learning_rate: LearningRate, b1: float, tau: float, second_moment: Callable[[jax.Array, jax.Array], jax.Array]
 ) -> optax.GradientTransformation:
-    if not tau > 0:
-        raise ValueError(f"the adaptivity tau is positive; got {tau=}. Pass about 1e-3.")
+    check_number("(0, inf]", "Pass about 1e-3.", tau=tau)
 
     def init(params: PyTree) -> Moments:
         return Moments(jax.tree.map(jnp.zeros_like, params), jax.tree.map(lambda p: jnp.full_like(p, tau**2), params))

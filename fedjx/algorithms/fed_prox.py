@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjx.core.execution.process import Algorithm
+from fedjx.core.language.checks import check_number
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model
@@ -52,8 +53,7 @@ def fed_prox(
     Raises:
       ValueError: If the strength is negative.
     """
-    if not proximal_strength >= 0:
-        raise ValueError(f"a proximal strength is at least 0; got {proximal_strength=}. Pass 0 for fed_avg.")
+    check_number("[0, inf]", "Pass 0 for fed_avg.", proximal_strength=proximal_strength)
 
     def client_update(
         params: PyTree, data: Sequence, key: jax.Array, *, local: Local, context: float | jax.Array = proximal_strength

@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 
 from fedjx.algorithms.sufficient_statistics import StatisticsArguments, sufficient_statistics
 from fedjx.core.execution.process import Algorithm
+from fedjx.core.language.checks import check_number
 from fedjx.training.method import ServerState
 
 
@@ -55,8 +56,7 @@ def gaussian_mixture(
     Raises:
       ValueError: If `min_variance` is negative.
     """
-    if min_variance < 0:
-        raise ValueError(f"a least variance is not negative; got {min_variance=}. Take 0 for none.")
+    check_number("[0, inf]", "Take 0 for none.", min_variance=min_variance)
 
     def statistics(mixture: Mixture, x: jax.Array, mask: jax.Array) -> tuple[Mixture, dict[str, jax.Array]]:
         log_joint = log_densities(mixture, x) + jnp.log(mixture.weights)[None]

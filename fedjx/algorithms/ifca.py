@@ -17,6 +17,7 @@ import optax
 from fedjx.aggregation.per_cluster import Assigned, per_cluster
 from fedjx.core.execution.computation import Computation, federated_computation
 from fedjx.core.execution.process import Algorithm
+from fedjx.core.language.checks import check_choice, check_integer
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_broadcast
 from fedjx.core.language.placed import federated_map
@@ -65,12 +66,12 @@ def ifca(
       ValueError: If there is no cluster, what is averaged is neither, or the client optimizer does not go with it.
       TypeError: If the aggregator keeps a memory at the clients.
     """
-    if average not in ("models", "gradients"):
-        raise ValueError(f'what is averaged is "models" or "gradients"; got {average=}. Pass one of these.')
-    if num_clusters < 1 or (client_optimizer is None) != (average == "gradients"):
+    check_choice(("models", "gradients"), average=average)
+    check_integer("[1, inf)", num_clusters=num_clusters)
+    if (client_optimizer is None) != (average == "gradients"):
         raise ValueError(
-            "there is a cluster, and a client optimizer is given to average models only; got "
-            f"{num_clusters=}, {average=}, {client_optimizer=}. Give one, or none."
+            f"a client optimizer is given to average models only; got {average=}, {client_optimizer=}. "
+            "Give one, or none."
         )
 
     def first(key: jax.Array) -> PyTree:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from fedjx.algorithms.sufficient_statistics import StatisticsArguments, sufficient_statistics
 from fedjx.core.execution.process import Algorithm
+from fedjx.core.language.checks import check_number
 from fedjx.training.method import ServerState
 
 
@@ -61,11 +62,8 @@ def kmeans(
     >>> state.params.centers.tolist(), state.params.weights.tolist()
     ([[2.0], [10.5]], [3.0, 2.0])
     """
-    if not (0 <= memory <= 1 and initial_weight >= 0):
-        raise ValueError(
-            f"a memory is in [0, 1] and a weight not negative; got {memory=} and {initial_weight=}. "
-            "Take 1 to remember all, 0 to forget."
-        )
+    check_number("[0, 1]", "Take 1 to remember all, 0 to forget.", memory=memory)
+    check_number("[0, inf]", initial_weight=initial_weight)
 
     def first(key: jax.Array) -> Clusters:
         centers = jnp.asarray(init(key), jnp.float32)

@@ -15,6 +15,7 @@ from fedjx.algorithms.kmeans import squared_distances
 from fedjx.algorithms.sufficient_statistics import points
 from fedjx.core.execution.computation import federated_computation
 from fedjx.core.execution.process import Algorithm
+from fedjx.core.language.checks import check_integer
 from fedjx.core.language.operators import federated_broadcast, federated_keys, federated_reduce, federated_sum
 from fedjx.core.language.placed import FederatedValue, federated_map
 from fedjx.core.language.sequence import sequence_reduce
@@ -69,8 +70,7 @@ def kmeans_start(
     Raises:
       ValueError: If there is no cluster.
     """
-    if num_clusters < 1:
-        raise ValueError(f"num_clusters must be positive; got {num_clusters=}. Pass at least 1.")
+    check_integer("[1, inf)", num_clusters=num_clusters)
 
     def init(key: jax.Array) -> StartState:
         return StartState(jnp.zeros((num_clusters, num_features)), key, jnp.int32(0))

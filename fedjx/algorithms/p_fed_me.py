@@ -15,6 +15,7 @@ import optax
 from jax import lax
 
 from fedjx.core.execution.process import Algorithm
+from fedjx.core.language.checks import check_integer, check_number
 from fedjx.core.language.names import PyTree
 from fedjx.models.model import Batch, Model, batch_loss
 from fedjx.training.method import ServerState, averaging
@@ -47,11 +48,8 @@ def p_fed_me(
     Raises:
       ValueError: If the proximal strength or the number of inner steps is not positive.
     """
-    if not (proximal_strength > 0 and num_inner_steps > 0):
-        raise ValueError(
-            f"an envelope is of positive strength and found in steps; got {proximal_strength=}, {num_inner_steps=}. "
-            "Use fed_avg without."
-        )
+    check_number("(0, inf]", "Use fed_avg without.", proximal_strength=proximal_strength)
+    check_integer("[1, inf)", num_inner_steps=num_inner_steps)
     envelope = moreau_envelope(model, strength=proximal_strength, optimizer=inner_optimizer, num_steps=num_inner_steps)
     return compose(averaging(envelope), **arguments)
 

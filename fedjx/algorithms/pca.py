@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from fedjx.algorithms.sufficient_statistics import StatisticsArguments, sufficient_statistics
 from fedjx.core.execution.process import Algorithm
+from fedjx.core.language.checks import check_integer
 from fedjx.training.method import ServerState
 
 
@@ -52,8 +53,7 @@ def pca(num_components: int, *, num_features: int, **options: Unpack[StatisticsA
     Raises:
       ValueError: If there are not 1 to d components.
     """
-    if not 1 <= num_components <= num_features:
-        raise ValueError(f"there are 1 to d components; got {num_components=} of {num_features=}. Ask for fewer.")
+    check_integer(f"[1, {num_features}]", "Ask for fewer.", num_components=num_components)
 
     def init(key: jax.Array) -> Components:
         basis = jnp.linalg.qr(jax.random.normal(key, (num_features, num_components)))[0]

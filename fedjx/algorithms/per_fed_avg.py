@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from fedjx.core.execution.process import Algorithm
+from fedjx.core.language.checks import check_choice, check_number
 from fedjx.core.language.names import PyTree
 from fedjx.models.model import Batch, Model, batch_loss
-from fedjx.training.client import check_not_negative, check_positive
 from fedjx.training.method import ServerState, averaging
 from fedjx.training.round import TrainingArguments, compose
 from fedjx.training.surrogate import with_gradient
@@ -50,10 +50,9 @@ def per_fed_avg(
     Raises:
       ValueError: If there is no such variant, alpha is negative or delta not positive.
     """
-    if variant not in (known := ("exact", "first_order", "hessian_free")):
-        raise ValueError(f"a variant is one of {known}; got {variant=}. Choose one.")
-    check_not_negative(inner_learning_rate=inner_learning_rate)
-    check_positive(difference=difference)
+    check_choice(("exact", "first_order", "hessian_free"), variant=variant)
+    check_number("[0, inf]", inner_learning_rate=inner_learning_rate)
+    check_number("(0, inf]", difference=difference)
     meta = meta_model(model, learning_rate=inner_learning_rate, variant=variant, difference=difference)
     return compose(averaging(meta), **arguments)
 

@@ -18,6 +18,7 @@ import optax
 
 from fedjx.aggregation.weights import uniform
 from fedjx.core.execution.process import Algorithm
+from fedjx.core.language.checks import check_number
 from fedjx.core.language.names import Metrics, PyTree
 from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model, Ratio, finalize_metrics
@@ -48,8 +49,8 @@ def q_fed_avg(
       ValueError: If q is negative or the Lipschitz constant not positive; when initialised, if the model has batch
         statistics.
     """
-    if not (q >= 0 and lipschitz > 0):
-        raise ValueError(f"q is at least 0 and the Lipschitz constant positive; got {q=}, {lipschitz=}. Pass such.")
+    check_number("[0, inf]", q=q)
+    check_number("(0, inf]", lipschitz=lipschitz)
     model = no_batch_stats(model, "q_fed_avg")
 
     def client_update(params: PyTree, data: Sequence, key: jax.Array, *, local: Local) -> ClientUpdate:

@@ -13,6 +13,7 @@ import optax
 
 from fedjx.aggregation.weights import uniform
 from fedjx.core.execution.process import StatefulAlgorithm
+from fedjx.core.language.checks import check_choice, check_integer
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model
@@ -50,8 +51,8 @@ def scaffold(
       ValueError: If ``num_clients`` is not positive, or the option another; when initialised, if the model has batch
         statistics.
     """
-    if num_clients < 1 or option not in ("I", "II"):
-        raise ValueError(f"SCAFFOLD has clients, and options I and II; got {num_clients=}, {option=}. Choose of these.")
+    check_integer("[1, inf)", num_clients=num_clients)
+    check_choice(("I", "II"), option=option)
     model = no_batch_stats(model, "scaffold")
 
     def client_update(

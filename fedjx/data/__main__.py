@@ -47,23 +47,6 @@ PARTITIONS = (
     partitions.size_partition,
     partitions.sort_partition,
 )
-PUBLISHED = (
-    published.celeba,
-    published.cifar10,
-    published.cifar100,
-    published.emnist,
-    published.flair,
-    published.inaturalist,
-    published.landmarks,
-    published.leaf_celeba,
-    published.leaf_femnist,
-    published.leaf_sent140,
-    published.leaf_shakespeare,
-    published.reddit,
-    published.shakespeare,
-    published.stack_overflow,
-    published.stack_overflow_tags,
-)
 # Parameters of partitions that are columns of the examples.
 _COLUMNS = ("coarse", "fine", "keys", "labels", "values")
 _MAX_SHOWN = 10
@@ -79,10 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_argument("path", metavar="PATH", help="the directory of the store")
         command.set_defaults(run=run)
     _add_group(commands, "partition", "distribute all examples of a store over new clients", PARTITIONS, partition)
-    _add_group(commands, "published", "open a published data set, or make its stores of its files", PUBLISHED, stores)
+    sets = list(published.DATA_SETS.values())
+    _add_group(commands, "published", "open a published data set, or make its stores of its files", sets, open_)
     twin = commands.add_parser("twin", help="make a synthetic twin", description=first_line(published.synthetic_twin))
     add_arguments(twin, published.synthetic_twin)
-    twin.set_defaults(run=functools.partial(stores, published.synthetic_twin))
+    twin.set_defaults(run=twin_)
     options = vars(parser.parse_args(arguments))
     run = options.pop("run")
     try:
@@ -125,9 +109,17 @@ def partition(function: Callable[..., list[np.ndarray]], source: str, output: st
     return inspect(output)
 
 
-def stores(function: Callable[..., Mapping[str, Store]], **options: Any) -> str:
-    """Opens the stores of all splits of a data set, and shows what is in them."""
-    splits = called(function, options)
+def open_(function: Callable[..., published.DataSet], **options: Any) -> str:
+    """Opens the stores of all splits of a published data set, and shows what is in them."""
+    return _shown(called(published.open, {**options, "data_set": called(function, options)}))
+
+
+def twin_(**options: Any) -> str:
+    """Makes the stores of all splits of a synthetic twin, and shows what is in them."""
+    return _shown(called(published.synthetic_twin, options))
+
+
+def _shown(splits: Mapping[str, Store]) -> str:
     return "\n\n".join(f"{split}: {store.path}\n{inspect(str(store.path))}" for split, store in splits.items())
 
 
@@ -142,8 +134,10 @@ def _add_group(commands: Any, name: str, text: str, functions: Sequence[Callable
             command.add_argument("source", metavar="SOURCE", help="a store, or an .npz file of columns")
             for parameter in sorted(set(signature(function).parameters) & set(_COLUMNS)):
                 command.add_argument(f"--{parameter}", required=True, metavar="FEATURE", help="a feature of the source")
+        if run is open_:
+            add_arguments(command, published.open, leave_out=("data_set",))
         add_arguments(command, function, leave_out=(*_COLUMNS, "num_examples") if run is partition else ())
-        if run is not stores:
+        if run is not open_:
             command.add_argument("--output", required=True, help="the directory of the new store")
         command.set_defaults(run=functools.partial(run, function))
 

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fedjx.core.language.checks import check_integer
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.shares import Share
 from fedjx.core.language.values import Clients
@@ -73,8 +74,7 @@ class ClientStates:
     """
 
     def __init__(self, path: str | Path, initial: PyTree, *, num_clients: int, writable: bool = True):
-        if not 1 <= num_clients < 2**31:
-            raise ValueError(f"num_clients needs to be in [1, 2^31); got {num_clients=}. Ids are int32.")
+        check_integer("[1, 2^31)", "Ids are int32.", num_clients=num_clients)
         self.path, self.num_clients = Path(os.path.abspath(path)), num_clients
         self._layout = layout(initial)
         self._rows = RowFile(self.path / ROWS, self._layout.row_bytes)

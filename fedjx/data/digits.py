@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from fedjx.core.language.checks import check_integer, check_number
 from fedjx.data.federated_data import FederatedData
 from fedjx.data.partitions.dirichlet import dirichlet_partition
 
@@ -34,10 +35,8 @@ def digits(
     >>> test["x"].shape
     (359, 8, 8, 1)
     """
-    if not 0 < test_fraction < 1:
-        raise ValueError(f"test_fraction needs to be in (0, 1); got {test_fraction=}. Hold out 0.2, for example.")
-    if seed < 0:
-        raise ValueError(f"seed needs to be a non-negative integer; got {seed=}. Choose another.")
+    check_number("(0, 1)", test_fraction=test_fraction)
+    check_integer("[0, inf)", seed=seed)
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:

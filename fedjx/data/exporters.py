@@ -126,6 +126,8 @@ def _size(sizes: Iterable[int]) -> int:
 
 def _feature_values(name: str, column: np.ndarray) -> list[bytes]:
     """Serialises the values of a feature, a `tf.train.Feature` for each row."""
+    if not len(column):
+        return []
     flat = column.reshape(len(column), -1 if column.size else 0)
     if column.dtype.hasobject:
         if not all(type(value) is bytes for value in flat.flat):

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fedjx.core.language.checks import check_choice
+
 if TYPE_CHECKING:  # Matplotlib takes a while to import, which those who plot nothing need not wait for.
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -50,6 +52,7 @@ def plot_label_distribution(
     """
     from matplotlib.figure import Figure
 
+    check_choice(("auto", "bars", "heatmap", "bubbles"), kind=kind)
     tables = {name: _checked_table(table) for name, table in _by_title(counts).items()}
     num_classes = {table.shape[1] for table in tables.values()}
     names = list(map(str, range(max(num_classes)))) if class_names is None else list(class_names)
@@ -60,9 +63,7 @@ def plot_label_distribution(
         )
     if kind == "auto":
         kind = "bars" if max(map(len, tables.values())) <= _MOST_BARS else "heatmap"
-    draw = {"bars": _bars, "heatmap": _heatmap, "bubbles": _bubbles}.get(kind)
-    if draw is None:
-        raise ValueError(f"kind needs to be 'auto', 'bars', 'heatmap' or 'bubbles'; got {kind=}. Choose one.")
+    draw = {"bars": _bars, "heatmap": _heatmap, "bubbles": _bubbles}[kind]
 
     figure = Figure(figsize=(2.0 + 5.5 * len(tables), 4.2), layout="constrained")
     panels = figure.subplots(1, len(tables), squeeze=False, sharey=True)[0]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fedjx.core.language.checks import check_number
 from fedjx.data.client_ids import ClientId
 from fedjx.data.preprocess import Columns, Function, Step, as_step, name_of
 
@@ -82,8 +83,7 @@ def pixel_trigger(
     Raises:
       ValueError: If the fraction is none.
     """
-    if not 0 <= fraction <= 1:
-        raise ValueError(f"fraction must be in [0, 1]; got {fraction=}. Pass the share of images to poison.")
+    check_number("[0, 1]", "Pass the share of images to poison.", fraction=fraction)
 
     def poison(examples: Columns) -> Mapping[str, ArrayLike]:
         x, y = np.array(examples[feature]), np.array(examples[label])

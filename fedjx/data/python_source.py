@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedjx.core.language.checks import check_integer, check_number
 from fedjx.data.federated_data import FederatedData
 from fedjx.data.published.text import windows
 
@@ -42,11 +43,8 @@ def python_source(
     >>> train.num_clients > 100, test["tokens"].shape[1]
     (True, 65)
     """
-    if sequence_length < 1 or not 0 < test_fraction < 1:
-        raise ValueError(
-            f"sequences need a positive length and test_fraction needs to be in (0, 1); got {sequence_length=} and "
-            f"{test_fraction=}. Choose 128 and 0.1, for example."
-        )
+    check_integer("[1, inf)", sequence_length=sequence_length)
+    check_number("(0, 1)", test_fraction=test_fraction)
     clients: list[dict[str, np.ndarray]] = []
     held_out: list[dict[str, np.ndarray]] = []
     for name, text in python_modules().items():

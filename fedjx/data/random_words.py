@@ -12,6 +12,8 @@ import operator
 
 import numpy as np
 
+from fedjx.core.language.checks import check_integer
+
 # Few elements are the hardest: of eight, all orders come equally often (by chi-square) from 20 rounds on.
 _FEISTEL_ROUNDS = 24
 
@@ -33,8 +35,7 @@ def words(count: int, seed: int, round: int, *stream: int) -> np.ndarray:
 def checked_word(name: str, value: int) -> int:
     """Returns an integer that fits in an unsigned 64-bit word."""
     value = operator.index(value)
-    if not 0 <= value < 2**64:
-        raise ValueError(f"{name} needs to be in [0, 2^64); got {name}={value}. Choose another.")
+    check_integer("[0, 2^64)", **{name: value})
     return value
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fedjx.core.language.checks import check_integer
 from fedjx.data.random_words import below, binomial_table, checked_word, digest, words
 
 # Streams of words of one (seed, round).
@@ -170,17 +171,15 @@ def sorted_ids(ids: ArrayLike) -> np.ndarray:
 
 def check_population(num_clients: int) -> None:
     """Refuses a population whose ids are not int32."""
-    if not 1 <= num_clients < 2**31:
-        raise ValueError(f"num_clients needs to be in [1, 2^31); got {num_clients=}. Ids are int32.")
+    check_integer("[1, 2^31)", "Ids are int32.", num_clients=num_clients)
 
 
 def check_cohort_size(cohort_size: int, num_clients: int | None) -> None:
     """Refuses a cohort of nobody, or without replacement of more than there are clients to draw."""
-    if num_clients is None and cohort_size < 1:
-        raise ValueError(f"cohort_size needs to be at least 1; got {cohort_size=}. Give a positive number.")
-    if num_clients is not None and not 1 <= cohort_size <= num_clients:
+    check_integer("[1, inf)", cohort_size=cohort_size)
+    if num_clients is not None and cohort_size > num_clients:
         raise ValueError(
-            f"cohort_size needs to be from 1 to num_clients; got {cohort_size=} and {num_clients=}. "
+            f"cohort_size must be at most num_clients; got {cohort_size=} and {num_clients=}. "
             "Clients are drawn without replacement: choose a smaller cohort."
         )
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fedjx.core.language.checks import check_integer, check_number
 from fedjx.data.random_words import below, checked_word, hashed, words
 from fedjx.data.sampling import Sampler, described, sorted_ids
 
@@ -82,10 +83,8 @@ def over_select(
     [(10, 1, 2), (10, 0, 3), (10, 2, 1)]
     """
     seed = checked_word("seed", seed)
-    if reporting_goal < 1 or not 0 <= dropped <= 1:
-        raise ValueError(
-            f"a reporting goal is positive and a probability from 0 to 1; got {reporting_goal=}, {dropped=}. Change it."
-        )
+    check_integer("[1, inf)", reporting_goal=reporting_goal)
+    check_number("[0, 1]", dropped=dropped)
     selected = sampler.description
     if selected.get("replacement", False):
         raise ValueError("a client reports once; got a sampler with replacement. Sample without.")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fedjx.core.language.checks import check_integer
 from fedjx.data.random_words import below, checked_word, digest, hashed, permuted, words
 from fedjx.data.sampling import Sampler, check_cohort_size, check_population, described, sorted_ids
 
@@ -50,11 +51,7 @@ def cyclic_sampler(num_clients: int, cohort_size: int, *, seed: int, min_separat
     check_cohort_size(cohort_size, num_clients)
     seed, epoch_rounds = checked_word("seed", seed), -(-num_clients // cohort_size)
     separation = epoch_rounds if min_separation is None else min_separation
-    if not 1 <= separation <= epoch_rounds:
-        raise ValueError(
-            f"min_separation needs to be from 1 to the {epoch_rounds} rounds of an epoch; got {min_separation=}. "
-            "Choose smaller cohorts for a larger separation."
-        )
+    check_integer(f"[1, {epoch_rounds}]", "Choose smaller cohorts for a larger separation.", min_separation=separation)
     block_rounds = epoch_rounds - separation + 1
 
     def first_place(place: int) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fedjx.core.language.checks import check_choice
 from fedjx.data.client_ids import ClientId, encoded
 from fedjx.data.partitions.allocation import generator
 from fedjx.data.preprocess import Columns, Step
@@ -152,8 +153,7 @@ def _of_column(kind: str, name: str, function: Callable[[np.ndarray, ClientId], 
     """Makes a step of a function of one feature and the client's id; parameters are numbers or the clients' values."""
 
     def apply(columns: Columns, client_id: ClientId) -> dict[str, np.ndarray]:
-        if name not in columns:
-            raise ValueError(f"a client needs the feature {name!r}; got {sorted(columns)}. Choose one of them.")
+        check_choice(sorted(columns), feature=name)
         column = np.asarray(columns[name])
         return {**columns, name: _as_type(column.dtype, function(column, client_id))}
 

@@ -51,8 +51,8 @@ def write_store(
 ) -> Store:
     """Writes the clients of a source into a store and opens it.
 
-    A store is a data set of its own: clients without examples are left out, and the provenance counts them; the others
-    keep what they are called and are numbered from 0. If reading or writing fails, there is no store.
+    A store is a data set of its own: its clients keep what they are called and are numbered from 0, in the order of the
+    source, also those without examples. If reading or writing fails, there is no store.
 
     Args:
       path: The directory to write, see `StoreWriter`.
@@ -73,20 +73,8 @@ def write_store(
     source = as_source(source)
     with StoreWriter(path, provenance=dict(source.provenance), shard_bytes=shard_bytes) as writer:
         bar = tqdm(source.clients(), total=source.num_clients, unit=" clients", disable=not progress)
-        num_empty = num_written = 0
         for client in bar:
-            if client.examples and not any(map(len, client.examples.values())):
-                num_empty += 1
-            else:
-                writer.add(client.id, client.examples, **client.metadata)
-                num_written += 1
-        if not num_written:
-            raise ValueError(
-                f"an import needs examples; got none, and {num_empty} clients without, of {dict(source.provenance)}. "
-                "Check what is read."
-            )
-        if num_empty:
-            writer.provenance = {**source.provenance, "num_empty_clients": num_empty}
+            writer.add(client.id, client.examples, **client.metadata)
     return Store(path)
 
 

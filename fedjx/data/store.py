@@ -285,7 +285,7 @@ class Store:
         first, end = self._columns[client_file("offsets")].pairs(rows)
         sizes = end - first
         if len(sizes) and not (
-            0 < sizes.min() <= sizes.max() <= self.manifest["largest"]
+            0 <= sizes.min() <= sizes.max() <= self.manifest["largest"]
             and 0 <= first.min() <= end.max() <= self.manifest["num_examples"]
         ):
             raise ValueError(f"offsets need to increase; those in {self.path} are corrupt. Verify the store.")
@@ -300,6 +300,7 @@ class Store:
         else:
             _check_out(out, total, self.schema)
         order = np.argsort(first, kind="stable")
+        order = order[count[order] > 0]
         first, count, place = first[order], count[order], place[order]
         starts = np.array([shard["first_example"] for shard in self.manifest["shards"]])
         shards = np.searchsorted(starts, first, side="right") - 1

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fedjx.core.language.checks import check_integer
 from fedjx.data.client_ids import ClientId, encoded, write_index
 from fedjx.data.client_metadata import MetadataColumn, plain, plain_values
 from fedjx.data.columns import Column, ColumnWriter
@@ -42,13 +43,12 @@ class StoreWriter:
 
     Raises:
       FileExistsError: If there is something at the path.
-      ValueError: If no client was added, two clients have the same id, or `shard_bytes` is less than 1.
+      ValueError: If no example was added, two clients have the same id, or `shard_bytes` is less than 1.
       TypeError: If the provenance is not JSON.
     """
 
     def __init__(self, path: str | Path, *, provenance: Any = None, shard_bytes: int = 1 << 29):
-        if shard_bytes < 1:
-            raise ValueError(f"a shard needs a positive size; got {shard_bytes=}. Leave it at 512 MiB.")
+        check_integer("[1, inf)", "Leave it at 512 MiB.", shard_bytes=shard_bytes)
         self.path = Path(os.path.abspath(path))
         self._directory = partial_path(self.path, secrets.token_hex(4))
         self.provenance = json.loads(json.dumps(provenance))
@@ -57,10 +57,11 @@ class StoreWriter:
         self._num_clients = self._num_examples = self._largest = self._num_id_bytes = 0
         # Set by the first client.
         self._id_kind = ""
+        self._metadata: dict[str, MetadataColumn] = {}
+        # Set by the first client that has examples.
         self._types: dict[str, tuple[np.dtype, tuple[int, ...]]] = {}
         self._notation = ""
         self._stems: dict[str, str] = {}
-        self._metadata: dict[str, MetadataColumn] = {}
         # Open files by name of the feature or column; those of the current shard and those of all clients.
         self._shard: dict[str, ColumnWriter] = {}
         self._clients: dict[str, ColumnWriter] = {}
@@ -88,13 +89,13 @@ class StoreWriter:
 
         Args:
           client_id: What the client is called: str, bytes or int, the same for all clients.
-          examples: Its features by name, each ``[n, ...]`` with n at least 1. All clients have the
-            features, dtypes and shapes of one example of the first one.
+          examples: Its features by name, each ``[n, ...]``. All clients have the features, dtypes and shapes of one
+            example of the first one; of a client without examples, n = 0, they do not matter.
           **metadata: A value for each column of metadata: a str (at most 65,536 different ones), an
             int, a float or a bool. All clients have the columns and types of the first one.
 
         Raises:
-          ValueError: If the client has no example, its features disagree on n, or it is unlike the first.
+          ValueError: If the client's features disagree on n, or it is unlike the first.
           TypeError: If an id, a feature or a value of the metadata is of a type that cannot be stored.
         """
         self._check_open()
@@ -107,9 +108,10 @@ class StoreWriter:
         # What interrupts from here on, such as a full disk or Ctrl-C, may leave half a client.
         self._is_writable = False
         if not self._num_clients:
-            self._begin(name.kind, columns, values)
-        self._open_shard(sum(column.nbytes for column in columns.values()))
-        self._append(columns, 1, size, size, (self._num_examples + size).to_bytes(8, "little"))
+            self._begin(name.kind, values)
+        if size:
+            self._open_shard(columns, size)
+        self._append(columns if size else {}, 1, size, size, (self._num_examples + size).to_bytes(8, "little"))
         self._append_names([name.value])
         for key, value in values.items():
             self._clients[f"metadata_{key}"].append(self._metadata[key].encoded([value]))
@@ -130,7 +132,7 @@ class StoreWriter:
         Args:
           client_ids: ``[C]``, what the clients are called, as for `add`.
           examples: Features by name, each ``[N, ...]``, one client after another.
-          sizes: Integers ``[C]``, how many examples each client has, at least 1; N in all.
+          sizes: Integers ``[C]``, how many examples each client has; N in all.
           **metadata: For each column of metadata the clients' values, ``[C]``.
 
         Raises:
@@ -143,7 +145,7 @@ class StoreWriter:
         counts = _checked_sizes(sizes, len(client_ids), checked_examples(columns, " of the clients"))
         if not client_ids:
             return
-        self._checked_size(client_ids[0], {name: column[: counts[0]] for name, column in columns.items()})
+        self._checked_size(client_ids[0], columns)
         names = [encoded(client_id) for client_id in client_ids]
         values = {key: plain_values(key, column, len(names)) for key, column in metadata.items()}
         kind = self._id_kind or names[0].kind
@@ -157,7 +159,7 @@ class StoreWriter:
             (self._metadata.get(key) or MetadataColumn(first[key])).check(key, *column)
         self._is_writable = False
         if not self._num_clients:
-            self._begin(kind, columns, first)
+            self._begin(kind, first)
         self._append_runs(columns, counts)
         self._append_names([name.value for name in names])
         for key, column in values.items():
@@ -170,11 +172,9 @@ class StoreWriter:
                 "a writer needs to be open; got one that is not, or that has failed. Use it as a context manager."
             )
 
-    def _begin(self, kind: str, columns: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> None:
-        """Opens the files of the clients, for ids, features and metadata like those of the first one."""
-        self._id_kind, self._stems = kind, _file_stems(columns)
-        self._types = {name: (column.dtype, column.shape[1:]) for name, column in columns.items()}
-        self._notation = notation(schema_of(columns))
+    def _begin(self, kind: str, values: Mapping[str, Any]) -> None:
+        """Opens the files of the clients, for ids and metadata like those of the first one."""
+        self._id_kind = kind
         self._metadata = {key: MetadataColumn(value) for key, value in values.items()}
         dtypes = {"offsets": "int64", "client_ids": "int64" if kind == "int" else "uint8"}
         if kind != "int":
@@ -185,16 +185,21 @@ class StoreWriter:
             if name in ("offsets", "client_id_offsets"):
                 self._clients[name].append(bytes(8))
 
-    def _open_shard(self, num_bytes: int) -> int:
-        """Begins another shard if a client of so many bytes has no room; returns the bytes in the shard."""
+    def _open_shard(self, columns: Mapping[str, np.ndarray], size: int) -> int:
+        """Begins another shard if a client of so many of the examples has no room; returns the bytes in the shard."""
+        num_bytes = size * sum(column[:1].nbytes for column in columns.values())
         written = sum(column.num_bytes for column in self._shard.values())
-        if self._shard and not (written and written + num_bytes > self._shard_bytes):
+        if self._shard and not (size and written and written + num_bytes > self._shard_bytes):
             return written
+        if not self._types:
+            self._types = {name: (column.dtype, column.shape[1:]) for name, column in columns.items()}
+            self._stems, self._notation = _file_stems(columns), notation(schema_of(columns))
         self._finish_shard()
         for name, (dtype, shape) in self._types.items():
             path = self._directory / shard_file(self._stems[name], len(self._shards))
             self._shard[name] = ColumnWriter(path, dtype, shape)
-        self._shards.append({"first_client": self._num_clients, "first_example": self._num_examples})
+        first_client = self._num_clients if self._shards else 0  # Clients without examples may come before it.
+        self._shards.append({"first_client": first_client, "first_example": self._num_examples})
         return 0
 
     def _append(
@@ -220,9 +225,12 @@ class StoreWriter:
         """Appends the examples of clients, as many at once as have room in a shard."""
         row_bytes = sum(column[:1].nbytes for column in columns.values())
         ends = np.append(0, np.cumsum(sizes))
+        if not ends[-1]:
+            self._append({}, len(sizes), 0, 0, np.full(len(sizes), self._num_examples, "<i8").tobytes())
+            return
         start = 0
         while start < len(sizes):
-            room = self._shard_bytes - self._open_shard(int(sizes[start]) * row_bytes)
+            room = self._shard_bytes - self._open_shard(columns, int(sizes[start]))
             stop = int(np.searchsorted(ends * row_bytes, ends[start] * row_bytes + room, side="right")) - 1
             stop = max(stop, start + 1)  # A client larger than a shard has one of its own.
             rows = slice(ends[start], ends[stop])
@@ -242,8 +250,11 @@ class StoreWriter:
         """Completes the files, the index and the manifest, and gives the directory its name."""
         if not self._is_writable:
             raise ValueError("a store needs all its clients; got an error while one was written. Write it again.")
-        if not self._num_clients:
-            raise ValueError(f"a store needs at least one client; got none for {self.path}. Add them in the block.")
+        if not self._num_examples:
+            raise ValueError(
+                f"a store needs at least one example; got none, and {self._num_clients} clients without, of "
+                f"{self.provenance}. Check what is read."
+            )
         self._finish_shard()
         columns = {}
         for name, column in self._clients.items():
@@ -273,14 +284,11 @@ class StoreWriter:
         """Returns the number of examples of a client, whose features are like the first client's."""
         types = {name: (column.dtype, column.shape[1:]) for name, column in columns.items()}
         sizes = {column.shape[:1] for column in columns.values()}
-        # The checks below take longer than writing a small client, so clients like the first one skip them.
-        if types == self._types and len(sizes) == 1 and sizes.isdisjoint({(), (0,)}):
+        # The checks below take longer than writing a small client, so clients like the first one skip them. Of clients
+        # without examples nothing is written.
+        if sizes == {(0,)} or (types == self._types and len(sizes) == 1 and () not in sizes):
             return sizes.pop()[0]
         size = checked_examples(columns, f" of client {client_id!r}")
-        if not size:
-            raise ValueError(
-                f"every client needs at least one example; got none for client {client_id!r}. Leave it out."
-            )
         if self._types and types != self._types:
             raise ValueError(
                 "all clients need the same features, dtypes and shapes of one example; got "
@@ -319,10 +327,9 @@ def _checked_sizes(sizes: ArrayLike, num_clients: int, num_examples: int) -> np.
             f"sizes need an integer for each client; got {counts.dtype}{list(counts.shape)} for {num_clients} "
             "clients. Give [C]."
         )
-    if (counts < 1).any():
+    if (counts < 0).any():
         raise ValueError(
-            f"every client needs at least one example; got {counts.min()} for client {counts.argmin()} of the call. "
-            "Leave it out."
+            f"sizes must be at least 0; got {counts.min()} for client {counts.argmin()} of the call. Count again."
         )
     if counts.sum() != num_examples:
         raise ValueError(

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fedjx.core.language.checks import check_choice, check_integer
 from fedjx.data.client_ids import ClientId, encoded
 from fedjx.data.federated_data import ClientData
 from fedjx.data.preprocess import Columns, Preprocessed, Step, name_of, num_rows, preprocess
@@ -100,9 +101,8 @@ def truncate(num_examples: int, *, seed: int | None = None) -> Step:
     array([2, 3])
     """
     if seed is not None:
-        _check_seed(seed)
-    if num_examples < 1:
-        raise ValueError(f"truncate needs to keep at least one example; got {num_examples=}. Give a positive number.")
+        check_integer("[0, 2^63)", seed=seed)
+    check_integer("[1, inf)", num_examples=num_examples)
 
     def function(columns: Columns, client_id: ClientId) -> Columns:
         size = num_rows(columns)
@@ -139,11 +139,11 @@ def tokenize(
     >>> next(preprocess(texts, tokenize("text", list, length=3)).clients()).examples["text"].tolist()
     [[97, 98, 0], [97, 98, 99]]
     """
+    check_integer("[1, inf)", length=length)
     limits = np.iinfo(dtype)
 
     def function(columns: Columns) -> Columns:
-        if name not in columns:
-            raise ValueError(f"tokenize needs a feature {name!r}; got {sorted(columns)}. Choose one.")
+        check_choice(sorted(columns), feature=name)
         tokens = np.full((num_rows(columns), length), padding, np.int64)
         for row, text in zip(tokens, columns[name], strict=True):
             encoded_text = list(itertools.islice(encode(text), length))
@@ -177,7 +177,7 @@ def split_examples(data: ClientData, fractions: Mapping[str, float], *, seed: in
     >>> parts["train"].sizes, parts["test"].sizes
     (array([3, 1]), array([2, 1]))
     """
-    _check_seed(seed)
+    check_integer("[0, 2^63)", seed=seed)
     bounds = _bounds(fractions)
 
     def part(name: str, start: float, end: float) -> Step:
@@ -224,11 +224,6 @@ def split_clients(data: Splittable, fractions: Mapping[str, float], *, seed: int
             )
         parts[name] = cast(Any, data).select(data.ids[np.sort(order[start:end])])
     return parts
-
-
-def _check_seed(seed: int) -> None:
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"a seed needs to be in [0, 2^63); got {seed=}. Choose another.")
 
 
 def _same(sizes: np.ndarray) -> np.ndarray:

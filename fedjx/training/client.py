@@ -16,6 +16,7 @@ import optax
 from jax import lax
 
 from fedjx.aggregation.weights import by_examples
+from fedjx.core.language.checks import check_integer
 from fedjx.core.language.names import Metrics, PyTree
 from fedjx.core.language.padding import own_padding
 from fedjx.core.language.sequence import sequence_reduce
@@ -285,25 +286,12 @@ def _plan(
 def check_amount(num_epochs: int | None = None, num_steps: int | None = None, **order: object) -> None:
     """Refuses an amount of local training that is not a number of epochs or a number of steps."""
     del order
-    given = [n for n in (num_epochs, num_steps) if n is not None]
-    if len(given) > 1 or any(n < 1 for n in given):
+    given = {name: n for name, n in (("num_epochs", num_epochs), ("num_steps", num_steps)) if n is not None}
+    check_integer("[1, inf)", **given)
+    if len(given) > 1:
         raise ValueError(
-            f"local training takes a positive number of epochs or of steps; got {num_epochs=}, {num_steps=}. Give one."
+            f"local training takes a number of epochs or of steps; got {num_epochs=}, {num_steps=}. Give one."
         )
-
-
-def check_positive(**numbers: float | jax.Array) -> None:
-    """Refuses hyper-parameters that are not positive; those of a grid, which JAX traces, are not looked at."""
-    for name, x in numbers.items():
-        if not (isinstance(x, jax.Array) or x > 0):
-            raise ValueError(f"{name} is positive; got {name}={x}. Raise it.")
-
-
-def check_not_negative(**numbers: float | jax.Array) -> None:
-    """Refuses hyper-parameters that are below zero; those of a grid, which JAX traces, are not looked at."""
-    for name, x in numbers.items():
-        if not (isinstance(x, jax.Array) or x >= 0):
-            raise ValueError(f"{name} is at least 0; got {name}={x}. Raise it.")
 
 
 def _order(index: jax.Array, key: jax.Array | None) -> jax.Array:

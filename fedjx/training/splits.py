@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from fedjx.core.language.checks import check_number
 from fedjx.core.language.padding import own_padding
 from fedjx.core.language.values import Batches, Sequence
 from fedjx.training.client import examples
@@ -49,8 +50,7 @@ def random_split(fraction: float) -> Split:
     Raises:
       ValueError: If the fraction is not between 0 and 1.
     """
-    if not 0 <= fraction <= 1:
-        raise ValueError(f"a fraction is between 0 and 1; got {fraction=}. Pass the first part's.")
+    check_number("[0, 1]", "Pass the first part's.", fraction=fraction)
 
     def split(data: Sequence, key: jax.Array) -> tuple[Sequence, Sequence]:
         real = (examples(data).index >= 0).reshape(-1)

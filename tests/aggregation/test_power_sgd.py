@@ -122,5 +122,5 @@ def test_memory_survives_a_value_that_is_not_finite(remembering):
 
 
 def test_a_rank_is_positive():
-    with pytest.raises(ValueError, match="a rank is positive; got rank=0"):
+    with pytest.raises(ValueError, match="rank must be an integer of at least 1; got rank=0"):
         power_sgd(0)

@@ -124,8 +124,11 @@ def test_random_rounding_is_unbiased_where_floats_are_no_finer_than_halves():
     [
         ({"bound": 0.0, "max_clients": 2}, "bound must be positive and finite; got bound=0.0"),
         ({"bound": float("nan"), "max_clients": 2}, "bound must be positive and finite; got bound=nan"),
-        ({"bound": 1.0, "max_clients": 0}, "max_clients must be positive; got max_clients=0"),
-        ({"bound": 1.0, "max_clients": 2, "num_bits": 40}, "num_bits must be between 1 and 32; got num_bits=40"),
+        ({"bound": 1.0, "max_clients": 0}, "max_clients must be an integer of at least 1; got max_clients=0"),
+        (
+            {"bound": 1.0, "max_clients": 2, "num_bits": 40},
+            r"num_bits must be an integer in \[1, 32\]; got num_bits=40",
+        ),
         ({"bound": 1.0, "max_clients": 8, "num_bits": 4}, "got max_clients=8 and num_bits=4. Use at least 5 bits"),
     ],
 )
@@ -215,9 +218,7 @@ def test_nothing_is_shown_of_fewer_clients_than_are_needed(aggregator):
         assert (float(result) > 0, bool(measured["too_few"])) == (present == 2, present == 1)
         assert (int(measured["num_clients"]), int(measured["num_clipped"])) == (present, 2 if present == 2 else 0)
     for wrong in (0, 4):
-        with pytest.raises(
-            ValueError, match=f"min_clients must be between 1 and max_clients=3; got min_clients={wrong}"
-        ):
+        with pytest.raises(ValueError, match=rf"min_clients must be an integer in \[1, 3\]; got min_clients={wrong}"):
             aggregator(bound=1.0, min_clients=wrong, max_clients=3)
 
 

@@ -217,9 +217,9 @@ def test_the_bill_is_what_the_clients_compute(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"threshold": 1}, "threshold must be between 2 and the 5 clients; got threshold=1"),
-        ({"threshold": 6}, "threshold must be between 2 and the 5 clients; got threshold=6"),
-        ({"threshold": 2, "num_bits": 33}, "num_bits must be between 1 and 32; got num_bits=33"),
+        ({"threshold": 1}, r"threshold must be an integer in \[2, 5\]; got threshold=1"),
+        ({"threshold": 6}, r"threshold must be an integer in \[2, 5\]; got threshold=6"),
+        ({"threshold": 2, "num_bits": 33}, r"num_bits must be an integer in \[1, 32\]; got num_bits=33"),
         ({"threshold": 2, "dropouts": {1: "lunch"}}, "dropouts name clients and phases; got 1: 'lunch'"),
         ({"threshold": 2, "dropouts": {5: "unmask"}}, "dropouts name clients and phases; got 5: 'unmask'"),
     ],

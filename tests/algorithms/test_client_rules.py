@@ -119,7 +119,7 @@ def test_the_strength_rises_with_the_loss_and_falls_after_five_falls():
 
 
 def test_a_strength_is_not_negative():
-    with pytest.raises(ValueError, match="a proximal strength is at least 0; got proximal_strength=-1"):
+    with pytest.raises(ValueError, match="proximal_strength must be at least 0; got proximal_strength=-1"):
         fed_prox(softmax_regression(), proximal_strength=-1, client_optimizer=HEAVY_BALL)
 
 
@@ -246,7 +246,7 @@ def test_numbers_of_the_wrong_sign_are_refused_and_traced_ones_are_not_looked_at
         (lambda **given: per_fed_avg(model, **local, **given), "inner_learning_rate", -0.1),
         (lambda **given: per_fed_avg(model, inner_learning_rate=0.1, **local, **given), "difference", 0.0),
     ):
-        with pytest.raises(ValueError, match=f"{name} is .*; got {name}={value}. Raise it."):
+        with pytest.raises(ValueError, match=f"{name} must be .*; got {name}={value}. Pass"):
             method(**{name: value})
     step = jax.eval_shape(lambda step: delta_sgd(initial_step=step).init(jnp.float32(0)), jnp.float32(0.3)).step
     assert step.shape == ()

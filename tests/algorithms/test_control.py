@@ -237,7 +237,7 @@ def test_a_client_that_takes_no_step_keeps_its_control(data):
 
 
 def test_scaffold_refuses_what_it_cannot_do():
-    with pytest.raises(ValueError, match="options I and II; got num_clients=5, option='III'"):
+    with pytest.raises(ValueError, match="option must be one of 'I', 'II'; got option='III'"):
         scaffold(least_squares(), num_clients=5, option="III", client_optimizer=optax.sgd(0.1))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="got num_clients=0"):
         scaffold(least_squares(), num_clients=0, client_optimizer=optax.sgd(0.1))
@@ -303,7 +303,7 @@ def test_fed_dyn_without_regularisation_adds_earlier_changes_to_those_of_fed_avg
 
 
 def test_fed_dyn_refuses_no_regularisation():
-    with pytest.raises(ValueError, match=r"got num_clients=5, proximal_strength=0\. Raise"):
+    with pytest.raises(ValueError, match=r"proximal_strength must be positive; got proximal_strength=0\. Pass"):
         fed_dyn(least_squares(), num_clients=5, proximal_strength=0, client_optimizer=optax.sgd(0.1))
 
 

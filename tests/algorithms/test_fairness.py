@@ -126,11 +126,11 @@ def test_a_client_with_an_example_of_no_domain_is_left_out_and_counted():
 
 def test_what_is_refused():
     model, local = softmax_regression(), {"client_optimizer": optax.sgd(RATE)}
-    with pytest.raises(ValueError, match="q is at least 0 and the Lipschitz constant positive; got q=-1"):
+    with pytest.raises(ValueError, match="q must be at least 0; got q=-1"):
         q_fed_avg(model, q=-1, lipschitz=1.0, **local)
     with pytest.raises(ValueError, match="domain weights are non-negative and sum to 1; got"):
         agnostic_fed_avg(model, domain_weights=[0.5, 0.6], domain_learning_rate=0.1, **local)
-    with pytest.raises(ValueError, match="window is positive; got window=0"):
+    with pytest.raises(ValueError, match="window must be an integer of at least 1; got window=0"):
         agnostic_fed_avg(model, domain_weights=[1.0], domain_learning_rate=0.1, window=0, **local)
-    with pytest.raises(ValueError, match="domain_learning_rate is at least 0; got domain_learning_rate=-1"):
+    with pytest.raises(ValueError, match="domain_learning_rate must be at least 0; got domain_learning_rate=-1"):
         agnostic_fed_avg(model, domain_weights=[1.0], domain_learning_rate=-1, **local)

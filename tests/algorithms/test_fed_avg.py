@@ -430,11 +430,24 @@ def test_data_that_is_no_sequence_of_batches_is_refused(data):
         algorithm.next(state, {"x": np.zeros((2, 3))})
 
 
-@pytest.mark.parametrize("given", [{"num_epochs": 1, "num_steps": 1}, {"num_steps": 0}, {"num_epochs": -1}])
-def test_epochs_or_steps(data, given):
-    with pytest.raises(ValueError, match="a positive number of epochs or of steps; got"):
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (
+            {"num_epochs": 1, "num_steps": 1},
+            ValueError,
+            "a number of epochs or of steps; got num_epochs=1, num_steps=1",
+        ),
+        ({"num_steps": 0}, ValueError, "num_steps must be an integer of at least 1; got num_steps=0"),
+        ({"num_epochs": -1}, ValueError, "num_epochs must be an integer of at least 1; got num_epochs=-1"),
+        ({"num_epochs": 1.5}, TypeError, "num_epochs must be an integer of at least 1; got num_epochs=1.5"),
+        ({"num_steps": True}, TypeError, "num_steps must be an integer of at least 1; got num_steps=True"),
+    ],
+)
+def test_epochs_or_steps(data, given, error, message):
+    with pytest.raises(error, match=message):
         fed_avg(softmax_regression(), client_optimizer=optax.sgd(0.1), **given)
-    with pytest.raises(ValueError, match="a positive number of epochs or of steps; got"):
+    with pytest.raises(error, match=message):
         local_train(
             softmax_regression(),
             softmax_regression().init(None),

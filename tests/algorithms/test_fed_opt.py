@@ -82,7 +82,7 @@ def test_server_optimizers_follow_the_paper():
 
 
 def test_tau_is_positive():
-    with pytest.raises(ValueError, match="adaptivity tau is positive; got tau=0"):
+    with pytest.raises(ValueError, match="tau must be positive; got tau=0"):
         server_adam(0.1, tau=0)
 
 
@@ -144,7 +144,7 @@ def test_the_average_of_the_servers_model(constant):
         average = 0.8 * average + 0.2 * params
         expected.append(average)
     np.testing.assert_allclose(constant["ema"], expected, rtol=1e-6)
-    with pytest.raises(ValueError, match=r"a decay is at least 0 and below 1; got decay=1"):
+    with pytest.raises(ValueError, match=r"decay must be in \[0, 1\); got decay=1"):
         ema(fed_avg(constant_change(), client_optimizer=optax.sgd(1.0)), 1)
 
 

@@ -382,15 +382,15 @@ def test_a_client_that_weighs_nothing_keeps_its_state(data):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: ditto(regression(), proximal_strength=-1.0, **IN_ORDER), "a proximal strength is not negative"),
-        (lambda: apfl(regression(), mixing=1.5, **IN_ORDER), "a share is between 0 and 1"),
+        (lambda: ditto(regression(), proximal_strength=-1.0, **IN_ORDER), "proximal_strength must be at least 0"),
+        (lambda: apfl(regression(), mixing=1.5, **IN_ORDER), r"mixing must be in \[0, 1\]"),
         (
             lambda: per_fed_avg(regression(), inner_learning_rate=1.0, variant=cast(Any, "x"), **IN_ORDER),
-            "a variant is one of",
+            "variant must be one of",
         ),
         (
             lambda: p_fed_me(regression(), proximal_strength=0.0, inner_optimizer=SGD, **IN_ORDER),
-            "an envelope is of positive strength",
+            "proximal_strength must be positive",
         ),
     ],
 )

@@ -134,7 +134,7 @@ def test_a_random_split_is_a_cover_that_padding_does_not_change():
         assert rows(split(Sequence(Batches(pool, holed), np.int32(5)), key)[0]) == rows(first)
         drawn |= set(rows(first))
     assert len(drawn) == 7
-    with pytest.raises(ValueError, match=r"a fraction is between 0 and 1; got fraction=1.1. Pass"):
+    with pytest.raises(ValueError, match=r"fraction must be in \[0, 1\]; got fraction=1.1. Pass"):
         random_split(1.1)
 
 

@@ -209,7 +209,7 @@ def test_states_are_opened_as_they_were_created(tmp_path):
     ]:
         with pytest.raises(error, match=message):
             ClientStates(tmp_path / "t", initial, num_clients=3)
-    with pytest.raises(ValueError, match="num_clients needs to be in"):
+    with pytest.raises(ValueError, match=r"num_clients must be an integer in \[1, 2\^31\); got num_clients=0"):
         ClientStates(tmp_path / "t", INITIAL, num_clients=0)
     with pytest.raises(FileNotFoundError, match=r"a directory with a head\.json"):
         opened(tmp_path / "t", writable=False)

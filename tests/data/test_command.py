@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedjx.data import Store, published
-from fedjx.data.__main__ import IMPORTERS, PARTITIONS, PUBLISHED, main
+from fedjx.data.__main__ import IMPORTERS, PARTITIONS, main
 from fedjx.data.exporters import to_fedjax_sqlite, to_tff_sqlite
 from tests.data.stores import CLIENTS, MEMORY, ROOT, SPLITS, assert_equal, written
 
@@ -144,7 +144,9 @@ def test_errors_of_partitions(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("command", "function"),
-    [("import", f) for f in IMPORTERS] + [("partition", f) for f in PARTITIONS] + [("published", f) for f in PUBLISHED],
+    [("import", f) for f in IMPORTERS]
+    + [("partition", f) for f in PARTITIONS]
+    + [("published", f) for f in published.DATA_SETS.values()],
 )
 def test_every_kind_explains_itself(command, function, capsys):
     with pytest.raises(SystemExit, match="0"):

@@ -61,9 +61,9 @@ def test_every_client_has_an_example_even_with_extreme_skew():
 
 
 def test_errors(monkeypatch):
-    with pytest.raises(ValueError, match=r"test_fraction needs to be in \(0, 1\); got test_fraction=1.0"):
+    with pytest.raises(ValueError, match=r"test_fraction must be in \(0, 1\); got test_fraction=1.0"):
         digits(test_fraction=1.0)
-    with pytest.raises(ValueError, match="seed needs to be a non-negative integer; got seed=-1"):
+    with pytest.raises(ValueError, match="seed must be an integer of at least 0; got seed=-1"):
         digits(seed=-1)
     with pytest.raises(ValueError, match="got num_examples=1438, num_clients=2000"):
         digits(2000)

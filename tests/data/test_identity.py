@@ -14,15 +14,25 @@ from fedjx.data import (
     split_examples,
     train_test_partition,
     truncate,
+    uniform_sampler,
+    write_store,
 )
+from fedjx.data.exporters import to_fedjax_sqlite, to_tff_sqlite
+from fedjx.data.importers import fedjax_sqlite, tff_sqlite
 from fedjx.data.source import client_ids
 from tests.data.stores import MEMORY, SIZES, SPLITS, written
+
+
+def halves(data):
+    return split_examples(data, {"seen": 0.4, "unseen": 0.6}, seed=1)
+
 
 WHOLE = {
     "memory": lambda path: MEMORY,
     "store": lambda path: written(path, split=SPLITS),
     "view of a store": lambda path: written(path, split=SPLITS).select(np.array(SIZES) != 9),
     "preprocessed": lambda path: preprocess(written(path), filter_examples(lambda columns: columns["flag"])),
+    "store of a split": lambda path: write_store(path, halves(MEMORY)["seen"], progress=False),
     "split": lambda path: split_examples(MEMORY, {"train": 0.4, "test": 0.6}, seed=1)["train"],
 }
 WAYS = {
@@ -38,6 +48,27 @@ WAYS = {
     "preprocess": lambda data: [preprocess(data, truncate(2), filter_examples(lambda columns: columns["y"] % 3 != 1))],
     "load": lambda data: [data.load() if hasattr(data, "load") else data],
 }
+
+
+def test_a_split_that_is_written_keeps_every_client(tmp_path):
+    part = halves(written(tmp_path / "whole"))["seen"]
+    assert 0 in part.sizes
+    store = write_store(tmp_path / "store", part, progress=False)
+    to_tff_sqlite(part, tmp_path / "tff", "seen")
+    to_fedjax_sqlite(part, tmp_path / "fedjax")
+    read_back = [tff_sqlite(tmp_path / "tff", features=store.schema), fedjax_sqlite(tmp_path / "fedjax")]
+    for number, source in enumerate(read_back):
+        again = write_store(tmp_path / str(number), source, progress=False)
+        names = [str(name, "utf-8") if isinstance(name, bytes) else name for name in again.client_ids(again.ids[:])]
+        assert sorted(names) == part.client_ids(part.ids[:])
+        assert sorted(again.sizes[:]) == sorted(part.sizes[:])
+    assert store.client_ids(store.ids[:]) == part.client_ids(part.ids[:])
+    for k in part.ids[:]:
+        assert len(store.client(k)["x"]) == store.sizes[k] == part.sizes[k]
+        np.testing.assert_array_equal(store.client(k)["x"], part.client(k)["x"])
+    ids = uniform_sampler(store.num_clients, 10, seed=0)(0)
+    assert 0 in store.sizes[ids]
+    assert sum(len(store.client(k)["x"]) for k in store.select(store.sizes[:] > 0).ids[:]) == part.num_examples
 
 
 @pytest.mark.parametrize("whole", WHOLE)

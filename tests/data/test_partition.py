@@ -98,14 +98,14 @@ def test_labels_need_not_be_numbered():
 @pytest.mark.parametrize(
     ("labels", "options", "message"),
     [
-        (LABELS, {"alpha": 0.0}, "alpha needs to be positive and finite; got alpha=0.0"),
-        (LABELS, {"alpha": float("nan")}, "alpha needs to be positive"),
-        (LABELS, {"alpha": float("inf")}, "alpha needs to be positive and finite; got alpha=inf"),
-        (LABELS, {"num_clients": 0}, "num_clients needs to be at least 1; got num_clients=0"),
+        (LABELS, {"alpha": 0.0}, "alpha must be positive and finite; got alpha=0.0"),
+        (LABELS, {"alpha": float("nan")}, "alpha must be positive"),
+        (LABELS, {"alpha": float("inf")}, "alpha must be positive and finite; got alpha=inf"),
+        (LABELS, {"num_clients": 0}, "num_clients must be an integer of at least 1; got num_clients=0"),
         (LABELS, {"num_clients": 3001}, "got num_examples=3000, num_clients=3001 and min_examples=1"),
         (LABELS, {"min_examples": 301}, "got num_examples=3000, num_clients=10 and min_examples=301"),
-        (LABELS, {"min_examples": -1}, "min_examples needs to be at least 0; got min_examples=-1"),
-        (LABELS, {"seed": -1}, "seed needs to be a non-negative integer; got seed=-1"),
+        (LABELS, {"min_examples": -1}, "min_examples must be an integer of at least 0; got min_examples=-1"),
+        (LABELS, {"seed": -1}, "seed must be an integer of at least 0; got seed=-1"),
         (LABELS.reshape(-1, 2), {}, r"labels need to be a vector; got labels.shape=\(1500, 2\)"),
     ],
 )
@@ -163,7 +163,7 @@ def test_label_counts_of_a_store_are_read_in_blocks(tmp_path, monkeypatch):
 
 def test_label_counts_errors():
     data = FederatedData({"x": np.zeros((3, 2)), "t": np.array([-1, 0, 4])}, np.array([0, 1, 3]))
-    with pytest.raises(ValueError, match=r"label needs to be a feature; got label='y'. Choose one of \['t', 'x'\]"):
+    with pytest.raises(ValueError, match=r"label must be one of 't', 'x'; got label='y'. Choose one of these"):
         label_counts(data)
     with pytest.raises(TypeError, match=r"'x' needs to be one integer per example; got float64\[3, 2\]"):
         label_counts(data, "x")

@@ -331,7 +331,10 @@ def test_clients_need_not_be_a_multiple_of_the_classes():
     ("partition", "message"),
     [
         (lambda: pathological_partition(LABELS, 5, classes_per_client=11, seed=0), "Use at most 10"),
-        (lambda: pathological_partition(LABELS, 5, classes_per_client=0, seed=0), "from 1 to the number of classes"),
+        (
+            lambda: pathological_partition(LABELS, 5, classes_per_client=0, seed=0),
+            r"in \[1, 10\]; got classes_per_cl",
+        ),
         (lambda: pathological_partition([0, 0, 1, 1], 4, classes_per_client=2, seed=0), "Use at most 2 clients"),
         (lambda: pathological_partition(LABELS, 5, classes_per_client=1, seed=0, assignment="x"), "assignment='x'"),
         (lambda: pathological_partition(LABELS, 3001, classes_per_client=1, seed=0), "Use at most 3000 clients"),
@@ -350,21 +353,21 @@ def test_clients_need_not_be_a_multiple_of_the_classes():
         (lambda: distribution_partition([0, 1], [[1, 2]], seed=0, rescale=False), r"add to at most \[1, 1\]"),
         (lambda: distribution_partition([0, 1], [[0.5, 1]], seed=0, rescale=False), "need to be integers"),
         (lambda: rotating_weights(np.ones((4, 3)), 8, classes_per_client=1), "as many columns .*, 2; got"),
-        (lambda: dirichlet_by_client_partition(LABELS, 5, alpha=0, seed=0), "alpha needs to be positive"),
+        (lambda: dirichlet_by_client_partition(LABELS, 5, alpha=0, seed=0), "alpha must be positive"),
         (lambda: dirichlet_by_client_partition(LABELS, 3001, alpha=1, seed=0), "Use at most 3000 clients"),
         (lambda: dirichlet_by_client_partition(LABELS, [2000, 900, 200], alpha=1, seed=0), "the first 2 clients"),
         (lambda: dirichlet_by_client_partition(LABELS, [20, 0], alpha=1, seed=0), "at least one example"),
         (lambda: dirichlet_by_client_partition(LABELS, 5, alpha=1, seed=0, prior=[1, 2]), "each of 10 classes"),
         (
             lambda: dirichlet_by_client_partition(LABELS, 5, alpha=1, seed=0, concentration="x"),
-            "'total' or 'per_class'",
+            "'total', 'per_class'",
         ),
-        (lambda: dirichlet_by_client_partition(LABELS, 5, alpha=1, seed=0, turns="x"), "'client' or 'example'"),
+        (lambda: dirichlet_by_client_partition(LABELS, 5, alpha=1, seed=0, turns="x"), "'client', 'example'"),
         (lambda: dirichlet_by_client_partition([0.0, np.nan], 1, alpha=1, seed=0), "got 1 NaN"),
         (lambda: dirichlet_by_client_partition([], 1, alpha=1, seed=0), "not empty"),
         (lambda: pachinko_partition([0, 1], [5, 5], 1, seed=0), r"several for 5 \(1 labels in all\)"),
         (lambda: pachinko_partition([0, 1], [5, 6, 7], 1, seed=0), "got 2 and 3"),
-        (lambda: pachinko_partition([0, 1], [5, 6], 1, seed=0, fine_alpha=0), "fine_alpha needs to be positive"),
+        (lambda: pachinko_partition([0, 1], [5, 6], 1, seed=0, fine_alpha=0), "fine_alpha must be positive"),
     ],
 )
 def test_errors(partition, message):

@@ -119,11 +119,11 @@ def test_memory_is_that_of_the_cohort():
 @pytest.mark.parametrize(
     ("num_clients", "cohort_size", "seed", "message"),
     [
-        (10, 11, 0, "cohort_size needs to be from 1 to num_clients; got cohort_size=11 and num_clients=10"),
-        (10, 0, 0, "got cohort_size=0 and num_clients=10"),
-        (0, 1, 0, r"num_clients needs to be in \[1, 2\^31\); got num_clients=0"),
+        (10, 11, 0, "cohort_size must be at most num_clients; got cohort_size=11 and num_clients=10"),
+        (10, 0, 0, "cohort_size must be an integer of at least 1; got cohort_size=0"),
+        (0, 1, 0, r"num_clients must be an integer in \[1, 2\^31\); got num_clients=0"),
         (2**31, 1, 0, "got num_clients=2147483648"),
-        (10, 5, -1, r"seed needs to be in \[0, 2\^64\); got seed=-1"),
+        (10, 5, -1, r"seed must be an integer in \[0, 2\^64\); got seed=-1"),
         (10, 5, 2**64, "got seed=18446744073709551616"),
     ],
 )
@@ -134,7 +134,7 @@ def test_errors(num_clients, cohort_size, seed, message):
 
 def test_errors_of_rounds():
     sample = uniform_sampler(10, 5, seed=0)
-    with pytest.raises(ValueError, match=r"round needs to be in \[0, 2\^64\); got round=-1"):
+    with pytest.raises(ValueError, match=r"round must be an integer in \[0, 2\^64\); got round=-1"):
         sample(-1)
     with pytest.raises(TypeError):
         sample(1.5)  # pyright: ignore[reportArgumentType]

@@ -174,30 +174,30 @@ def test_what_changes_the_cohorts_changes_the_description():
 
 
 CHECKED = [  # What is wrong, and what the error says of it.
-    (lambda: uniform_sampler(5, 6, seed=0), "cohort_size needs to be from 1 to num_clients; got cohort_size=6 and"),
-    (lambda: uniform_sampler(5, 0, seed=0, replacement=True), "cohort_size needs to be at least 1; got cohort_size=0"),
+    (lambda: uniform_sampler(5, 6, seed=0), "cohort_size must be at most num_clients; got cohort_size=6 and"),
+    (lambda: uniform_sampler(5, 0, seed=0, replacement=True), "cohort_size must be an integer of at least 1"),
     (lambda: poisson_sampler(5, 0.0, seed=0), r"needs to be in \(0, 1\].*got float64\[\] from 0\.0 to"),
     (lambda: poisson_sampler(5, 1.5, seed=0), r"float64\[\] from 1\.5 to 1\.5 for num_clients=5"),
     (lambda: poisson_sampler(5, np.nan, seed=0), r"float64\[\] from nan to nan"),
     (lambda: poisson_sampler(5, [0.5] * 4, seed=0), r"one in \[0, 1\] for each client; got float64\[4\]"),
-    (lambda: poisson_sampler(2**31, 0.5, seed=0), r"num_clients needs to be in \[1, 2\^31\)"),
+    (lambda: poisson_sampler(2**31, 0.5, seed=0), r"num_clients must be an integer in \[1, 2\^31\)"),
     (lambda: weighted_sampler([1, -1], 1, seed=0), r"a vector of finite numbers from 0; got int64\[2\]"),
     (lambda: weighted_sampler([1, np.inf], 1, seed=0), r"got float64\[2\]"),
     (lambda: weighted_sampler(3, 1, seed=0), r"got int64\[\]"),
-    (lambda: weighted_sampler([], 1, seed=0), r"num_clients needs to be in"),
+    (lambda: weighted_sampler([], 1, seed=0), r"num_clients must be an integer in"),
     (lambda: weighted_sampler([0, 0], 1, seed=0, replacement=True), "weights need to have a positive one; got 2 zeros"),
     (lambda: weighted_sampler([1, 0, 1], 3, seed=0), "got cohort_size=3 and num_clients=2"),
     (lambda: size_weighted_sampler(MEMORY, 11, seed=0), "got cohort_size=11 and num_clients=10"),
-    (lambda: cyclic_sampler(10, 3, seed=0, min_separation=5), "from 1 to the 4 rounds of an epoch; got min_sep"),
+    (lambda: cyclic_sampler(10, 3, seed=0, min_separation=5), r"an integer in \[1, 4\]; got min_separation=5"),
     (lambda: cyclic_sampler(10, 3, seed=0, min_separation=0), "got min_separation=0"),
     (lambda: availability_sampler(9, 3, lambda round, ids: ids, seed=0)(0), r"each of 3 ids a probability in \[0, 1\]"),
     (lambda: availability_sampler(9, 3, lambda round, ids: 1.0, seed=0)(0), r"got float64\[\] from 1\.0 to 1\.0 in"),
     (lambda: fixed_sampler(5, []), "a sampler needs at least one group; got groups="),
     (lambda: fixed_sampler(5, [[0], [5, 1]]), r"groups need ids from 0 to 4; got \[1 5\] in group 1"),
     (lambda: fixed_sampler(5, [[0], []]), r"got \[\] in group 1"),
-    (lambda: cyclic_sampler(5, 1, seed=-1), r"seed needs to be in \[0, 2\^64\); got seed=-1"),
-    (lambda: cyclic_sampler(5, 1, seed=0)(-1), r"round needs to be in \[0, 2\^64\); got round=-1"),
-    (lambda: fixed_sampler(5, [[0]])(2**64), r"round needs to be in \[0, 2\^64\); got round=18446744073709551616"),
+    (lambda: cyclic_sampler(5, 1, seed=-1), r"seed must be an integer in \[0, 2\^64\); got seed=-1"),
+    (lambda: cyclic_sampler(5, 1, seed=0)(-1), r"round must be an integer in \[0, 2\^64\); got round=-1"),
+    (lambda: fixed_sampler(5, [[0]])(2**64), r"round must be an int.* in \[0, 2\^64\); got round=18446744073709551616"),
 ]  # fmt: skip
 
 

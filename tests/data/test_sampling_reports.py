@@ -87,9 +87,9 @@ def test_a_round_goes_on_with_those_who_report():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"reporting_goal": 0}, "a reporting goal is positive.*got reporting_goal=0"),
-        ({"dropped": 1.5}, r"a probability from 0 to 1; got reporting_goal=10, dropped=1\.5"),
-        ({"seed": -1}, r"seed needs to be in \[0, 2\^64\)"),
+        ({"reporting_goal": 0}, "reporting_goal must be an integer of at least 1; got reporting_goal=0"),
+        ({"dropped": 1.5}, r"dropped must be in \[0, 1\]; got dropped=1\.5"),
+        ({"seed": -1}, r"seed must be an integer in \[0, 2\^64\)"),
         ({"sampler": uniform_sampler(9, 3, seed=0, replacement=True)}, "reports once; got a sampler with replacement"),
         ({"times": lambda ids, uniform: uniform * np.nan}, "at some time or never; got NaN for 0"),
     ],

@@ -25,15 +25,16 @@ def test_clients_arrive_in_their_order_with_their_metadata(tmp_path):
     assert store.manifest["provenance"] == {"from": "here"}
 
 
-def test_clients_without_examples_are_left_out_and_counted(tmp_path):
+def test_clients_without_examples_keep_their_place(tmp_path):
     none = np.empty(0, np.int64)
     store = write_store(
         tmp_path / "s",
         source(Client(0, {"x": none}), Client(1, {"x": none + 1}), Client(2, {"x": np.arange(2)})),
         progress=False,
     )
-    assert store.client_ids([0]) == [2]
-    assert store.manifest["provenance"] == {"from": "here", "num_empty_clients": 2}
+    assert store.client_ids([0, 1, 2]) == [0, 1, 2]
+    assert store.sizes[:].tolist() == [0, 0, 2]
+    assert store.manifest["provenance"] == {"from": "here"}
     with pytest.raises(ValueError, match="all features of client 7 need the same number of examples"):
         write_store(tmp_path / "t", source(Client(7, {"x": none, "y": np.arange(2)})), progress=False)
 
@@ -69,6 +70,8 @@ def test_the_check_for_damage_finds_an_importer_that_lets_it_through(tmp_path):
 
 def test_nothing_to_write_is_an_error_that_says_what_was_read(tmp_path):
     source = Source(lambda: iter([Client("ada", {"x": np.empty((0, 2))})]), None, {"importer": "table"})
-    with pytest.raises(ValueError, match=r"an import needs examples; got none, and 1 clients without, .*'table'"):
+    with pytest.raises(
+        ValueError, match=r"a store needs at least one example; got none, and 1 clients without, of .*'table'"
+    ):
         write_store(tmp_path / "s", source, progress=False)
     assert os.listdir(tmp_path) == []

@@ -11,9 +11,9 @@ import zlib
 import numpy as np
 import pytest
 
-from fedjx.data import Store, StoreWriter, columns
+from fedjx.data import FederatedData, Store, StoreWriter, columns
 from tests.data.killing import outcomes
-from tests.data.stores import CLIENTS, SIZES, SPLITS, written
+from tests.data.stores import CLIENTS, SIZES, SPLITS, assert_equal, client, written
 
 # What writers refuse.
 
@@ -37,7 +37,6 @@ from tests.data.stores import CLIENTS, SIZES, SPLITS, written
             "got <y=float64> for client 'b' and <x=float64> for the first",
         ),
         ("b", {"x": np.zeros(2), "y": np.zeros(3)}, {"s": "t"}, ValueError, "of client 'b' need the same number"),
-        ("b", {"x": np.zeros(0)}, {"s": "t"}, ValueError, "at least one example; got none for client 'b'"),
         ("b", {}, {"s": "t"}, ValueError, "examples of client 'b' need at least one feature"),
         ("b", {"x": 1.0}, {"s": "t"}, ValueError, "of client 'b' need an examples axis; got the scalar 'x'"),
         ("b", {"x": ["text"]}, {"s": "t"}, TypeError, "of client 'b' need to be numeric; got 'x'"),
@@ -92,6 +91,42 @@ def test_many_clients_at_once_make_the_same_store(tmp_path, ids, shard_bytes):
     Store(tmp_path / "many").verify()
 
 
+EMPTY_TOO = [[0, 0, 3, 0, 2, 0], [0, 9, 0, 0, 1, 4], [2, 0, 0, 9, 0, 0], [0, 0, 0, 0, 0, 1]]
+
+
+@pytest.mark.parametrize("sizes", EMPTY_TOO)
+@pytest.mark.parametrize("shard_bytes", [1, 60, 1 << 29])
+@pytest.mark.parametrize("bounds", [[0, 6], [0, 1, 2, 6], [0, 2, 3, 4, 5, 6]])
+def test_clients_without_examples_are_clients(tmp_path, sizes, shard_bytes, bounds):
+    clients = [client(k, n) for k, n in enumerate(sizes)]
+    store = written(tmp_path / "one", clients, shard_bytes=shard_bytes, group=[5, 6, 7, 8, 9, 10])
+    memory = FederatedData.from_clients(clients)
+    with StoreWriter(tmp_path / "many", shard_bytes=shard_bytes, provenance={"made": "here"}) as writer:
+        for start, stop in itertools.pairwise(bounds):
+            part = {name: np.concatenate([c[name] for c in clients[start:stop]]) for name in clients[0]}
+            ids = [f"client {k}" for k in range(start, stop)]
+            writer.add_many(ids, part, sizes[start:stop], group=np.arange(start, stop) + 5)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()}
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "many").iterdir()}
+    store.verify()
+    assert (store.num_clients, store.sizes[:].tolist()) == (6, sizes)
+    assert store.client_ids(range(6)) == [f"client {k}" for k in range(6)]
+    assert store.find(["client 5", "client 0"]).tolist() == [5, 0]
+    for k, examples in enumerate(clients):
+        assert_equal(store.client(k), examples)
+    for ids in ([5, 0, 3, 3], [1, 4], range(6)):
+        assert_equal(store.read(np.array(ids)), memory.read(np.array(ids)))
+    assert_equal(store.load().examples, memory.examples)
+    full = store.select(store.sizes[:] > 0)
+    assert full.ids[:].tolist() == np.flatnonzero(sizes).tolist()
+    empty = store.select(np.array(sizes) == 0)
+    assert (empty.num_examples, empty.largest, empty.metadata("group").tolist()) == (
+        0,
+        0,
+        (np.flatnonzero(np.array(sizes) == 0) + 5).tolist(),
+    )
+
+
 @pytest.mark.parametrize(
     ("ids", "examples", "sizes", "metadata", "error", "message"),
     [
@@ -111,7 +146,7 @@ def test_many_clients_at_once_make_the_same_store(tmp_path, ids, shard_bytes):
             ValueError,
             "an integer for each client; got float64",
         ),
-        (["b", "c"], {"x": np.zeros(3)}, [3, 0], {"s": "tt"}, ValueError, "at least one example; got 0 for client 1"),
+        (["b", "c"], {"x": np.zeros(3)}, [4, -1], {"s": "tt"}, ValueError, "at least 0; got -1 for client 1"),
         (["b", "c"], {"x": np.zeros(3)}, [1, 1], {"s": "tt"}, ValueError, "add up to .* got 2 and num_examples=3"),
         (["b", "c"], {"x": np.zeros(3, int)}, [1, 2], {"s": "tt"}, ValueError, "got <x=int64> for client 'b' and <x=f"),
         (["b", "c"], {"x": np.zeros(3), "y": [1]}, [1, 2], {"s": "tt"}, ValueError, "'x' with 3 and 'y' with 1"),
@@ -148,7 +183,7 @@ def test_too_many_strings(tmp_path, monkeypatch):
 
 
 def test_nothing_is_left_of_a_store_without_clients_or_with_an_error(tmp_path):
-    with pytest.raises(ValueError, match="a store needs at least one client; got none"):
+    with pytest.raises(ValueError, match="a store needs at least one example; got none, and 0 clients without"):
         written(tmp_path / "s", [])
     with pytest.raises(TypeError, match="need to be numeric"):
         written(tmp_path / "s", [{"x": [1]}, {"x": ["text"]}])
@@ -211,7 +246,7 @@ def test_a_taken_path_is_refused(tmp_path):
 
 
 def test_errors_of_writers(tmp_path):
-    with pytest.raises(ValueError, match="a shard needs a positive size; got shard_bytes=0"):
+    with pytest.raises(ValueError, match="shard_bytes must be an integer of at least 1; got shard_bytes=0"):
         StoreWriter(tmp_path / "s", shard_bytes=0)
     with pytest.raises(TypeError, match="JSON serializable"):
         StoreWriter(tmp_path / "s", provenance=object())

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from fedjx.core.language.checks import check_choice
 from fedjx.data.client_ids import ClientId
 from fedjx.data.importers.examples import objects
 from fedjx.data.importers.files import PathLike
@@ -74,8 +75,7 @@ def image_folder(
         raise FileNotFoundError(f"images need a directory; got {directory}. Unpack them there.")
     if iter(rows) is rows:
         raise TypeError(f"rows need to be gone through twice; got {type(rows).__name__}. Make them a list.")
-    if missing not in ("error", "drop"):
-        raise ValueError(f"missing is 'error' or 'drop'; got {missing=}. Choose one.")
+    check_choice(("error", "drop"), missing=missing)
 
     def read() -> Iterator[Client]:
         folder, dropped = _Folder(directory), 0

@@ -7,18 +7,18 @@ import warnings
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fedjx.core.language.checks import check_integer
+
 
 def generator(seed: int) -> np.random.Generator:
     """Returns the generator of a partition, on a keyed Philox stream."""
-    if seed < 0:
-        raise ValueError(f"seed needs to be a non-negative integer; got {seed=}. Choose another.")
+    check_integer("[0, inf)", seed=seed)
     return np.random.Generator(np.random.Philox(seed))
 
 
 def check_enough(num_examples: int, num_clients: int, min_examples: int) -> None:
     """Raises if there are not `min_examples` for each client."""
-    if num_clients < 1:
-        raise ValueError(f"num_clients needs to be at least 1; got {num_clients=}. Give a positive number.")
+    check_integer("[1, inf)", num_clients=num_clients)
     if num_examples < num_clients * min_examples:
         raise ValueError(
             f"every client needs min_examples; got {num_examples=}, {num_clients=} and {min_examples=}. "

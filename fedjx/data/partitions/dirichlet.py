@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fedjx.core.language.checks import check_choice, check_integer, check_number
 from fedjx.data.federated_data import ClientData, FederatedData
 from fedjx.data.partitions.allocation import check_enough, generator, rows_by_client
 
@@ -66,10 +67,8 @@ def dirichlet_partition(
     if labels.ndim != 1:
         raise ValueError(f"labels need to be a vector; got {labels.shape=}. Give the class of each example.")
     concentration = np.asarray(alpha, float)
-    if not ((concentration > 0) & (concentration < np.inf)).all():
-        raise ValueError(f"alpha needs to be positive and finite; got {alpha=}. Use iid_partition for no skew.")
-    if min_examples < 0:
-        raise ValueError(f"min_examples needs to be at least 0; got {min_examples=}. Give 1 for no empty client.")
+    check_number("(0, inf)", "Use iid_partition for no skew.", alpha=alpha)
+    check_integer("[0, inf)", min_examples=min_examples)
     check_enough(len(labels), num_clients, min_examples)
     if concentration.shape not in ((), (num_clients,)):
         raise ValueError(f"alpha needs to be a number, or one for each client; got {concentration.shape=}. Give one.")
@@ -133,8 +132,7 @@ def label_counts(data: ClientData, label: str = "y", num_classes: int | None = N
     >>> label_counts(data).tolist()
     [[2, 0, 1], [0, 1, 0]]
     """
-    if label not in data.schema:
-        raise ValueError(f"label needs to be a feature; got {label=}. Choose one of {sorted(data.schema)}.")
+    check_choice(sorted(data.schema), label=label)
     feature = data.schema[label]
     if feature.shape or feature.dtype.kind not in "iu":
         raise TypeError(

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fedjx.core.language.checks import check_choice, check_integer, check_number
 from fedjx.data.partitions.allocation import check_enough, generator, rows_by_client, vector, warn_dropped
 
 
@@ -60,10 +61,9 @@ def natural_grouped_partition(
     """
     _, codes = np.unique(vector("keys", keys), return_inverse=True)
     num_keys = int(codes.max()) + 1
-    if group_size < 1 or (group_size > num_keys and remainder != "smaller"):
-        raise ValueError(
-            f"group_size needs to be from 1 to the number of keys; got {group_size=}. Use at most {num_keys}."
-        )
+    check_choice(("smaller", "bigger", "drop", "strict"), remainder=remainder)
+    most = "inf)" if remainder == "smaller" else f"{num_keys}]"
+    check_integer(f"[1, {most}", f"Use at most {num_keys}.", group_size=group_size)
     num_groups, num_left = divmod(num_keys, group_size)
     if remainder == "strict" and num_left:
         raise ValueError(
@@ -72,13 +72,9 @@ def natural_grouped_partition(
         )
     if remainder == "bigger":
         group = np.repeat(np.arange(num_groups), [len(part) for part in np.array_split(range(num_keys), num_groups)])
-    elif remainder in ("smaller", "drop", "strict"):
+    else:
         group = np.arange(num_keys) // group_size
         num_groups += remainder == "smaller" and num_left > 0
-    else:
-        raise ValueError(
-            f"remainder needs to be 'smaller', 'bigger', 'drop' or 'strict'; got {remainder=}. Choose one."
-        )
     group = np.where(group < num_groups, group, -1)
     if seed is not None:
         group = generator(seed).permutation(group)
@@ -133,8 +129,7 @@ def continuous_partition(values: ArrayLike, num_clients: int, *, strictness: flo
     """
     array = vector("values", values).astype(np.float64)
     check_enough(len(array), num_clients, 1)
-    if not 0 <= strictness <= 1:
-        raise ValueError(f"strictness needs to be from 0 to 1; got {strictness=}. Use 1 to sort.")
+    check_number("[0, 1]", "Use 1 to sort.", strictness=strictness)
     if not np.isfinite(array).all() or array.min() == array.max():
         raise ValueError(
             f"values need to be finite and different; got {array.min()} to {array.max()}. Use iid_partition."
@@ -170,8 +165,7 @@ def train_test_partition(
     >>> [len(rows) for rows in train], [len(rows) for rows in test]
     ([2, 1, 1], [1, 0, 1])
     """
-    if not 0 < train_fraction < 1:
-        raise ValueError(f"train_fraction needs to be in (0, 1); got {train_fraction=}. Give 0.8, for example.")
+    check_number("(0, 1)", train_fraction=train_fraction)
     parts = [np.asarray(rows, np.int64) for rows in partition]
     if max(map(len, parts), default=0) < 2:
         raise ValueError(f"a split needs a client with two examples; got none of {len(parts)}. Give more examples.")

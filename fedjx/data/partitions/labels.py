@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fedjx.core.language.checks import check_choice, check_integer
 from fedjx.data.partitions.allocation import (
     check_enough,
     classes,
@@ -218,23 +219,16 @@ def _owned(
     random: np.random.Generator | None, num_clients: int, num_classes: int, classes_per_client: int, assignment: str
 ) -> np.ndarray:
     """Returns which classes each client owns, bool ``[K, C]``."""
-    if not 1 <= classes_per_client <= num_classes:
-        raise ValueError(
-            f"classes_per_client needs to be from 1 to the number of classes; got {classes_per_client=}. "
-            f"Use at most {num_classes}."
-        )
+    check_choice(("random", "first-deterministic", "deterministic"), assignment=assignment)
+    check_integer(f"[1, {num_classes}]", f"Use at most {num_classes}.", classes_per_client=classes_per_client)
     clients = np.arange(num_clients)
     if random is None or assignment == "deterministic":
         chosen = (clients[:, None] + np.arange(classes_per_client)) % num_classes
-    elif assignment in ("random", "first-deterministic"):
+    else:
         lots = random.random((num_clients, num_classes))
         if assignment != "random":
             lots[clients, clients % num_classes] = -1.0
         chosen = np.argsort(lots, axis=1)[:, :classes_per_client]
-    else:
-        raise ValueError(
-            f"assignment needs to be 'random', 'first-deterministic' or 'deterministic'; got {assignment=}. Choose one."
-        )
     owned = np.zeros((num_clients, num_classes), bool)
     owned[clients[:, None], chosen] = True
     return owned
@@ -243,9 +237,8 @@ def _owned(
 def _shard_size(num_examples: int, num_clients: int, shards_per_client: int | None, shard_size: int | None) -> int:
     if shards_per_client is None and shard_size is None:
         raise ValueError("shards need a number or a size; got neither. Give shards_per_client or shard_size.")
-    for name, value in (("shards_per_client", shards_per_client), ("shard_size", shard_size)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} needs to be at least 1; got {name}={value}. Give a positive number.")
+    given = {"shards_per_client": shards_per_client, "shard_size": shard_size}
+    check_integer("[1, inf)", **{name: value for name, value in given.items() if value is not None})
     return shard_size or max(1, num_examples // (num_clients * (shards_per_client or 1)))
 
 
@@ -253,8 +246,7 @@ def _shared(class_sizes: np.ndarray, weights: np.ndarray, min_per_class: int) ->
     """Shares each class in proportion to its column, by largest remainders; int64 ``[K, C]``."""
     owned = weights > 0
     num_owners = owned.sum(0)
-    if min_per_class < 0:
-        raise ValueError(f"min_per_class needs to be at least 0; got {min_per_class=}. Give 0 for no minimum.")
+    check_integer("[0, inf)", min_per_class=min_per_class)
     if (num_owners * min_per_class > class_sizes).any():
         largest = (class_sizes[num_owners > 0] // num_owners[num_owners > 0]).min()
         raise ValueError(

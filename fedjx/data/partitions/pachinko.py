@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fedjx.core.language.checks import check_choice, check_number, check_same_length
 from fedjx.data.partitions.allocation import (
     checked_sizes,
     classes,
@@ -64,8 +65,7 @@ def dirichlet_by_client_partition(
     names, codes = classes(labels)
     sizes = checked_sizes(len(codes), sizes)
     parameters = _parameters(len(names), alpha, prior, concentration)
-    if turns not in ("client", "example"):
-        raise ValueError(f"turns needs to be 'client' or 'example'; got {turns=}. Choose one.")
+    check_choice(("client", "example"), turns=turns)
     random = generator(seed)
     shares = random.dirichlet(parameters, len(sizes))
     draw = _drawn_by_client if turns == "client" else _drawn_by_example
@@ -111,8 +111,7 @@ def pachinko_partition(
     >>> {len(rows) for rows in parts}, len(np.unique(np.concatenate(parts)))
     ({20}, 500)
     """
-    _check_alpha("coarse_alpha", coarse_alpha)
-    _check_alpha("fine_alpha", fine_alpha)
+    check_number("(0, inf)", "Use iid_partition for no skew.", coarse_alpha=coarse_alpha, fine_alpha=fine_alpha)
     children, codes = _tree(coarse, fine)
     sizes = checked_sizes(len(codes), sizes)
     random = generator(seed)
@@ -156,15 +155,14 @@ def _drawn_by_example(
 
 
 def _parameters(num_classes: int, alpha: float, prior: ArrayLike | None, concentration: str) -> np.ndarray:
-    _check_alpha("alpha", alpha)
+    check_number("(0, inf)", "Use iid_partition for no skew.", alpha=alpha)
     weights = np.ones(num_classes) if prior is None else np.asarray(prior, float)
     if weights.shape != (num_classes,) or not ((weights > 0) & (weights < np.inf)).all():
         raise ValueError(
             f"prior needs a positive weight for each of {num_classes} classes; got {weights.tolist()}. "
             "Leave out the examples of a class that nobody is to have."
         )
-    if concentration not in ("total", "per_class"):
-        raise ValueError(f"concentration needs to be 'total' or 'per_class'; got {concentration=}. Choose one.")
+    check_choice(("total", "per_class"), concentration=concentration)
     return alpha * weights / weights.sum() * (num_classes if concentration == "per_class" else 1)
 
 
@@ -172,10 +170,7 @@ def _tree(coarse: ArrayLike, fine: ArrayLike) -> tuple[list[np.ndarray], np.ndar
     """Returns which fine labels are under each coarse one, and the fine label of each example, as numbers."""
     _, parents = classes(coarse)
     names, codes = classes(fine)
-    if parents.shape != codes.shape:
-        raise ValueError(
-            f"every example needs a coarse and a fine label; got {len(parents)} and {len(codes)}. Give both."
-        )
+    check_same_length("Give every example both labels.", coarse=parents, fine=codes)
     parent = np.empty(len(names), np.int64)
     parent[codes] = parents
     stray = np.flatnonzero(parent[codes] != parents)
@@ -185,8 +180,3 @@ def _tree(coarse: ArrayLike, fine: ArrayLike) -> tuple[list[np.ndarray], np.ndar
             f"({len(np.unique(codes[stray]))} labels in all). Correct the labels."
         )
     return [np.flatnonzero(parent == code) for code in range(parent.max() + 1)], codes
-
-
-def _check_alpha(name: str, alpha: float) -> None:
-    if not 0 < alpha < np.inf:
-        raise ValueError(f"{name} needs to be positive and finite; got {name}={alpha}. Use iid_partition for no skew.")

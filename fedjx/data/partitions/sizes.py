@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fedjx.core.language.checks import check_integer, check_number
 from fedjx.data.partitions.allocation import check_enough, checked_sizes, generator, warn_dropped
 
 
@@ -102,8 +103,7 @@ def lognormal_sizes(
     >>> lognormal_sizes(1000, 5, sigma=1.0, seed=0).sum()
     np.int64(1000)
     """
-    if not 0 <= sigma < np.inf:
-        raise ValueError(f"sigma needs to be at least 0 and finite; got {sigma=}. Give 1.0, for example.")
+    check_number("[0, inf)", sigma=sigma)
     random = generator(seed)
     return _drawn(random, num_examples, _scaled(sigma * random.standard_normal(num_clients)), min_examples)
 
@@ -126,7 +126,7 @@ def dirichlet_sizes(
     >>> dirichlet_sizes(1000, 5, alpha=0.5, seed=0, min_examples=10).min() >= 10
     np.True_
     """
-    _check_positive("alpha", alpha)
+    check_number("(0, inf)", alpha=alpha)
     random = generator(seed)
     return _drawn(random, num_examples, random.dirichlet(np.full(num_clients, float(alpha))), min_examples)
 
@@ -146,7 +146,7 @@ def power_law_sizes(
     >>> power_law_sizes(1000, 5, exponent=1.5, seed=0).sum()
     np.int64(1000)
     """
-    _check_positive("exponent", exponent)
+    check_number("(0, inf)", exponent=exponent)
     random = generator(seed)
     return _drawn(random, num_examples, _scaled(random.standard_exponential(num_clients) / exponent), min_examples)
 
@@ -166,7 +166,7 @@ def zipf_sizes(
     >>> zipf_sizes(1000, 5, seed=0).sum()
     np.int64(1000)
     """
-    _check_positive("exponent", exponent)
+    check_number("(0, inf)", exponent=exponent)
     weights = _scaled(-exponent * np.log(np.arange(1, num_clients + 1)))
     return _drawn(generator(seed), num_examples, weights, min_examples)
 
@@ -193,10 +193,7 @@ def _growing(num_examples: int, num_clients: int, weights_fn: Callable[[range], 
 
 def _drawn(random: np.random.Generator, num_examples: int, weights: np.ndarray, min_examples: int) -> np.ndarray:
     num_clients = len(weights)
-    if min_examples < 1:
-        raise ValueError(
-            f"min_examples needs to be at least 1; got {min_examples=}. A client without any is no client."
-        )
+    check_integer("[1, inf)", "A client without any is no client.", min_examples=min_examples)
     check_enough(num_examples, num_clients, min_examples)
     return min_examples + random.multinomial(num_examples - num_clients * min_examples, weights / weights.sum())
 
@@ -204,8 +201,3 @@ def _drawn(random: np.random.Generator, num_examples: int, weights: np.ndarray, 
 def _scaled(logarithms: np.ndarray) -> np.ndarray:
     """Returns weights of which the largest is 1, so that none overflows."""
     return np.exp(logarithms - logarithms.max(initial=-np.inf))
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not 0 < value < np.inf:
-        raise ValueError(f"{name} needs to be positive and finite; got {name}={value}. Give 1.0, for example.")

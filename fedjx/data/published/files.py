@@ -149,15 +149,20 @@ def found(directory: Path, name: str, alternatives: Sequence[Iterable[str]]) -> 
     """
     groups = [sorted(set(names)) for names in alternatives]
     for number, names in enumerate(groups):
-        if all((directory / file).is_file() for file in names):
+        if all(first(directory, file).is_file() for file in names):
             return number
-    missing = [file for file in groups[0] if not (directory / file).is_file()]
+    missing = [file for file in groups[0] if not first(directory, file).is_file()]
     places = ", ".join(str(directory.absolute() / file) for file in missing)
     others = " or ".join(" with ".join(names) for names in groups[1:])
     raise FileNotFoundError(
         f"{name} needs {', '.join(map(description, missing))}; got none. Put it at {places}"
         + (f", or give {others}." if others else ".")
     )
+
+
+def first(directory: Path, pattern: str) -> Path:
+    """Returns the path of a file, or of the first, by name, of those that fit a pattern such as ``train/*.json``."""
+    return min(directory.glob(pattern), default=directory / pattern)
 
 
 def description(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Landmarks, iNaturalist and FLAIR: opens them as stores of images of one shape, or imports the published ones."""
+"""Landmarks, iNaturalist and FLAIR, as images of one shape."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fedjx.core.language.checks import check_choice
 from fedjx.data.importers import ImageRow, image_folder, inaturalist_rows, landmarks_rows
 from fedjx.data.preprocess import Step, preprocess
 from fedjx.data.published.images import narrowed
-from fedjx.data.published.stores import CENTRAL, CENTRAL_ID, Container, opened
-from fedjx.data.source import Source, with_metadata
-from fedjx.data.store import Store
+from fedjx.data.published.stores import CENTRAL, CENTRAL_ID, Container, DataSet, without_metadata
+from fedjx.data.source import Source
 
 Shape = tuple[int, int, int]
 Missing = Literal["error", "drop"]
@@ -54,131 +54,92 @@ class CentralRows:
 
 
 def landmarks(
-    directory: str | Path,
     *,
     version: Literal["gld23k", "gld160k"] = "gld23k",
     image_shape: Shape = (128, 128, 3),
     missing: Missing = "error",
-    check_files: bool = True,
-    progress: bool = True,
-) -> dict[str, Store]:
-    """Opens Google Landmarks v2, of 233 photographers (203 landmarks) or of 1,262 (2,028).
+) -> DataSet:
+    """Returns Google Landmarks v2, of 233 photographers (203 landmarks) or of 1,262 (2,028).
 
     Features: ``image`` uint8 ``[n, *image_shape]`` and ``label`` uint16 ``[n]``. Splits: train; test, the central test
     set in parts of 1,000. `photographs` makes batches of them; its random crops need a larger `image_shape` than
     the crop.
 
+    Its files are the images in `images`, as the archives `images_000.tar` to `images_499.tar` unpack, and
+    `mini_gld_train_split.csv` and `mini_gld_test.csv`, or `federated_train.csv` and `test.csv`.
+
     Args:
-      directory: With the images in `images`, as the archives `images_000.tar` to `images_499.tar` unpack, and
-        `mini_gld_train_split.csv` and `mini_gld_test.csv`, or `federated_train.csv` and `test.csv`, at the first
-        call, which makes the stores there.
       version: Which photographers.
       image_shape: To which images are scaled and cropped.
       missing: What to do where an image is missing or corrupt: refuse, or leave it out and warn.
-      check_files: Whether checksums are compared with the published ones before an import.
-      progress: Whether an import shows a bar on stderr.
-
-    Returns:
-      The store of each split. Counts that are not as published are warnings.
-
-    Raises:
-      FileNotFoundError: If neither stores nor files are there; names the file, its checksum and its place.
-      ValueError: If a file is not the published one, or is malformed.
     """
     tables = {
         "gld23k": {"train": "mini_gld_train_split.csv", "test": "mini_gld_test.csv"},
         "gld160k": {"train": "federated_train.csv", "test": "test.csv"},
     }
-    if version not in tables:
-        raise ValueError(f"Landmarks come as 'gld23k' or 'gld160k'; got {version=}. Choose one of them.")
+    check_choice(tables, version=version)
 
     def read(path: Path, split: str) -> Source:
         rows = landmarks_rows(path) if split == "train" else CentralRows(path, has_folders=True)
         return _labelled(path.parent / "images", rows, image_shape, missing)
 
-    return opened(
-        directory,
-        f"landmarks_{version}-{_joined(image_shape)}",
+    name = f"landmarks_{version}"
+    return DataSet(
+        name,
+        f"{name}-{_joined(image_shape)}",
         [Container(tables[version], read)],
-        published=f"landmarks_{version}",
-        check_files=check_files,
-        progress=progress,
     )
 
 
 def inaturalist(
-    directory: str | Path,
     *,
     split: str = "user_120k",
     image_shape: Shape = (128, 128, 3),
     missing: Missing = "error",
-    check_files: bool = True,
-    progress: bool = True,
-) -> dict[str, Store]:
-    """Opens iNaturalist 2017, photographs of 1,203 species by users or by places.
+) -> DataSet:
+    """Returns iNaturalist 2017, photographs of 1,203 species by users or by places.
 
     Features: ``image`` uint8 ``[n, *image_shape]`` and ``label`` uint16 ``[n]``. Splits: train; test, the central test
     set in parts of 1,000. `photographs` makes batches of them.
 
+    Its files are the images, as `train_val_images.tar.gz` and `test2017.tar.gz` unpack, anywhere in `images`, and
+    `iNaturalist_train.csv` and `iNaturalist_test.csv`.
+
     Args:
-      directory: With the images, as `train_val_images.tar.gz` and `test2017.tar.gz` unpack, anywhere in `images`, and
-        `iNaturalist_train.csv` and `iNaturalist_test.csv`, at the first call, which makes the stores there.
       split: What a client is, a column of the table: user_120k, or geo_ and 100, 300, 1k, 3k, 10k or 30k.
       image_shape: To which images are scaled and cropped.
       missing: What to do where an image is missing or corrupt: refuse, or leave it out and warn.
-      check_files: Whether checksums are compared with the published ones before an import.
-      progress: Whether an import shows a bar on stderr.
-
-    Returns:
-      The store of each split. Counts that are not as published are warnings.
-
-    Raises:
-      FileNotFoundError: If neither stores nor files are there; names the file, its checksum and its place.
-      ValueError: If a file is not the published one, or is malformed, or there is no such split.
     """
 
     def read(path: Path, part: str) -> Source:
         rows = inaturalist_rows(path, split) if part == "train" else CentralRows(path, has_folders=False)
         return _labelled(path.parent / "images", rows, image_shape, missing)
 
-    return opened(
-        directory,
-        f"inaturalist_{split}-{_joined(image_shape)}",
+    name = f"inaturalist_{split}"
+    return DataSet(
+        name,
+        f"{name}-{_joined(image_shape)}",
         [Container({"train": "iNaturalist_train.csv", "test": "iNaturalist_test.csv"}, read)],
-        published=f"inaturalist_{split}",
-        check_files=check_files,
-        progress=progress,
     )
 
 
 def flair(
-    directory: str | Path,
     *,
     image_shape: Shape = (256, 256, 3),
     missing: Missing = "error",
-    check_files: bool = True,
-    progress: bool = True,
-) -> dict[str, Store]:
-    """Opens FLAIR, photographs of 41,131 users and more with several labels each.
+) -> DataSet:
+    """Returns FLAIR, photographs of 41,131 users and more with several labels each.
 
     Features: ``image`` uint8 ``[n, *image_shape]``; ``labels`` bool ``[n, 17]``; ``fine_labels`` uint16 ``[n, m]``,
     the numbers of the fine labels in increasing order, padded with the number of all fine labels. Labels are numbered
     in alphabetical order over all metadata, and listed in the provenance. Splits of different users: train, val, test.
 
+    Its files are `labels_and_metadata.json`, and the images, as the archives `small_images-00.tar.gz` to `-42`
+    unpack, anywhere in `small_images`.
+
     Args:
-      directory: With `labels_and_metadata.json`, and the images, as the archives `small_images-00.tar.gz` to `-42`
-        unpack, anywhere in `small_images`, at the first call, which makes the stores there.
       image_shape: To which images are scaled and cropped.
       missing: What to do where an image is missing or corrupt: refuse, or leave it out and warn.
-      check_files: Whether sizes and checksums are compared with the published ones, where there are some.
-      progress: Whether an import shows a bar on stderr.
-
-    Returns:
-      The store of each split. Counts that are not as published are warnings.
-
-    Raises:
-      FileNotFoundError: If neither stores nor files are there; names the file and its place.
-      ValueError: If a file is malformed.
     """
 
     def read(path: Path, split: str) -> Source:
@@ -187,15 +148,12 @@ def flair(
         rows = FlairRows([entry for entry in entries if entry["partition"] == split], labels, fine)
         source = image_folder(path.parent / "small_images", rows, image_shape=image_shape, missing=missing)
         names = {"labels": labels, "fine_labels": fine}
-        return with_metadata(source._replace(provenance={**source.provenance, **names}), lambda client: {})
+        return without_metadata(source._replace(provenance={**source.provenance, **names}))
 
-    return opened(
-        directory,
+    return DataSet(
+        "flair",
         f"flair-{_joined(image_shape)}",
         [Container(dict.fromkeys(("train", "val", "test"), "labels_and_metadata.json"), read)],
-        published="flair",
-        check_files=check_files,
-        progress=progress,
     )
 
 
@@ -249,7 +207,7 @@ def _entries(path: Path) -> list[dict[str, Any]]:
 def _labelled(directory: Path, rows: Any, image_shape: Shape, missing: Missing) -> Source:
     source = image_folder(directory, rows, image_shape=image_shape, missing=missing)
     renamed = Step("renamed", lambda columns: {"image": columns["image"], "label": columns["class"]})
-    return preprocess(with_metadata(source, lambda client: {}), renamed, narrowed(label="uint16"))
+    return preprocess(without_metadata(source), renamed, narrowed(label="uint16"))
 
 
 def _joined(shape: Shape) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from fedjx.core.language.checks import check_choice
 from fedjx.data.preprocess import Columns, Step, preprocess
 from fedjx.data.published.synthetic import keys
 from fedjx.data.published.text import SHAKESPEARE_VOCABULARY, token_ids
@@ -39,8 +40,7 @@ def raw_twin_source(
     >>> sorted(next(source.clients()).examples)
     ['creation_date', 'score', 'tags', 'title', 'tokens', 'type']
     """
-    if name not in _RAW:
-        raise ValueError(f"raw twins are those of TFF's files, {', '.join(sorted(_RAW))}; got {name=}. Choose another.")
+    check_choice(sorted(_RAW), name=name)
     source = twin_source(name, split, seed=seed, num_clients=num_clients, mean_examples=mean_examples)
     return with_metadata(preprocess(source, Step("raw", _RAW[name])), lambda client: {})
 

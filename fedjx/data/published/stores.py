@@ -1,4 +1,4 @@
-"""Opens the stores of a published data set, and makes them of the published file where there are none yet."""
+"""What a published data set is, and one `open`: of its stores, or of the published files where there are none yet."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 from fedjx.core.language.types import ArrayType
 from fedjx.data.importers import fedjax_sqlite, tff_hdf5, tff_sqlite
 from fedjx.data.published import files
-from fedjx.data.source import Source, write_store
+from fedjx.data.source import Source, with_metadata, write_store
 from fedjx.data.store import Store
 
 # What `num_examples` of a published count is compared with, where examples are not what was published.
@@ -25,12 +25,17 @@ class Container(NamedTuple):
     """One of the forms in which a data set is published.
 
     Attributes:
-      files: The file of each split.
+      files: The file of each split, or a pattern of which the first that fits stands for all.
       read: From the path of a file and a split to its clients.
     """
 
     files: Mapping[str, str]
     read: Callable[[Path, str], Source]
+
+
+def without_metadata(source: Source) -> Source:
+    """Returns the clients of a source, with nothing said of them."""
+    return with_metadata(source, lambda client: {})
 
 
 def tff_containers(
@@ -65,48 +70,56 @@ def tff_containers(
     return containers
 
 
-def opened(
-    directory: str | Path,
-    name: str,
-    containers: Sequence[Container],
-    *,
-    published: str,
-    check_files: bool,
-    progress: bool,
-    prepare: Callable[[Source], Source] = lambda source: source,
-    others: Sequence[str] = (),
+class DataSet(NamedTuple):
+    """A published data set: its files, and how stores are made of them; `open` opens it.
+
+    Attributes:
+      name: As published; `files.COUNTS` are compared under it.
+      stem: Begins what the stores are called, and says all on which their examples depend.
+      containers: The forms in which it is published, in the order in which they are looked for.
+      prepare: Maps the clients of a split on their way into a store, given the directory of the files.
+      others: Files that an import needs besides.
+    """
+
+    name: str
+    stem: str
+    containers: Sequence[Container]
+    prepare: Callable[[Source, Path], Source] = lambda source, directory: source
+    others: Sequence[str] = ()
+
+
+def open(
+    data_set: DataSet, directory: str | Path, *, check_files: bool = True, progress: bool = True
 ) -> dict[str, Store]:
-    """Opens the store of each split, `<name>-<split>` in the directory, after importing those that are missing.
+    """Opens the store of each split of a published data set, after importing those that are missing.
 
     Args:
-      directory: Where the published files are and the stores go.
-      name: Of the stores; says all on which their examples depend.
-      containers: The forms that are looked for, in this order.
-      published: Which of `files.COUNTS` the counts are compared with; every difference is a warning.
-      check_files: Whether sizes and checksums of files are compared with the published ones before an import.
+      data_set: One of `DATA_SETS`, called with its options, such as ``emnist(digits_only=True)``.
+      directory: A directory with the published files, at the first call; the stores go there too.
+      check_files: Whether sizes and checksums are compared with the published ones before an import.
       progress: Whether an import shows a bar on stderr.
-      prepare: Applied to the clients of each split on their way into a store.
-      others: Files that the import needs besides.
+
+    Returns:
+      The store of each split. Counts that are not as published are warnings.
 
     Raises:
-      FileNotFoundError: If a store is missing, and the published file too.
+      FileNotFoundError: If neither stores nor files are there; names the files, their checksums and their places.
       ValueError: If a file is not the published one, or is malformed.
     """
     directory = Path(directory)
-    splits = list(containers[0].files)
-    paths = {split: directory / f"{name}-{split}" for split in splits}
-    missing = [split for split in splits if not paths[split].exists()]
+    paths = {split: directory / f"{data_set.stem}-{split}" for split in data_set.containers[0].files}
+    missing = [split for split in paths if not paths[split].exists()]
     if missing:
-        number = files.found(directory, published, [[*container.files.values(), *others] for container in containers])
-        container = containers[number]
+        alternatives = [[*container.files.values(), *data_set.others] for container in data_set.containers]
+        container = data_set.containers[files.found(directory, data_set.name, alternatives)]
         if check_files:
-            for file in sorted({*(container.files[split] for split in missing), *others}):
-                files.check(directory / file, progress=progress)
+            for file in sorted({*(container.files[split] for split in missing), *data_set.others}):
+                files.check(files.first(directory, file), progress=progress)
         for split in missing:
-            source = prepare(container.read(directory / container.files[split], split))
-            _write(paths[split], _named(source, published, split), progress)
+            source = container.read(files.first(directory, container.files[split]), split)
+            _write(paths[split], _named(data_set.prepare(source, directory), data_set.name, split), progress)
     stores = {split: Store(path) for split, path in paths.items()}
-    compare(stores, published)
+    compare(stores, data_set.name)
     return stores
 
 
@@ -124,9 +137,7 @@ def compare(stores: Mapping[str, Store], published: str) -> None:
             if wanted not in (None, count)
         ]
         if different:
-            empty = (store.manifest["provenance"] or {}).get("num_empty_clients", 0)
-            left_out = f"; {empty} clients without examples were left out" if empty else ""
-            warnings.warn(f"{published}, {split}, is not as published: {', '.join(different)}{left_out}", stacklevel=4)
+            warnings.warn(f"{published}, {split}, is not as published: {', '.join(different)}", stacklevel=3)
 
 
 def _write(path: Path, source: Source, progress: bool) -> None:

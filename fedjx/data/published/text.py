@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjx.core.language.checks import check_choice, check_integer
 from fedjx.data.preprocess import Columns, Step
 
 # Position k has the id k + 1 by TFF's convention, k + 3 by FedJAX's.
@@ -36,11 +37,10 @@ def token_ids(vocabulary_size: int, convention: Convention = "tff") -> TokenIds:
     >>> token_ids(10_000), token_ids(10_000, "fedjax")
     (TokenIds(first=1, oov=10001, bos=10002, eos=10003), TokenIds(first=3, oov=10003, bos=1, eos=2))
     """
-    if convention in ("tff", "pfl"):
-        return TokenIds(first=1, oov=vocabulary_size + 1, bos=vocabulary_size + 2, eos=vocabulary_size + 3)
+    check_choice(("tff", "fedjax", "pfl"), convention=convention)
     if convention == "fedjax":
         return TokenIds(first=3, oov=vocabulary_size + 3, bos=1, eos=2)
-    raise ValueError(f"a convention needs to be 'tff', 'fedjax' or 'pfl'; got {convention=}. Choose one of them.")
+    return TokenIds(first=1, oov=vocabulary_size + 1, bos=vocabulary_size + 2, eos=vocabulary_size + 3)
 
 
 def renumbering(vocabulary_size: int, source: Convention, target: Convention) -> np.ndarray:
@@ -75,11 +75,8 @@ def shakespeare_tokens(*, convention: Literal["tff", "fedjax"] = "tff", sequence
     >>> tokens.shape, tokens[1].tolist()
     ((3, 4), [8, 89, 0, 0])
     """
-    if sequence_length < 1 or convention == "pfl":
-        raise ValueError(
-            f"sequences need a positive length and the convention 'tff' or 'fedjax'; got {sequence_length=} and "
-            f"{convention=}. Choose others."
-        )
+    check_integer("[1, inf)", sequence_length=sequence_length)
+    check_choice(("tff", "fedjax"), convention=convention)
     ids = token_ids(len(SHAKESPEARE_VOCABULARY), convention)
     table = np.full(256, ids.oov, np.uint8)
     table[np.frombuffer(SHAKESPEARE_VOCABULARY, np.uint8)] = np.arange(len(SHAKESPEARE_VOCABULARY)) + ids.first
@@ -142,8 +139,7 @@ def next_word(
             "unknown words share one id: with more, TensorFlow chooses by FarmHash, which fedjx does not have; got "
             f"{num_oov_buckets=}. Use 1, as the published experiments do."
         )
-    if sequence_length < 1:
-        raise ValueError(f"sequences need a positive length; got {sequence_length=}. The published one is 20.")
+    check_integer("[1, inf)", "The published one is 20.", sequence_length=sequence_length)
     ids = token_ids(len(vocabulary), convention)
     numbers = _numbers(vocabulary, ids.first)
 

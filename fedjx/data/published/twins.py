@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from fedjx.core.language.checks import check_choice, check_integer, check_number
 from fedjx.data.client_ids import ClientId
 from fedjx.data.published import synthetic
 from fedjx.data.published.images import emnist_domain
@@ -141,8 +142,7 @@ def twin_source(
       ValueError: If there is no such data set or split, or a number is out of range.
     """
     splits = _scaled(name, seed, num_clients, mean_examples)
-    if split not in splits:
-        raise ValueError(f"a split of {name} needs to be one of {sorted(splits)}; got {split=}. Choose one of them.")
+    check_choice(splits, split=split)
     scaled = splits[split]
 
     def clients() -> Iterator[Client]:
@@ -161,17 +161,14 @@ def twin_names() -> list[str]:
 
 
 def _scaled(name: str, seed: int, num_clients: int | None, mean_examples: float | None) -> dict[str, _Scaled]:
-    if name not in TWINS:
-        raise ValueError(f"a twin needs to be of one of {', '.join(twin_names())}; got {name=}. Choose one of them.")
+    check_choice(twin_names(), name=name)
     twin = TWINS[name]
     published = next(iter(twin.splits.values()))
     wanted = published.num_clients if num_clients is None else num_clients
     mean = published.mean if mean_examples is None else mean_examples
-    if not 0 <= seed < 2**63 or wanted < 1 or mean < 1:
-        raise ValueError(
-            f"a twin needs a seed in [0, 2^63), a client and a mean of 1 example; got {seed=}, {num_clients=} and "
-            f"{mean_examples=}. Choose others."
-        )
+    check_integer("[0, 2^63)", seed=seed)
+    check_integer("[1, inf)", num_clients=wanted)
+    check_number("[1, inf)", mean_examples=mean)
     share, first, result = wanted / published.num_clients, 0, {}
     seed_key = synthetic.keys(seed, zlib.crc32(name.encode()))
     for number, (split, shape) in enumerate(twin.splits.items()):

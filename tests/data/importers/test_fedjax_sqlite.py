@@ -175,8 +175,8 @@ def test_a_bomb_takes_no_memory_beyond_what_is_allowed(tmp_path):
         ([row(1, {"x": GOOD})], "client 1: client ids need to be of type BLOB; got int"),
         ([row(b"a", {"x": GOOD}), row(b"b", {"y": GOOD})], "all clients need the same features"),
         ([row(b"a", {"x": GOOD}), row(b"b", {"x": GOOD * 1.0})], "all clients need the same features, dtypes"),
-        ([], "an import needs examples"),
-        ([row(b"a", {"x": np.empty(0)})], "an import needs examples"),
+        ([], "a store needs at least one example"),
+        ([row(b"a", {"x": np.empty(0)})], "a store needs at least one example"),
     ],
 )
 def test_wrong_rows(tmp_path, rows, message):

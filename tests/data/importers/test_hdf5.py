@@ -184,7 +184,7 @@ def test_what_is_no_hdf5(tmp_path, content):
 def test_a_file_without_clients(tmp_path):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file.create_group("examples")
-    with pytest.raises(ValueError, match="an import needs examples"):
+    with pytest.raises(ValueError, match="a store needs at least one example"):
         write_store(tmp_path / "store", tff_hdf5(tmp_path / "x.h5"), progress=False)
 
 

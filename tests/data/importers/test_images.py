@@ -147,7 +147,7 @@ def test_a_name_that_is_there_twice_and_other_mistakes_are_refused(tmp_path):
         image_folder(tmp_path, iter([]), image_shape=(6, 8, 3))
     with pytest.raises(FileNotFoundError, match="need a directory"):
         image_folder(tmp_path / "none", [], image_shape=(6, 8, 3))
-    with pytest.raises(ValueError, match="missing is"):
+    with pytest.raises(ValueError, match="missing must be one of 'error', 'drop'; got missing="):
         image_folder(tmp_path, [], image_shape=(6, 8, 3), missing="ignore")
     rows = [ImageRow(0, "d/a.png", {"y": 1}), ImageRow(0, "d/a.png", {"z": 1})]
     with pytest.raises(ValueError, match="same labels"):

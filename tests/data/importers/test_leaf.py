@@ -104,13 +104,12 @@ def test_the_rows_count_where_num_samples_is_wrong(tmp_path):
     assert [client.examples["x"].tolist() for client in clients] == [[1, 2], [3]]
 
 
-def test_users_in_user_data_alone_are_left_out_and_empty_ones_too(tmp_path):
+def test_users_in_user_data_alone_are_left_out_and_empty_ones_kept(tmp_path):
     data = {"a": {"x": [1], "y": [1]}, "few": {"x": [2], "y": [2]}, "none": {"x": [], "y": []}}
     path = written(tmp_path / "a.json", data, users=["a", "none"])
     store = write_store(tmp_path / "s", leaf(path), progress=False)
-    assert store.client_ids([0]) == ["a"]
-    assert store.num_clients == 1
-    assert store.manifest["provenance"]["num_empty_clients"] == 1
+    assert store.client_ids([0, 1]) == ["a", "none"]
+    assert store.sizes[:].tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(

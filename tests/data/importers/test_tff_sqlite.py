@@ -263,13 +263,13 @@ def test_wrong_databases(tmp_path, statements, message):
     assert os.listdir(tmp_path) == ["x.sqlite"]
 
 
-def test_clients_without_examples_are_left_out_and_counted(tmp_path):
+def test_clients_without_examples_keep_their_place(tmp_path):
     clients = {"a": [], "b": examples(0, 2), "c": []}
     source = tff_sqlite(database(tmp_path / "x.sqlite", {"train": clients}))
     assert [(client.id, len(client.examples["label"])) for client in source.clients()] == [("a", 0), ("b", 2), ("c", 0)]
     store = write_store(tmp_path / "store", source, progress=False)
-    assert store.client_ids([0]) == ["b"]
-    assert store.manifest["provenance"]["num_empty_clients"] == 2
+    assert store.client_ids([0, 1, 2]) == ["a", "b", "c"]
+    assert store.sizes[:].tolist() == [0, 2, 0]
 
 
 def test_a_database_in_use_is_refused(tmp_path, path):

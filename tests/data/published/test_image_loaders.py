@@ -34,8 +34,8 @@ def test_landmarks(tmp_path):
     table(tmp_path / "mini_gld_train_split.csv", ("user_id", "image_id", "class"), rows)
     table(tmp_path / "mini_gld_test.csv", ("image_id", "class"), [("def4", 5), ("abc1", 6)])
     with pytest.raises(ValueError, match=r"mini_gld_test.csv needs the published md5 298e9d19"):
-        published.landmarks(tmp_path)
-    stores = published.landmarks(tmp_path, image_shape=(8, 8, 3), check_files=False, progress=False)
+        published.open(published.landmarks(), tmp_path)
+    stores = published.open(published.landmarks(image_shape=(8, 8, 3)), tmp_path, check_files=False, progress=False)
     train = stores["train"]
     examples = {client_id: train.client(k) for k, client_id in enumerate(train.client_ids(np.arange(2)))}
     assert examples["9"]["label"].tolist() == [5, 6]
@@ -54,13 +54,13 @@ def test_inaturalist(tmp_path):
     rows = [("a1b", 3, "u1", *["c1"] * 6), ("a2b", 4, "NA", *["c2"] * 6)]
     table(tmp_path / "iNaturalist_train.csv", columns, rows)
     table(tmp_path / "iNaturalist_test.csv", ("image_id", "class"), [("a3b", 1202)])
-    options = {"image_shape": (8, 8, 3), "check_files": False, "progress": False}
-    assert published.inaturalist(tmp_path, **options)["train"].client_ids([0]) == ["u1"]
-    by_cell = published.inaturalist(tmp_path, split="geo_100", **options)
+    small, options = {"image_shape": (8, 8, 3)}, {"check_files": False, "progress": False}
+    assert published.open(published.inaturalist(**small), tmp_path, **options)["train"].client_ids([0]) == ["u1"]
+    by_cell = published.open(published.inaturalist(split="geo_100", **small), tmp_path, **options)
     assert by_cell["train"].num_clients == 2
     assert by_cell["test"].client(0)["label"].tolist() == [1202]
     with pytest.raises(ValueError, match="split is one of user_120k"):
-        published.inaturalist(tmp_path, split="geo_7", **options)
+        published.open(published.inaturalist(split="geo_7", **small), tmp_path, **options)
 
 
 @pytest.mark.parametrize("row", [("../../x", 1), ("abc", "x"), ("abc", -1), ("ab",), ("", "")])
@@ -72,7 +72,7 @@ def test_rows_of_a_test_set_are_checked(tmp_path, row):
         pytest.raises(ValueError, match=r"needs an image_id and a class in each line; got .* in line 2"),
         warnings.catch_warnings(),
     ):
-        published.landmarks(tmp_path, image_shape=(8, 8, 3), check_files=False, progress=False)
+        published.open(published.landmarks(image_shape=(8, 8, 3)), tmp_path, check_files=False, progress=False)
     assert not (tmp_path / "landmarks_gld23k-8x8x3-test").exists()
 
 
@@ -87,7 +87,7 @@ def test_flair(tmp_path):
     (tmp_path / "labels_and_metadata.json").write_text(json.dumps(entries))
     for name in labels:
         picture(tmp_path / "small_images" / f"{name}.jpg", (50, 60, 70))
-    stores = published.flair(tmp_path, image_shape=(8, 8, 3), progress=False)
+    stores = published.open(published.flair(image_shape=(8, 8, 3)), tmp_path, progress=False)
     columns = stores["train"].client(0)
     assert columns["labels"].tolist() == [[False, False, True], [True, False, True]]
     assert columns["fine_labels"].tolist() == [[1, 2], [0, 3]]
@@ -98,7 +98,7 @@ def test_flair(tmp_path):
         (directory / "small_images").mkdir(parents=True)
         (directory / "labels_and_metadata.json").write_text(wrong)
         with pytest.raises(ValueError, match=r"labels_and_metadata.json needs"):
-            published.flair(directory, progress=False)
+            published.open(published.flair(), directory, progress=False)
 
 
 def test_cifar10(tmp_path):
@@ -108,7 +108,7 @@ def test_cifar10(tmp_path):
         records[name] = (rows[:, None] * 37 + number + np.arange(3073, dtype=np.uint32) // 5).astype(np.uint8)
         records[name][:, 0] = rows * (number + 3) // 7 % 10
         records[name].tofile(tmp_path / name)
-    stores = published.cifar10(tmp_path, progress=False)
+    stores = published.open(published.cifar10(), tmp_path, progress=False)
     train = stores["train"].load().examples
     assert stores["train"].sizes[:].tolist() == [50] * 1000
     assert stores["test"].sizes[:].tolist() == [1000] * 10
@@ -117,7 +117,7 @@ def test_cifar10(tmp_path):
     np.testing.assert_array_equal(stores["test"].client(0)["image"][7], planes.transpose(1, 2, 0))
     labels = np.concatenate([records[f"data_batch_{k}.bin"][:, 0] for k in range(1, 6)])
     np.testing.assert_array_equal(np.bincount(train["label"]), np.bincount(labels))
-    skewed = published.cifar10(tmp_path, num_clients=20, alpha=0.1, progress=False)["train"]
+    skewed = published.open(published.cifar10(num_clients=20, alpha=0.1), tmp_path, progress=False)["train"]
     assert skewed.num_clients == 20
     assert skewed.manifest["provenance"]["alpha"] == 0.1
     few = np.mean([len(np.unique(skewed.client(k)["label"])) for k in range(20)])
@@ -155,7 +155,7 @@ def test_leaf_sets(tmp_path):
             leaf_file(tmp_path / name, split, {"ada": user})
         for number in (1, 2):
             picture(tmp_path / name / "raw" / "img_align_celeba" / f"{number}.jpg", (90 * number,) * 3)
-        found[name] = load(tmp_path / name, progress=False)
+        found[name] = published.open(load(), tmp_path / name, progress=False)
         twin = synthetic_twin(f"leaf_{name}", tmp_path / name / "twin", num_clients=3, mean_examples=2, progress=False)
         assert found[name]["train"].schema == twin["train"].schema
     columns = {name: stores["train"].client(0) for name, stores in found.items()}
@@ -179,7 +179,7 @@ def test_reddit(tmp_path):
             for user, rows in (("u1", slice(0, 4)), ("u2", slice(4, 6))):
                 file[f"{split}/{user}/inputs"] = tokens[rows, :-1]
                 file[f"{split}/{user}/targets"] = tokens[rows, 1:]
-    stores = published.reddit(tmp_path, splits=("train", "test"), progress=False)
+    stores = published.open(published.reddit(splits=("train", "test")), tmp_path, progress=False)
     np.testing.assert_array_equal(stores["test"].load().examples["tokens"], tokens)
     twin = synthetic_twin("reddit", tmp_path, num_clients=3, mean_examples=2, progress=False)
     assert stores["train"].schema == twin["train"].schema

@@ -115,7 +115,7 @@ def test_tff_databases_become_the_twins(tmp_path, name):
     load, options, stem, splits = SETS[name]
     words_file(tmp_path)
     tff_file(tmp_path, stem, name, splits, is_packed=name == "shakespeare")
-    stores = load(tmp_path, check_files=False, progress=False, **options)
+    stores = published.open(load(**options), tmp_path, check_files=False, progress=False)
     assert_twins(stores, name, tmp_path)
     for split, store in stores.items():
         assert store.manifest["provenance"]["split"] == split
@@ -130,7 +130,7 @@ def test_hdf5_files_become_the_twins(tmp_path, name, stem):
     words_file(tmp_path)
     splits = {split: "held_out" if split == "heldout" else split for split in SETS[name][3]}
     hdf5_files(tmp_path, stem, name, splits, {"pixels": (28, 28)})
-    assert_twins(SETS[name][0](tmp_path, check_files=False, progress=False), name, tmp_path)
+    assert_twins(published.open(SETS[name][0](), tmp_path, check_files=False, progress=False), name, tmp_path)
 
 
 @pytest.mark.filterwarnings(DIFFERENT)
@@ -138,7 +138,7 @@ def test_hdf5_files_become_the_twins(tmp_path, name, stem):
 def test_fedjax_databases_become_the_twins(tmp_path, name, stem):
     for split in ("train", "test"):
         to_fedjax_sqlite(raw_twin_source(name, split, **SCALE), tmp_path / f"{stem}_{split}.sqlite")
-    assert_twins(SETS[name][0](tmp_path, check_files=False, progress=False), name, tmp_path)
+    assert_twins(published.open(SETS[name][0](), tmp_path, check_files=False, progress=False), name, tmp_path)
 
 
 @pytest.mark.filterwarnings(DIFFERENT)
@@ -146,8 +146,11 @@ def test_conventions_have_stores_of_their_own(tmp_path):
     words_file(tmp_path)
     tff_file(tmp_path, "stackoverflow", "stack_overflow", SETS["stack_overflow"][3], is_packed=False)
     stores = {
-        convention: published.stack_overflow(
-            tmp_path, convention=convention, vocabulary_size=100, check_files=False, progress=False
+        convention: published.open(
+            published.stack_overflow(convention=convention, vocabulary_size=100),
+            tmp_path,
+            check_files=False,
+            progress=False,
         )["train"]
         for convention in ("tff", "fedjax")
     }
@@ -167,7 +170,9 @@ def test_tags(tmp_path):
         member.size = len(text)
         file.addfile(member, io.BytesIO(text))
     tff_file(tmp_path, "stackoverflow", "stack_overflow", SETS["stack_overflow"][3], is_packed=False)
-    stores = published.stack_overflow_tags(tmp_path, num_tags=50, max_words=12, check_files=False, progress=False)
+    stores = published.open(
+        published.stack_overflow_tags(num_tags=50, max_words=12), tmp_path, check_files=False, progress=False
+    )
     raw = next(raw_twin_source("stack_overflow", "train", **SCALE).clients())
     columns = stores["train"].client(stores["train"].find([raw.id])[0])
     for k, (tokens, title, tags) in enumerate(
@@ -183,10 +188,10 @@ def test_tags(tmp_path):
 def test_a_second_call_opens_and_does_not_import(tmp_path):
     tff_file(tmp_path, "shakespeare", "shakespeare", TRAIN_TEST, is_packed=False)
     with pytest.warns(UserWarning, match="is not as published"):
-        first = published.shakespeare(tmp_path, progress=False)
+        first = published.open(published.shakespeare(), tmp_path, progress=False)
     (tmp_path / "shakespeare.sqlite").unlink()
     with pytest.warns(UserWarning, match="is not as published") as caught:
-        second = published.shakespeare(tmp_path, progress=False)
+        second = published.open(published.shakespeare(), tmp_path, progress=False)
     assert {split: store.fingerprint for split, store in second.items()} == {
         split: store.fingerprint for split, store in first.items()
     }
@@ -211,7 +216,7 @@ def test_published_counts_are_no_warning(tmp_path, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         # FedJAX's windows are other examples than snippets, and are not compared with these.
-        published.shakespeare(tmp_path, convention="fedjax", progress=False)
+        published.open(published.shakespeare(convention="fedjax"), tmp_path, progress=False)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +244,7 @@ def test_published_counts_are_no_warning(tmp_path, monkeypatch):
 )
 def test_an_absent_file_is_described(tmp_path, load, expected):
     with pytest.raises(FileNotFoundError, match=expected) as caught:
-        load(tmp_path)
+        published.open(load(), tmp_path)
     assert str(tmp_path) in str(caught.value)
     assert not list(tmp_path.iterdir())
 
@@ -248,15 +253,15 @@ def test_files_that_are_not_the_published_ones(tmp_path, monkeypatch):
     path = tmp_path / "shakespeare.sqlite.lzma"
     path.write_bytes(b"x" * 10)
     with pytest.raises(ValueError, match=r"shakespeare.sqlite.lzma needs 1329828 bytes, as published; got 10"):
-        published.shakespeare(tmp_path)
+        published.open(published.shakespeare(), tmp_path)
     right = hashlib.sha256(b"x" * 10).hexdigest()
     for wrong in ({"sha256": "0" * 64}, {"md5": "0" * 32}):
         monkeypatch.setattr(files, "FILES", {path.name: files.File("here", 10, **wrong)})
         with pytest.raises(ValueError, match=r"needs the published (sha256|md5) 00.*; got .*check_files=False"):
-            published.shakespeare(tmp_path)
+            published.open(published.shakespeare(), tmp_path)
     monkeypatch.setattr(files, "FILES", {path.name: files.File("here", 10, right)})
     with pytest.raises(ValueError, match="lzma"):  # Past the check; it is no database.
-        published.shakespeare(tmp_path, progress=False)
+        published.open(published.shakespeare(), tmp_path, progress=False)
     assert [x.name for x in tmp_path.iterdir()] == [path.name]
 
 
@@ -271,11 +276,11 @@ def test_a_crash_in_the_import_leaves_nothing_that_opens(tmp_path, monkeypatch):
 
     monkeypatch.setattr("fedjx.data.published.vision.emnist_domain", crash)
     with pytest.raises(KeyboardInterrupt):
-        published.emnist(tmp_path, check_files=False, progress=False)
+        published.open(published.emnist(), tmp_path, check_files=False, progress=False)
     assert sorted(x.name for x in tmp_path.iterdir()) == ["emnist-uint8-train", "emnist_all.sqlite"]
     monkeypatch.undo()
     with pytest.warns(UserWarning, match="is not as published"):
-        stores = published.emnist(tmp_path, check_files=False, progress=False)
+        stores = published.open(published.emnist(), tmp_path, check_files=False, progress=False)
     assert stores["test"].metadata("domain_id").tolist() == [1] * 12
 
 
@@ -288,9 +293,9 @@ def test_grey_values_between_bytes_are_kept_as_floats(tmp_path):
     for split in ("train", "test"):
         to_fedjax_sqlite(Source(clients), tmp_path / f"federated_emnist_{split}.sqlite")
     with pytest.raises(ValueError, match=r"client b'f0000_00': grey values need to be .* dtype='float32'"):
-        published.emnist(tmp_path, progress=False)
+        published.open(published.emnist(), tmp_path, progress=False)
     with pytest.warns(UserWarning, match="not as published"):
-        stores = published.emnist(tmp_path, dtype="float32", progress=False)
+        stores = published.open(published.emnist(dtype="float32"), tmp_path, progress=False)
     assert (stores["train"].client(0)["pixels"] == np.float32(0.3)).all()
 
 
@@ -318,5 +323,5 @@ def test_two_processes_at_once(tmp_path, monkeypatch):
         return write_store(path, source, progress=progress)
 
     monkeypatch.setattr("fedjx.data.published.stores.write_store", slower)
-    stores = published.shakespeare(tmp_path, progress=False)
+    stores = published.open(published.shakespeare(), tmp_path, progress=False)
     assert isinstance(stores["train"].load(), FederatedData)

@@ -130,13 +130,13 @@ def test_domains():
 def test_what_is_not_supported():
     with pytest.raises(ValueError, match=r"FarmHash, which fedjx does not have; got num_oov_buckets=2\. Use 1"):
         next_word([b"a"], num_oov_buckets=2)
-    with pytest.raises(ValueError, match="'tff', 'fedjax' or 'pfl'; got convention='TFF'"):
+    with pytest.raises(ValueError, match="one of 'tff', 'fedjax', 'pfl'; got convention='TFF'"):
         token_ids(10, "TFF")
     with pytest.raises(ValueError, match="different entries; got 2, 1 of them"):
         next_word([b"a", b"a"])
     with pytest.raises(ValueError, match="different entries; got 0"):
         next_word([])
-    with pytest.raises(ValueError, match="positive length; got sequence_length=0"):
+    with pytest.raises(ValueError, match="sequence_length must be an integer of at least 1; got sequence_length=0"):
         next_word([b"a"], sequence_length=0)
-    with pytest.raises(ValueError, match="convention='pfl'"):
+    with pytest.raises(ValueError, match="one of 'tff', 'fedjax'; got convention='pfl'"):
         shakespeare_tokens(convention="pfl")
