@@ -49,8 +49,8 @@ AGGREGATORS: dict[str, Callable[[int], Aggregator]] = {
         num_malicious=num_clients // 5, num_selected=num_clients - num_clients // 5
     ),
     "geometric median, 3 steps": lambda num_clients: geometric_median(num_steps=3),
-    "centred clipping": lambda num_clients: centred_clipping(1.0),
-    "norm bounding": lambda num_clients: norm_bounding(1.0),
+    "centred clipping": lambda num_clients: centred_clipping(bound=1.0),
+    "norm bounding": lambda num_clients: norm_bounding(bound=1.0),
     "adaptive clipping": lambda num_clients: clip_adaptively(),
     "secure mean": lambda num_clients: secure_mean(bound=1.0, max_weight=1000.0, max_clients=num_clients),
 }

@@ -136,8 +136,8 @@ def rules(num_clients: int, num_malicious: Mapping[str, int], bound: float) -> d
         "Krum": krum(num_malicious=f["Krum"]),
         "multi-Krum": multi_krum(num_malicious=f["multi-Krum"], num_selected=num_clients - f["multi-Krum"]),
         "Bulyan": bulyan(num_malicious=f["Bulyan"]),
-        "centred clipping": centred_clipping(bound, num_steps=2),
-        "norm bounding": norm_bounding(bound),
+        "centred clipping": centred_clipping(bound=bound, num_steps=2),
+        "norm bounding": norm_bounding(bound=bound),
         "FLTrust": fl_trust(lambda client: client == 0),
     }
 
@@ -152,14 +152,14 @@ def threats(model: Model, num_clients: int) -> dict[str, Threat]:
 
     return {
         "none": Threat(),
-        "label flip": Threat(boosted(10.0), flip_labels(num_classes=10)),
+        "label flip": Threat(boosted(factor=10.0), flip_labels(num_classes=10)),
         "sign flip": Threat(sign_flip(scale=10.0)),
         "Gaussian": Threat(gaussian(stddev=200.0)),
         "ALIE": Threat(alie(num_stddevs=1.5)),
         "inner product": Threat(inner_product_manipulation(scale=10.0)),
         "backdoor": backdoor(model_replacement(), sgd),
-        "projected backdoor": backdoor(boosted(n), projected_descent(sgd, 1.0)),
-        "constrained backdoor": backdoor(scaled_to_norm(n), constrained(sgd, 0.9)),
+        "projected backdoor": backdoor(boosted(factor=n), projected_descent(sgd, 1.0)),
+        "constrained backdoor": backdoor(scaled_to_norm(norm=n), constrained(sgd, 0.9)),
         "constant backdoor": Threat(model_replacement(), trigger),
     }
 
@@ -339,7 +339,7 @@ def main(flags: argparse.Namespace) -> dict[str, Any]:
     compared = rules(n, dict.fromkeys(own, own["Bulyan"]), bound)
     same, more = dict.fromkeys(compared, own["Bulyan"]), {r: f for r, f in own.items() if f > own["Bulyan"]}
     strong = {rule: aggregator for rule, aggregator in rules(n, own, bound).items() if rule in more}
-    sweep = {"none": mean(), **{f"{bound:.3g}": norm_bounding(bound) for bound in norm * 2.0 ** np.arange(-3, 6)}}
+    sweep = {"none": mean(), **{f"{bound:.3g}": norm_bounding(bound=bound) for bound in norm * 2.0 ** np.arange(-3, 6)}}
     tables = {
         "same number": compete(given, compared, faced, same),
         "stated number": compete(given, strong, {k: v for k, v in faced.items() if not v.alone}, more),

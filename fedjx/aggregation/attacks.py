@@ -104,10 +104,10 @@ def in_turn(*attacks: Attack) -> Attack:
 
 def sign_flip(*, scale: float = 1.0) -> Attack:
     """Sends the negative of the value, times ``scale``."""
-    return boosted(-scale)
+    return boosted(factor=-scale)
 
 
-def boosted(factor: float) -> Attack:
+def boosted(*, factor: float) -> Attack:
     """Sends the value times ``factor``: explicit boosting (Bhagoji et al., arXiv 1811.12470, section 3.2)."""
     return lambda scene: federated_map(_Times(factor), scene.value)
 
@@ -122,12 +122,12 @@ def gaussian(*, stddev: float) -> Attack:
     return lambda scene: federated_map(noise, scene.value, federated_keys(scene.key))
 
 
-def constant(number: float) -> Attack:
+def constant(*, number: float) -> Attack:
     """Sends the same number everywhere: 0 for a free rider, NaN or infinity to break what does not look."""
     return lambda scene: federated_map(lambda v: jax.tree.map(lambda x: jnp.full_like(x, number), v), scene.value)
 
 
-def scaled_to_norm(norm: float) -> Attack:
+def scaled_to_norm(*, norm: float) -> Attack:
     """Sends the value at this norm, up to rounding: the scale step of constrain-and-scale.
 
     Bagdasaryan et al., "How To Backdoor Federated Learning" (arXiv 1807.00459, algorithm 1).
@@ -135,10 +135,11 @@ def scaled_to_norm(norm: float) -> Attack:
     return lambda scene: federated_map(_Rescaled(norm, only_down=False), scene.value)
 
 
-def projected(radius: float) -> Attack:
+def projected(*, radius: float) -> Attack:
     """Sends the value projected to the ball of this radius around 0.
 
-    With `boosted` after it, ``in_turn(projected(r), boosted(b))``, projected boosting: a norm of at most ``b * r``.
+    With `boosted` after it, ``in_turn(projected(radius=r), boosted(factor=b))``, it is projected boosting: a norm of at
+    most ``b * r``.
     """
     return lambda scene: federated_map(_Rescaled(radius, only_down=True), scene.value)
 

@@ -22,7 +22,7 @@ from fedjx.core.language.placed import FederatedValue, federated_map
 from fedjx.core.language.types import CLIENTS
 
 
-def centred_clipping(bound: float, *, num_steps: int = 1, weighted: bool = False) -> Aggregator:
+def centred_clipping(*, bound: float, num_steps: int = 1, weighted: bool = False) -> Aggregator:
     """Moves the previous aggregate by the mean of the members' differences from it, each clipped.
 
     ``v <- v + mean(clip(x - v, bound))``, from the aggregate of the last round that had clients, 0 in the first. A
@@ -57,7 +57,7 @@ def centred_clipping(bound: float, *, num_steps: int = 1, weighted: bool = False
     return Aggregator(init, next)
 
 
-def norm_bounding(bound: float, *, weighted: bool = False) -> Aggregator:
+def norm_bounding(*, bound: float, weighted: bool = False) -> Aggregator:
     """Averages the members, each shortened to a norm of at most ``bound``, in one pass and flat memory.
 
     One client of n moves the result by at most ``bound / n`` (its share of the weight, if weighted). States no

@@ -17,7 +17,7 @@ from fedjx.core.execution.process import Aggregator
 from fedjx.core.language.names import PyTree
 
 
-def clip_by_norm(max_norm: float, inner: Aggregator | None = None, *, order: float = 2) -> Aggregator:
+def clip_by_norm(*, max_norm: float, order: float = 2, inner: Aggregator | None = None) -> Aggregator:
     """Scales every client's value to a norm of at most ``max_norm`` before the inner aggregator sees it.
 
     Args:
@@ -32,7 +32,7 @@ def clip_by_norm(max_norm: float, inner: Aggregator | None = None, *, order: flo
     Raises:
       ValueError: If the bound is not positive, or the order is another.
 
-    >>> clipped = clip_by_norm(1.0)
+    >>> clipped = clip_by_norm(max_norm=1.0)
     >>> value, weight = fedjx.Clients.of(np.array([[3.0, 4.0], [0.0, 0.2]])), fedjx.Clients.of(np.ones(2))
     >>> _, result, measured = clipped.next(jax.random.key(0), (), value, weight)
     >>> result, float(measured["clipped_fraction"])
@@ -41,7 +41,7 @@ def clip_by_norm(max_norm: float, inner: Aggregator | None = None, *, order: flo
     return fixed_bound(max_norm, mean() if inner is None else inner, order, _scaled, _report)
 
 
-def clip_by_value(max_value: float, inner: Aggregator | None = None) -> Aggregator:
+def clip_by_value(*, max_value: float, inner: Aggregator | None = None) -> Aggregator:
     """Brings every element of every client's value into ``[-max_value, max_value]``.
 
     This is the projection onto the L∞ ball: it changes the direction, which
@@ -62,12 +62,12 @@ def clip_by_value(max_value: float, inner: Aggregator | None = None) -> Aggregat
 
 
 def clip_adaptively(
-    inner: Aggregator | None = None,
     *,
     quantile: float = 0.5,
     initial: float = 0.1,
     learning_rate: float = 0.2,
     order: float = 2,
+    inner: Aggregator | None = None,
 ) -> Aggregator:
     """Clips as `clip_by_norm`, to a bound that follows a quantile of the clients' norms.
 

@@ -68,8 +68,8 @@ def is_large(leaf: Leaf) -> bool:
 
 def compress(
     compressor: Compressor,
-    inner: Aggregator | None = None,
     *,
+    inner: Aggregator | None = None,
     where: Callable[[Leaf], bool] = is_large,
     measure: Callable[[jax.Array], PyTree] | None = None,
 ) -> Aggregator:

@@ -43,7 +43,7 @@ class StatefulAggregator(NamedTuple):
 
 
 def error_feedback(
-    compressor: Compressor, inner: Aggregator | None = None, *, where: Callable[[Leaf], bool] = is_large
+    compressor: Compressor, *, inner: Aggregator | None = None, where: Callable[[Leaf], bool] = is_large
 ) -> StatefulAggregator:
     """Compresses value and memory together, and remembers what is lost.
 

@@ -24,7 +24,7 @@ class Assigned(NamedTuple):
 
 
 def per_cluster(
-    inner: Aggregator | StatefulAggregator | None, num_clusters: int, *, of_cohort: bool = False
+    num_clusters: int, *, inner: Aggregator | StatefulAggregator | None, of_cohort: bool = False
 ) -> Aggregator:
     """Aggregates what is `Assigned` cluster by cluster; in the others a client has no weight, or else (`of_cohort`) 0.
 

@@ -36,7 +36,7 @@ class PowerSGDState(NamedTuple):
     inner: PyTree
 
 
-def power_sgd(rank: int, inner: Aggregator | None = None, *, where: Callable[[Leaf], bool] = is_large) -> Aggregator:
+def power_sgd(rank: int, *, inner: Aggregator | None = None, where: Callable[[Leaf], bool] = is_large) -> Aggregator:
     """Averages matrices, and kernels as matrices of ``[everything else, last axis]``, as products of rank r.
 
     A client sends ``r * (rows + columns)`` numbers for each, but where these are no fewer than the matrix has, the
@@ -62,7 +62,7 @@ def power_sgd(rank: int, inner: Aggregator | None = None, *, where: Callable[[Le
 
 
 def power_sgd_with_memory(
-    rank: int, inner: Aggregator | None = None, *, where: Callable[[Leaf], bool] = is_large
+    rank: int, *, inner: Aggregator | None = None, where: Callable[[Leaf], bool] = is_large
 ) -> StatefulAggregator:
     """Adds to `power_sgd` a memory of what a client's own factors lacked, which it sends in later rounds.
 

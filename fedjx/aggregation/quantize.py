@@ -35,14 +35,14 @@ class Quantized(NamedTuple):
 
 def quantize(
     num_bits: int,
-    inner: Aggregator | None = None,
     *,
+    inner: Aggregator | None = None,
     stochastic: bool = True,
     where: Callable[[Leaf], bool] = is_large,
     measure: Callable[[jax.Array], PyTree] | None = None,
 ) -> Aggregator:
     """Aggregates values that are quantised uniformly: `compress` with `uniform_quantizer`."""
-    return compress(uniform_quantizer(num_bits, stochastic=stochastic), inner, where=where, measure=measure)
+    return compress(uniform_quantizer(num_bits, stochastic=stochastic), inner=inner, where=where, measure=measure)
 
 
 def uniform_quantizer(num_bits: int, *, stochastic: bool = True, word_bits: int = 32) -> Compressor:

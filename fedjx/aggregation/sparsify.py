@@ -30,7 +30,7 @@ class Sparse(NamedTuple):
     where: jax.Array
 
 
-def top_k(fraction: float) -> Compressor:
+def top_k(*, fraction: float) -> Compressor:
     """Keeps the elements of greatest magnitude; biased, with normalised error at most ``1 - k / n``.
 
     Args:
@@ -51,7 +51,7 @@ def top_k(fraction: float) -> Compressor:
     return Compressor(encode, decode)
 
 
-def random_k(fraction: float, *, unbiased: bool = True) -> Compressor:
+def random_k(*, fraction: float, unbiased: bool = True) -> Compressor:
     """Keeps random elements, and a seed instead of their positions; normalised error ``n / k - 1`` if unbiased.
 
     Args:

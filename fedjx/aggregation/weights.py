@@ -20,13 +20,13 @@ def uniform(num_examples: jax.Array) -> jax.Array:
     return (num_examples > 0).astype(jnp.float32)
 
 
-def clip_weights(max_weight: float) -> Callable[[jax.Array], jax.Array]:
+def clip_weights(*, max_weight: float) -> Callable[[jax.Array], jax.Array]:
     """Weights a client by its number of examples, up to a largest weight.
 
     Raises:
       ValueError: If the largest weight is not positive.
 
-    >>> clip_weights(100)(jnp.array([7, 1000]))
+    >>> clip_weights(max_weight=100)(jnp.array([7, 1000]))
     Array([  7., 100.], dtype=float32)
     """
     check_number("(0, inf]", max_weight=max_weight)

@@ -20,7 +20,7 @@ from fedjx.core.execution.process import Aggregator
 from fedjx.core.language.names import PyTree
 
 
-def zero_above(threshold: float, inner: Aggregator | None = None, *, order: float = np.inf) -> Aggregator:
+def zero_above(*, threshold: float, order: float = np.inf, inner: Aggregator | None = None) -> Aggregator:
     """Replaces every client's value by zero if its norm is above a threshold.
 
     Args:
@@ -40,7 +40,6 @@ def zero_above(threshold: float, inner: Aggregator | None = None, *, order: floa
 
 
 def zero_outliers(
-    inner: Aggregator | None = None,
     *,
     quantile: float = 0.98,
     initial: float = 10.0,
@@ -48,6 +47,7 @@ def zero_outliers(
     multiplier: float = 2.0,
     increment: float = 1.0,
     order: float = np.inf,
+    inner: Aggregator | None = None,
 ) -> Aggregator:
     """Zeroes as `zero_above`, at a threshold that follows a high quantile of the clients' norms.
 
@@ -81,7 +81,7 @@ def zeroed_and_clipped_mean() -> Aggregator:
     estimate 10, learning_rate ln 10); then an adaptive L2 clip at the quantile 0.8 (initial 1, learning_rate 0.2),
     which sees the zeroed clients as norm 0; then the weighted mean.
     """
-    return zero_outliers(clip_adaptively(mean(), quantile=0.8, initial=1.0, learning_rate=0.2))
+    return zero_outliers(inner=clip_adaptively(inner=mean(), quantile=0.8, initial=1.0, learning_rate=0.2))
 
 
 def _zeroed(value: PyTree, norm: jax.Array, bound: Bound) -> PyTree:

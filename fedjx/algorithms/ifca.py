@@ -94,7 +94,9 @@ def ifca(
         metrics = {**metrics, "num_examples": num_examples, "cluster_sizes": sizes}
         return checked(ClientUpdate(Assigned(cluster, delta), weight(num_examples), metrics))
 
-    arguments["aggregator"] = per_cluster(arguments.get("aggregator"), num_clusters, of_cohort=average == "gradients")
+    arguments["aggregator"] = per_cluster(
+        inner=arguments.get("aggregator"), num_clusters=num_clusters, of_cohort=average == "gradients"
+    )
     client_update = model_update if average == "models" else gradient_update
     method = Method(first if init is None else init, client_update)
     return compose(method, client_optimizer=client_optimizer, server_optimizer=server_optimizer, **arguments)

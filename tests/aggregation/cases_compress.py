@@ -23,8 +23,8 @@ CASES: dict[str, Case] = {
     "qsgd": Case(compress(qsgd(4), where=always)),
     "eden": Case(compress(eden(2), where=always)),
     "drive": Case(compress(drive(), where=always)),
-    "fourier": Case(compress(rotated(top_k(0.5), fourier()), where=always)),
+    "fourier": Case(compress(rotated(top_k(fraction=0.5), fourier()), where=always)),
     "lloyd": Case(compress(lloyd_quantizer(2), where=always)),
-    "random_k": Case(compress(random_k(0.5), where=always)),
+    "random_k": Case(compress(random_k(fraction=0.5), where=always)),
     "power_sgd": Case(power_sgd(1, where=always), rtol=1e-4),
 }

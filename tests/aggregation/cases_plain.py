@@ -13,13 +13,13 @@ from tests.aggregation.case import Case
 CASES = {
     "mean": Case(mean()),
     "total": Case(total()),
-    "clip_by_norm": Case(clip_by_norm(1.0, mean())),
-    "clip_by_value": Case(clip_by_value(0.5, total())),
-    "clip_adaptively": Case(clip_adaptively(mean(), initial=2.0)),
-    "zero_above": Case(zero_above(2.0, clip_by_norm(1.0, order=1))),
+    "clip_by_norm": Case(clip_by_norm(max_norm=1.0, inner=mean())),
+    "clip_by_value": Case(clip_by_value(max_value=0.5, inner=total())),
+    "clip_adaptively": Case(clip_adaptively(inner=mean(), initial=2.0)),
+    "zero_above": Case(zero_above(threshold=2.0, inner=clip_by_norm(max_norm=1.0, order=1))),
     "zero_outliers": Case(
         zero_outliers(initial=1.0, quantile=0.5, learning_rate=1.0, multiplier=1.5, increment=0.1, order=2)
     ),
     "zeroed_and_clipped_mean": Case(zeroed_and_clipped_mean()),
-    "clip_twice": Case(clip_by_norm(3.0, clip_by_norm(1.0, order=np.inf))),
+    "clip_twice": Case(clip_by_norm(max_norm=3.0, inner=clip_by_norm(max_norm=1.0, order=np.inf))),
 }

@@ -34,16 +34,16 @@ CASES: dict[str, Case] = {
     "bulyan": Case(bulyan(num_malicious=1), materialises=True),
     "geometric_median": Case(geometric_median(num_steps=2, from_mean=True, weighted=True), rtol=1e-4),
     "geometric_median_from_zero": Case(geometric_median(num_steps=2, from_mean=False), rtol=1e-4),
-    "centred_clipping": Case(centred_clipping(0.5, num_steps=2)),
-    "norm_bounding": Case(norm_bounding(0.5, weighted=True)),
+    "centred_clipping": Case(centred_clipping(bound=0.5, num_steps=2)),
+    "norm_bounding": Case(norm_bounding(bound=0.5, weighted=True)),
     "fl_trust": Case(fl_trust(is_one_of_three), rtol=1e-4),
     "sign_flip": Case(attacked(sign_flip(), is_one_of_three)),
     "gaussian": Case(attacked(gaussian(stddev=1.0), is_one_of_three)),
     "alie": Case(attacked(alie(), is_one_of_three), rtol=1e-4),
     "inner_product_manipulation": Case(
-        attacked(inner_product_manipulation(scale=0.5), is_one_of_three, inner=norm_bounding(1))
+        attacked(inner_product_manipulation(scale=0.5), is_one_of_three, inner=norm_bounding(bound=1))
     ),
     "model_replacement": Case(attacked(model_replacement(), is_one_of_three)),
-    "scaled_to_norm": Case(attacked(scaled_to_norm(2.0), is_one_of_three)),
-    "projected_boosting": Case(attacked(in_turn(projected(0.1), boosted(3.0)), is_one_of_three)),
+    "scaled_to_norm": Case(attacked(scaled_to_norm(norm=2.0), is_one_of_three)),
+    "projected_boosting": Case(attacked(in_turn(projected(radius=0.1), boosted(factor=3.0)), is_one_of_three)),
 }

@@ -57,10 +57,10 @@ def sent(attack, x=X, num_malicious=2, weight=None, key=0):
     [
         (sign_flip(), -X[9:]),
         (sign_flip(scale=3.0), -3 * X[9:]),
-        (boosted(4.0), 4 * X[9:]),
-        (constant(np.nan), np.full((2, 4), np.nan)),
-        (scaled_to_norm(5.0), X[9:] * [[5 / 20], [5 / 16]]),
-        (in_turn(projected(18.0), boosted(2.0)), X[9:] * [[36 / 20], [2]]),
+        (boosted(factor=4.0), 4 * X[9:]),
+        (constant(number=np.nan), np.full((2, 4), np.nan)),
+        (scaled_to_norm(norm=5.0), X[9:] * [[5 / 20], [5 / 16]]),
+        (in_turn(projected(radius=18.0), boosted(factor=2.0)), X[9:] * [[36 / 20], [2]]),
         (inner_product_manipulation(scale=0.1), [[-0.003762, -0.008174, -0.008563, -0.004737]] * 2),
         (alie(), [[-0.032934, -0.038803, -0.039715, -0.033135]] * 2),
         (alie(num_stddevs=1.0), [np.array(HONEST_MEAN) - [0.504993, 0.862799, 0.897165, 0.576230]] * 2),
@@ -123,7 +123,7 @@ def test_norm_bounding_limits_a_replacement_to_its_share():
     x = np.zeros((5, 4), np.float32)
     x[4] = 1
     weight = Clients.of(np.ones(5, np.float32))
-    for inner, reached in ((mean(), 2.0), (norm_bounding(0.1), 0.1 / 5)):
+    for inner, reached in ((mean(), 2.0), (norm_bounding(bound=0.1), 0.1 / 5)):
         aggregator = attacked(model_replacement(), lambda k: k == 4, inner=inner)
         result = aggregator.next(jax.random.key(0), (), Clients.of(x), weight)[1]
         assert np.linalg.norm(result) == pytest.approx(reached, rel=1e-5)

@@ -59,7 +59,7 @@ def test_a_norm_of_half_precision_is_computed_in_single():
 
 
 def test_another_order_is_refused():
-    for fn in (lambda: joint_norm(jnp.ones(2), 3), lambda: clip_by_norm(1.0, order=0)):
+    for fn in (lambda: joint_norm(jnp.ones(2), 3), lambda: clip_by_norm(max_norm=1.0, order=0)):
         with pytest.raises(ValueError, match="order must be one of 1, 2, inf; got order="):
             fn()
 
@@ -76,13 +76,13 @@ def test_clipping_scales_the_joint_norm_of_all_leaves(order):
     norms = np.linalg.norm(flat, order, axis=1)
     clip = float(np.median(norms))
     expected = np.average(flat * np.minimum(1, clip / norms)[:, None], axis=0, weights=weight)
-    _, result, measured = one_round(clip_by_norm(clip, order=order), value, weight)
+    _, result, measured = one_round(clip_by_norm(max_norm=clip, order=order), value, weight)
     np.testing.assert_allclose(np.append(result["w"], result["b"]), expected, rtol=1e-5)
     np.testing.assert_allclose([measured["clip"], measured["clipped_fraction"]], [clip, 2 / 5], rtol=1e-6)
 
 
 def test_a_clipped_norm_is_at_most_the_bound_and_clipping_twice_is_clipping_once():
-    single, double = clip_by_norm(1.0), clip_by_norm(1.0, clip_by_norm(1.0))
+    single, double = clip_by_norm(max_norm=1.0), clip_by_norm(max_norm=1.0, inner=clip_by_norm(max_norm=1.0))
     for norm in (0.0, 1e-30, 0.3, 1.0, 7.0, 1e18):
         _, once, _ = one_round(single, with_norms([norm]))
         _, twice, _ = one_round(double, with_norms([norm]))
@@ -92,40 +92,42 @@ def test_a_clipped_norm_is_at_most_the_bound_and_clipping_twice_is_clipping_once
 
 
 def test_a_scalar_parameter_is_clipped_too():
-    _, result, _ = one_round(clip_by_norm(1.0), np.array([5.0], np.float32))
+    _, result, _ = one_round(clip_by_norm(max_norm=1.0), np.array([5.0], np.float32))
     assert result == 1.0
 
 
 def test_clipping_keeps_half_precision_and_refuses_integers():
-    _, result, _ = one_round(clip_by_norm(1.0), with_norms([5.0]).astype(np.float16))
+    _, result, _ = one_round(clip_by_norm(max_norm=1.0), with_norms([5.0]).astype(np.float16))
     assert result.dtype == np.float16
-    for aggregator in (clip_by_norm(1.0, total()), clip_by_value(1.0, total())):
+    for aggregator in (clip_by_norm(max_norm=1.0, inner=total()), clip_by_value(max_value=1.0, inner=total())):
         with pytest.raises(TypeError, match="what is clipped must be floating-point; got int32"):
             one_round(aggregator, np.array([[1, 2]], np.int32))
 
 
 def test_clipping_by_value_changes_each_element_alone():
     value = np.array([[3.0, 0.1], [-0.2, -0.7], [0.1, 0.2]], np.float32)
-    _, result, measured = one_round(clip_by_value(0.5, total()), value)
+    _, result, measured = one_round(clip_by_value(max_value=0.5, inner=total()), value)
     np.testing.assert_allclose(result, [0.5 - 0.2 + 0.1, 0.1 - 0.5 + 0.2], rtol=1e-6)
     np.testing.assert_allclose(measured["clipped_fraction"], 2 / 3, rtol=1e-6)
 
 
 def test_zeroed_clients_keep_their_weight():
     value = with_norms([1.0, 1.0, 9.0])
-    _, result, measured = one_round(zero_above(2.0), value, [1.0, 1.0, 2.0])
+    _, result, measured = one_round(zero_above(threshold=2.0), value, [1.0, 1.0, 2.0])
     np.testing.assert_allclose(result, with_norms([0.5])[0], rtol=1e-6)
     assert (float(measured["zeroing_threshold"]), int(measured["num_zeroed"])) == (2.0, 1)
 
 
 def test_a_norm_at_the_threshold_is_let_through():
-    _, result, measured = one_round(zero_above(4.0, total()), np.array([[4.0, -1.0], [4.5, 0.0]], np.float32))
+    _, result, measured = one_round(
+        zero_above(threshold=4.0, inner=total()), np.array([[4.0, -1.0], [4.5, 0.0]], np.float32)
+    )
     np.testing.assert_array_equal(result, [4.0, -1.0])
     assert int(measured["num_zeroed"]) == 1
 
 
 def test_zeroing_passes_integers():
-    _, result, _ = one_round(zero_above(10.0, total()), np.array([[1, 2], [3, 40]], np.int32))
+    _, result, _ = one_round(zero_above(threshold=10.0, inner=total()), np.array([[1, 2], [3, 40]], np.int32))
     np.testing.assert_array_equal(result, [1, 2])
     assert result.dtype == jnp.int32
 
@@ -133,9 +135,9 @@ def test_zeroing_passes_integers():
 @pytest.mark.parametrize(
     ("aggregator", "counter"),
     [
-        (clip_by_norm(1.0), "num_non_finite"),
+        (clip_by_norm(max_norm=1.0), "num_non_finite"),
         (clip_adaptively(initial=1.0), "num_non_finite"),
-        (zero_above(1.0, order=2), "num_zeroed"),
+        (zero_above(threshold=1.0, order=2), "num_zeroed"),
     ],
     ids=["clip", "adaptive", "zero"],
 )
@@ -149,16 +151,16 @@ def test_a_client_without_a_finite_norm_is_left_out_and_counted(aggregator, coun
 
 
 def test_two_clips_report_both():
-    _, _, measured = one_round(clip_by_norm(3.0, clip_by_norm(1.0)), with_norms([2.0, 4.0]))
+    _, _, measured = one_round(clip_by_norm(max_norm=3.0, inner=clip_by_norm(max_norm=1.0)), with_norms([2.0, 4.0]))
     assert (float(measured["clipped_fraction"]), float(measured["inner"]["clipped_fraction"])) == (0.5, 1.0)
 
 
 @pytest.mark.parametrize(
     "build",
     [
-        lambda: clip_by_norm(0.0),
-        lambda: clip_by_value(-1.0),
-        lambda: zero_above(np.nan),
+        lambda: clip_by_norm(max_norm=0.0),
+        lambda: clip_by_value(max_value=-1.0),
+        lambda: zero_above(threshold=np.nan),
         lambda: clip_adaptively(initial=0.0),
         lambda: clip_adaptively(learning_rate=-0.2),
         lambda: clip_adaptively(quantile=1.5),
@@ -249,7 +251,7 @@ def test_zeroing_follows_the_raw_quantile_with_the_constants_of_tff():
 
 def test_zeroing_is_between_estimate_and_threshold_generous():
     value = np.array([[20.0, 0.0], [-22.0, 0.0], [1.0, 1.0]], np.float32)
-    state, result, measured = one_round(zero_outliers(total()), value)
+    state, result, measured = one_round(zero_outliers(inner=total()), value)
     np.testing.assert_array_equal(result, [21.0, 1.0])
     assert int(measured["num_zeroed"]) == 1
     np.testing.assert_allclose(state.estimate, 10 * 10 ** -(1 / 3 - 0.98), rtol=1e-5)  # two of three are above 10
@@ -285,11 +287,11 @@ def test_one_pass_and_what_travels():
 
 
 def test_clipped_weights_bound_a_client_with_many_examples():
-    weight = clip_weights(100)(jnp.array([0, 7, 100, 1000]))
+    weight = clip_weights(max_weight=100)(jnp.array([0, 7, 100, 1000]))
     np.testing.assert_array_equal(weight, [0.0, 7.0, 100.0, 100.0])
     assert weight.dtype == jnp.float32
     with pytest.raises(ValueError, match="max_weight must be positive; got max_weight=0"):
-        clip_weights(0)
+        clip_weights(max_weight=0)
 
 
 def test_a_sum_counts_every_client_once_and_keeps_integers():
@@ -302,12 +304,12 @@ def test_a_sum_counts_every_client_once_and_keeps_integers():
 
 def test_an_infinite_bound_clips_nothing():
     value = with_norms([0, 1, 5])
-    _, result, measured = one_round(clip_by_norm(np.inf), value)
+    _, result, measured = one_round(clip_by_norm(max_norm=np.inf), value)
     np.testing.assert_allclose(result, value.mean(axis=0), rtol=1e-6)
     assert measured["clipped_fraction"] == 0
 
 
-@pytest.mark.parametrize("aggregator", [total(), clip_by_norm(2.0, total())])
+@pytest.mark.parametrize("aggregator", [total(), clip_by_norm(max_norm=2.0, inner=total())])
 def test_only_a_positive_weight_takes_part(aggregator):
     _, result, measured = one_round(aggregator, with_norms([1, 5, 7]), [2, 0, -1])
     np.testing.assert_allclose(result, with_norms([1])[0], rtol=1e-6)

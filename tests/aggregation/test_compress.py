@@ -68,8 +68,8 @@ def test_what_travels_is_billed_with_scales_seeds_and_positions():
         (qsgd(4), 20_000 * 4 + 32),
         (drive(), 20 * (2**10 + 32) + 32),
         (rotated(uniform_quantizer(2)), 20 * (2**10 * 2 + 64) + 32),
-        (top_k(0.01), 200 * 32 + 32 * int(np.ceil(200 * 15 / 32))),
-        (random_k(0.01), 200 * 32 + 32),
+        (top_k(fraction=0.01), 200 * 32 + 32 * int(np.ceil(200 * 15 / 32))),
+        (random_k(fraction=0.01), 200 * 32 + 32),
     ):
         assert bits_up(compress(compressor), value) == bits + plain
 
@@ -92,7 +92,9 @@ def clients():
     return value, np.array([1, 0, 2, 5, 1], np.float32)
 
 
-@pytest.mark.parametrize("compressor", [uniform_quantizer(3), drive(), random_k(0.5)], ids=["uniform", "drive", "k"])
+@pytest.mark.parametrize(
+    "compressor", [uniform_quantizer(3), drive(), random_k(fraction=0.5)], ids=["uniform", "drive", "k"]
+)
 def test_the_decoded_mean_is_the_mean_of_the_decoded(compressor):
     value, weight = clients()
     key, ids = jax.random.key(7), np.array([3, 1, 4, 11, 5])
@@ -144,7 +146,7 @@ def test_what_a_lossless_coder_would_send_is_measured_and_the_bill_stays():
 
 
 @pytest.mark.parametrize(
-    "compressor", [qsgd(4), eden(2), lloyd_quantizer(3), rotated(uniform_quantizer(4)), top_k(0.2)]
+    "compressor", [qsgd(4), eden(2), lloyd_quantizer(3), rotated(uniform_quantizer(4)), top_k(fraction=0.2)]
 )
 def test_symbols_and_what_travels_beside_them_are_all_of_a_code(compressor):
     x = jnp.asarray(clients()[0]["w"][0].reshape(-1))
@@ -178,7 +180,7 @@ def test_identity_changes_nothing_and_integers_travel_as_they_are():
         return state, federated_sum(value), federated_sum(weight)
 
     counts = Clients.of(np.arange(10).reshape(5, 2))
-    integers = compress(uniform_quantizer(1), Aggregator(lambda member: (), total), where=always)
+    integers = compress(uniform_quantizer(1), inner=Aggregator(lambda member: (), total), where=always)
     np.testing.assert_array_equal(integers.next(key, (), counts, weight)[1], [20, 25])
 
 
@@ -191,7 +193,7 @@ def test_the_inner_aggregator_and_its_state_are_used():
 
     inner = Aggregator(lambda member: jnp.int32(4), next)
     value, weight = (Clients.of(x) for x in clients())
-    aggregator = compress(identity(), inner, where=always)
+    aggregator = compress(identity(), inner=inner, where=always)
     assert aggregator.init(clients()[0]) == 4
     state, _, measured = aggregator.next(jax.random.key(0), jnp.int32(4), value, weight)
     assert (int(state), int(measured["rounds"])) == (5, 4)

@@ -52,7 +52,7 @@ UNBIASED = {
     "drive": (drive(), np.pi / 2 - 1, np.inf),
     "eden2": (eden(2), 0.133121, np.inf),
     "eden4": (eden(4), 0.009592, np.inf),
-    "random_k": (random_k(0.1), 9.0024, 9.0024 * 1.2),
+    "random_k": (random_k(fraction=0.1), 9.0024, 9.0024 * 1.2),
 }
 
 
@@ -86,9 +86,9 @@ def test_codes_of_rotated_sparse_vectors_are_biased():
 BIASED = {
     "sign": (scaled_sign(), 0.642494),
     "drive": (drive(unbiased=False), 1 - 2 / np.pi),
-    "top1": (top_k(163 / 2**14), 0.603212),
-    "top10": (top_k(1638 / 2**14), 0.228253),
-    "random_k": (random_k(0.25, unbiased=False), 0.75),
+    "top1": (top_k(fraction=163 / 2**14), 0.603212),
+    "top10": (top_k(fraction=1638 / 2**14), 0.228253),
+    "random_k": (random_k(fraction=0.25, unbiased=False), 0.75),
 }
 
 
@@ -205,14 +205,15 @@ def test_identity_is_exact():
 
 
 def test_top_k_keeps_the_largest():
-    got = decoded(top_k(0.3), np.float32([1, -5, 2, 0.5, 3, -0.1, 0, 4, 0.2, 0.3]), 1)[0]
+    got = decoded(top_k(fraction=0.3), np.float32([1, -5, 2, 0.5, 3, -0.1, 0, 4, 0.2, 0.3]), 1)[0]
     np.testing.assert_array_equal(got, [0, -5, 0, 0, 3, 0, 0, 4, 0, 0])
-    np.testing.assert_array_equal(decoded(top_k(1e-11), np.float32([1, -5]), 1)[0], [0, -5])
-    assert np.count_nonzero(decoded(random_k(1e-11), np.float32([1, -5]), 1)) == 1
+    np.testing.assert_array_equal(decoded(top_k(fraction=1e-11), np.float32([1, -5]), 1)[0], [0, -5])
+    assert np.count_nonzero(decoded(random_k(fraction=1e-11), np.float32([1, -5]), 1)) == 1
 
 
 @pytest.mark.parametrize(
-    "refused", [lambda: top_k(0), lambda: random_k(1.5), lambda: uniform_quantizer(17), lambda: eden(9)]
+    "refused",
+    [lambda: top_k(fraction=0), lambda: random_k(fraction=1.5), lambda: uniform_quantizer(17), lambda: eden(9)],
 )
 def test_what_cannot_be_is_refused(refused):
     with pytest.raises(ValueError, match="; got "):

@@ -27,7 +27,7 @@ def always(_):
 
 
 def test_what_was_sent_and_what_is_remembered_sum_up_to_all_values():
-    aggregator = error_feedback(top_k(0.1), where=always)
+    aggregator = error_feedback(top_k(fraction=0.1), where=always)
     values = np.random.default_rng(0).normal(size=(6, NUM_CLIENTS, SIZE)).astype(np.float32)
     memory, total = Clients.of(np.zeros((NUM_CLIENTS, SIZE), np.float32)), 0
     for number, value in enumerate(values):
@@ -44,7 +44,10 @@ def test_a_client_of_zero_weight_keeps_its_memory():
     weight = np.array([1, 0, 1, 1], np.float32)
     value = np.ones((NUM_CLIENTS, SIZE), np.float32)
     value[1] = np.nan
-    for aggregator in (error_feedback(top_k(0.1), where=always), ef21(top_k(0.1), num_clients=4, where=always)):
+    for aggregator in (
+        error_feedback(top_k(fraction=0.1), where=always),
+        ef21(top_k(fraction=0.1), num_clients=4, where=always),
+    ):
         state = aggregator.init(jnp.zeros(SIZE))
         _, result, _, memory = aggregator.next(
             jax.random.key(0), state, Clients.of(value), Clients.of(weight), Clients.of(start)
@@ -58,7 +61,10 @@ def test_a_client_whose_total_is_not_finite_keeps_its_memory_and_is_counted():
     value = np.ones((NUM_CLIENTS, SIZE), np.float32)
     value[1, 3], value[2, 0] = np.nan, np.inf
     start = np.random.default_rng(1).normal(size=(NUM_CLIENTS, SIZE)).astype(np.float32)
-    for aggregator in (error_feedback(top_k(0.1), where=always), ef21(top_k(0.1), num_clients=4, where=always)):
+    for aggregator in (
+        error_feedback(top_k(fraction=0.1), where=always),
+        ef21(top_k(fraction=0.1), num_clients=4, where=always),
+    ):
         state = aggregator.init(jnp.zeros(SIZE))
         arguments = Clients.of(value), Clients.of(np.array([1, 1, 1, 0], np.float32)), Clients.of(start)
         state, result, measured, memory = aggregator.next(jax.random.key(0), state, *arguments)
@@ -86,8 +92,8 @@ def descent(aggregator, num_rounds):
 
 
 def test_ef21_reaches_the_minimum_where_plain_top_k_stalls():
-    assert descent(ef21(top_k(0.2), num_clients=NUM_CLIENTS, where=always), 300) < 1e-3
-    assert descent(compress(top_k(0.2), where=always), 300) > 0.05
+    assert descent(ef21(top_k(fraction=0.2), num_clients=NUM_CLIENTS, where=always), 300) < 1e-3
+    assert descent(compress(top_k(fraction=0.2), where=always), 300) > 0.05
 
 
 def test_a_memory_of_the_value_itself_is_the_value():
@@ -119,7 +125,7 @@ def test_the_broadcast_of_the_tutorial_is_billed_as_its_code():
 
 
 def test_clients_get_what_was_encoded_and_the_server_remembers_the_rest():
-    broadcaster = compressed_broadcast(top_k(0.1), error_feedback=True, where=always)
+    broadcaster = compressed_broadcast(top_k(fraction=0.1), error_feedback=True, where=always)
     step, state, total = received(broadcaster), broadcaster.init(jnp.zeros(SIZE)), 0
     value = np.random.default_rng(0).normal(size=SIZE).astype(np.float32)
     for number in range(5):

@@ -48,12 +48,12 @@ REFERENCES = {
     "bulyan 0": (bulyan(num_malicious=0), MEAN),
     "weiszfeld 1": (geometric_median(num_steps=1, from_mean=True), [0.393335, 0.100261, 0.073718, -0.304988]),
     "weiszfeld 5": (geometric_median(num_steps=5, from_mean=True), [0.299369, 0.283481, 0.278715, -0.013884]),
-    "clipping 1": (centred_clipping(1.0), [0.112156, 0.046516, 0.048890, -0.063708]),
-    "clipping 3": (centred_clipping(1.0, num_steps=3), [0.213952, 0.128724, 0.127179, -0.084004]),
-    "clipping 10, 3": (centred_clipping(10.0, num_steps=3), [1.071043, 0.078842, 0.068898, -0.996020]),
-    "bounding .5": (norm_bounding(0.5), [0.056078, 0.023258, 0.024445, -0.031854]),
-    "bounding 2": (norm_bounding(2.0), [0.212597, 0.066878, 0.070059, -0.143060]),
-    "bounding 100": (norm_bounding(100.0), MEAN),
+    "clipping 1": (centred_clipping(bound=1.0), [0.112156, 0.046516, 0.048890, -0.063708]),
+    "clipping 3": (centred_clipping(bound=1.0, num_steps=3), [0.213952, 0.128724, 0.127179, -0.084004]),
+    "clipping 10, 3": (centred_clipping(bound=10.0, num_steps=3), [1.071043, 0.078842, 0.068898, -0.996020]),
+    "bounding .5": (norm_bounding(bound=0.5), [0.056078, 0.023258, 0.024445, -0.031854]),
+    "bounding 2": (norm_bounding(bound=2.0), [0.212597, 0.066878, 0.070059, -0.143060]),
+    "bounding 100": (norm_bounding(bound=100.0), MEAN),
     "fl_trust": (fl_trust(lambda client: client == 0), [0.396813, 0.743403, 0.724094, 0.348388]),
 }
 
@@ -81,13 +81,13 @@ def test_rules_equal_their_references_whoever_takes_no_part(name):
 
 
 def test_centred_clipping_goes_on_from_the_round_before():
-    rounds, _ = run(centred_clipping(1.0), num_rounds=3)
-    steps, _ = run(centred_clipping(1.0, num_steps=3))
+    rounds, _ = run(centred_clipping(bound=1.0), num_rounds=3)
+    steps, _ = run(centred_clipping(bound=1.0, num_steps=3))
     np.testing.assert_allclose(rounds, steps, rtol=1e-6)
 
 
 def test_a_round_of_nobody_moves_nothing_and_keeps_the_centre():
-    aggregator, state, results = centred_clipping(1.0), np.zeros(4, np.float32), []
+    aggregator, state, results = centred_clipping(bound=1.0), np.zeros(4, np.float32), []
     for present in (1, 0, 0, 1):
         weight = Clients.of(np.full(11, present, np.float32))
         state, result, _ = aggregator.next(jax.random.key(0), state, Clients.of(X), weight)
@@ -137,8 +137,8 @@ REPEATS = np.array([1, 2, 3, 1, 4, 1, 2, 2, 5, 1, 3])
         coordinate_median,
         lambda **options: trimmed_mean(fraction=0.2, **options),
         lambda **options: geometric_median(num_steps=3, **options),
-        lambda **options: centred_clipping(1.0, num_steps=2, **options),
-        lambda **options: norm_bounding(1.0, **options),
+        lambda **options: centred_clipping(bound=1.0, num_steps=2, **options),
+        lambda **options: norm_bounding(bound=1.0, **options),
     ],
     ids=["median", "trimmed", "geometric", "clipping", "bounding"],
 )
@@ -205,8 +205,8 @@ SURVIVORS = {
     "krum": (krum(num_malicious=4), 4),
     "multi-krum": (multi_krum(num_malicious=4, num_selected=7), 4),
     "bulyan": (bulyan(num_malicious=2), 2),
-    "centred clipping": (centred_clipping(1.0, num_steps=3), 5),
-    "norm bounding": (norm_bounding(1.0), 5),
+    "centred clipping": (centred_clipping(bound=1.0, num_steps=3), 5),
+    "norm bounding": (norm_bounding(bound=1.0), 5),
     "fl_trust": (fl_trust(lambda client: client == 0), 10),
 }
 
@@ -285,8 +285,8 @@ def test_blocks_of_columns_are_put_together():
         lambda: bulyan(num_malicious=-1),
         lambda: multi_krum(num_malicious=1, num_selected=0),
         lambda: geometric_median(num_steps=0),
-        lambda: centred_clipping(0.0),
-        lambda: norm_bounding(-1.0),
+        lambda: centred_clipping(bound=0.0),
+        lambda: norm_bounding(bound=-1.0),
     ],
 )
 def test_settings_without_meaning_are_refused(call):

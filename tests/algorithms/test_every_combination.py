@@ -101,9 +101,9 @@ def everything(leaf: Any) -> bool:
 WAYS: dict[str, dict[str, Any]] = {
     "as it is": {},
     "a robust rule": {"aggregator": coordinate_median()},
-    "clipping": {"aggregator": clip_by_norm(1.0)},
+    "clipping": {"aggregator": clip_by_norm(max_norm=1.0)},
     "quantisation": {"aggregator": quantize(8, where=everything)},
-    "error feedback": {"aggregator": error_feedback(top_k(0.5), where=everything)},
+    "error feedback": {"aggregator": error_feedback(top_k(fraction=0.5), where=everything)},
     "secure sums": {
         "aggregator": secure_mean(bound=100.0, max_weight=4, max_clients=3),
         "metrics_sum": secure_total(bound=1e3, max_clients=3),

@@ -128,7 +128,7 @@ def test_a_pass_before_may_send_what_is_no_delta():
         first=lambda params, data, key: ClientUpdate(data, jnp.float32(1), {}),
         first_delta=lambda params: jnp.float32(0),
     )
-    algorithm = compose(method, aggregator=error_feedback(top_k(0.5), where=lambda leaf: leaf.size > 1))
+    algorithm = compose(method, aggregator=error_feedback(top_k(fraction=0.5), where=lambda leaf: leaf.size > 1))
     state = algorithm.init(jax.random.key(0))
     states = Clients.of([algorithm.init_client(state)] * 3, ids=[1, 3, 4])
     state, metrics, states = algorithm.next(state, THREE, states)

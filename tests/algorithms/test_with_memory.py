@@ -47,7 +47,7 @@ def in_memory(algorithm):
 
 @pytest.fixture(scope="module")
 def sparse():
-    algorithm = with_memory(top_k(0.2))
+    algorithm = with_memory(top_k(fraction=0.2))
     return algorithm, in_memory(algorithm)
 
 

@@ -16,11 +16,11 @@ from fedjx.data.poison import flip_labels
 
 def test_an_attack_breaks_the_mean_and_not_a_rule():
     flags = robustness.parse_flags(["--num-clients", "5", "--num-rounds", "60"])
-    compared = {"mean": mean(), "norm bounding": norm_bounding(1.0), "calm": mean(), "taken over": mean()}
+    compared = {"mean": mean(), "norm bounding": norm_bounding(bound=1.0), "calm": mean(), "taken over": mean()}
     number = {"mean": 1, "norm bounding": 1, "calm": 0, "taken over": 5}
     faced = {
         "none": robustness.Threat(),
-        "attack": robustness.Threat(boosted(10.0), flip_labels(num_classes=10)),
+        "attack": robustness.Threat(boosted(factor=10.0), flip_labels(num_classes=10)),
     }
     results = robustness.compete(robustness.setting(flags), compared, faced, number)
     accuracy = {attack: {rule: x["accuracy"] for rule, x in row.items()} for attack, row in results.items()}
