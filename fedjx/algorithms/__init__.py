@@ -1,7 +1,7 @@
 """Federated methods, one a file; what they are made of is in `fedjx.training`. Attacks on training are in `attacks`."""
 
 from fedjx.algorithms.agnostic_fed_avg import agnostic_fed_avg
-from fedjx.algorithms.apfl import Personal, apfl, mixed
+from fedjx.algorithms.apfl import Personal, apfl, personal_params
 from fedjx.algorithms.delta_sgd import delta_sgd
 from fedjx.algorithms.ditto import ditto
 from fedjx.algorithms.ema import EmaState, ema
@@ -25,7 +25,12 @@ from fedjx.algorithms.mime import mime
 from fedjx.algorithms.p_fed_me import moreau_envelope, p_fed_me
 from fedjx.algorithms.pca import Components, pca
 from fedjx.algorithms.per_fed_avg import meta_model, per_fed_avg
-from fedjx.algorithms.personalization import fine_tuning, personal_evaluation, personalization_evaluation, unchanged
+from fedjx.algorithms.personalization import (
+    fine_tuning,
+    no_fine_tuning,
+    personal_evaluation,
+    personalization_evaluation,
+)
 from fedjx.algorithms.q_fed_avg import q_fed_avg
 from fedjx.algorithms.reconstruction import reconstructing, reconstruction
 from fedjx.algorithms.reptile import reptile
@@ -66,13 +71,14 @@ __all__ = [
     "kmeans_start",
     "meta_model",
     "mime",
-    "mixed",
     "mixture_around",
     "moreau_envelope",
+    "no_fine_tuning",
     "p_fed_me",
     "pca",
     "per_fed_avg",
     "personal_evaluation",
+    "personal_params",
     "personalization_evaluation",
     "proximal",
     "q_fed_avg",
@@ -84,5 +90,4 @@ __all__ = [
     "server_adam",
     "server_yogi",
     "sufficient_statistics",
-    "unchanged",
 ]

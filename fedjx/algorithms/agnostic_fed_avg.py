@@ -26,12 +26,7 @@ from fedjx.core.language.names import PyTree
 from fedjx.core.language.values import MASK, Sequence
 from fedjx.models.model import Batch, Model
 from fedjx.training.batch_stats import no_batch_stats
-from fedjx.training.client import (
-    ClientUpdate,
-    Local,
-    examples,
-    reported,
-)
+from fedjx.training.client import ClientUpdate, Local, as_batches, report_update
 from fedjx.training.domains import domain_losses, worst_domains
 from fedjx.training.method import Method, ServerState
 from fedjx.training.round import TrainingArguments, compose
@@ -81,7 +76,7 @@ def agnostic_fed_avg(
         params: PyTree, data: Sequence, key: jax.Array, *, local: Local, context: jax.Array
     ) -> ClientUpdate:
         losses = domain_losses(model, params, data, domain_feature, len(initial))
-        of_a_domain = jnp.sum(losses.denominator) == jnp.sum(examples(data).index >= 0)
+        of_a_domain = jnp.sum(losses.denominator) == jnp.sum(as_batches(data).index >= 0)
         beta = jnp.where(of_a_domain, jnp.sum(context * losses.denominator), jnp.nan)
 
         def weighted_loss(params: PyTree, batch: Batch, key: jax.Array) -> jax.Array:
@@ -91,7 +86,7 @@ def agnostic_fed_avg(
         weighted = model._replace(loss=weighted_loss)
         trained = local.train(weighted, params, data, key, optimizer=local.optimizer)
         sums = {"loss": jax.tree.map(jnp.sum, losses), "domain_loss": losses, "domain_examples": losses.denominator}
-        return reported(params, trained._replace(metrics=sums), lambda n: jnp.where(n > 0, beta, 0))
+        return report_update(params, trained._replace(metrics=sums), lambda n: jnp.where(n > 0, beta, 0))
 
     def context(state: ServerState) -> jax.Array:
         num_examples = jnp.mean(state.optimizer.num_examples, axis=0)

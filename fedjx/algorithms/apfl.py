@@ -47,7 +47,7 @@ class _Pair(NamedTuple):
     own: Personal
 
 
-def mixed(params: PyTree, own: Personal) -> PyTree:
+def personal_params(params: PyTree, own: Personal) -> PyTree:
     """Returns a client's personalised parameters: its own and the shared ones, mixed."""
     return jax.tree.map(lambda v, w: own.mixing * v + (1 - own.mixing) * w, own.params, params)
 
@@ -68,8 +68,8 @@ def apfl(
       **arguments: As for `fed_avg`. The client optimizer is that of the shared and, apart, of the clients' own models.
 
     Returns:
-      A `StatefulAlgorithm`; a client's state is `Personal`, and `mixed` its model. Its metrics are those of the shared
-      model, as for `fed_avg`, and ``num_non_finite_states``.
+      A `StatefulAlgorithm`; a client's state is `Personal`, and `personal_params` its model. Its metrics are those of
+      the shared model, as for `fed_avg`, and ``num_non_finite_states``.
 
     Raises:
       ValueError: If alpha is not between 0 and 1; when initialised, if the model has batch statistics.
@@ -100,7 +100,7 @@ def mixture(model: Model) -> Model:
     """Returns the model of both: its value is the shared model's loss, its gradient that of either in its own part."""
 
     def loss(pair: _Pair, batch: Batch, key: jax.Array) -> jax.Array:
-        personal = model.loss(mixed(lax.stop_gradient(pair.shared), pair.own), batch, key)
+        personal = model.loss(personal_params(lax.stop_gradient(pair.shared), pair.own), batch, key)
         return model.loss(pair.shared, batch, key) + personal - lax.stop_gradient(personal)
 
     return model._replace(loss=loss)

@@ -19,8 +19,8 @@ from fedjx.core.language.names import Metrics, PyTree
 from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model, Ratio
 from fedjx.training.batch_stats import no_batch_stats
-from fedjx.training.client import ClientUpdate, Local, checked, local_update
-from fedjx.training.method import Method, ServerState, scaled
+from fedjx.training.client import ClientUpdate, Local, drop_non_finite, local_update
+from fedjx.training.method import Method, ServerState, scale_delta
 from fedjx.training.round import TrainingArguments, compose
 
 
@@ -50,12 +50,12 @@ def fed_exp(model: Model, *, epsilon: float = 1e-3, **arguments: Unpack[Training
         delta, weight, metrics = train(params, data, key, local=local)
         squared_norm = optax.tree.norm(delta, squared=True)
         metrics = {**metrics, "squared_norm": Ratio(weight * squared_norm, weight)}
-        return checked(ClientUpdate(delta, weight, metrics))
+        return drop_non_finite(ClientUpdate(delta, weight, metrics))
 
     def step(delta: PyTree, metrics: Metrics) -> jax.Array:
         return jnp.maximum(1, metrics["squared_norm"] / (2 * (optax.tree.norm(delta, squared=True) + epsilon)))
 
     def server(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-        return optax.chain(scaled(step), optimizer)
+        return optax.chain(scale_delta(step), optimizer)
 
     return compose(Method(model.init, client_update, server), **arguments)

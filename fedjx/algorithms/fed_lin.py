@@ -45,7 +45,7 @@ def fed_lin(model: Model, **arguments: Unpack[TrainingArguments]) -> Algorithm[S
     model = no_batch_stats(model, "fed_lin")
 
     def client_update(params: PyTree, data: Sequence, key: jax.Array, *, local: Local, first: First) -> ClientUpdate:
-        optimizer = optax.chain(shift(optax.tree.sub(first.result, first.own.delta)), local.optimizer)
+        optimizer = optax.chain(shift(optax.tree.sub(first.result, first.update.delta)), local.optimizer)
         return local.report(params, local.train(model, params, data, key, optimizer=optimizer))
 
     return compose(Method(model.init, client_update, first=gradient_update(model)), **arguments)

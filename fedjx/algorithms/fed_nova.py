@@ -25,8 +25,8 @@ from fedjx.core.language.names import PyTree
 from fedjx.core.language.values import Sequence
 from fedjx.models.model import Batch, Model, Ratio
 from fedjx.training.batch_stats import no_batch_stats
-from fedjx.training.client import ClientUpdate, Local, checked, local_update
-from fedjx.training.method import Method, ServerState, scaled
+from fedjx.training.client import ClientUpdate, Local, drop_non_finite, local_update
+from fedjx.training.method import Method, ServerState, scale_delta
 from fedjx.training.round import TrainingArguments, compose
 
 
@@ -54,10 +54,10 @@ def fed_nova(model: Model, **arguments: Unpack[TrainingArguments]) -> Algorithm[
         (delta, steps), weight, metrics = train((params, jnp.float32(0)), data, key, local=local)
         normalised = jax.tree.map(lambda d: d / jnp.where(steps == 0, 1, steps), delta)
         metrics = {**metrics, "effective_steps": Ratio(weight * steps, weight)}
-        return checked(ClientUpdate(normalised, weight, metrics))
+        return drop_non_finite(ClientUpdate(normalised, weight, metrics))
 
     def server(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-        return optax.chain(scaled(lambda delta, metrics: metrics["effective_steps"]), optimizer)
+        return optax.chain(scale_delta(lambda delta, metrics: metrics["effective_steps"]), optimizer)
 
     return compose(Method(model.init, client_update, server), **arguments)
 

@@ -17,7 +17,7 @@ from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model
 from fedjx.training.client import ClientUpdate, Local
 from fedjx.training.method import Method, ServerState
-from fedjx.training.parts import first_parts, merge, partition
+from fedjx.training.parts import combine, first_parts, partition
 from fedjx.training.round import TrainingArguments, compose
 
 
@@ -32,7 +32,7 @@ def fed_per(
       **arguments: As for `fed_avg`. The client optimizer is that of shared and local parameters together.
 
     Returns:
-      A `StatefulAlgorithm`; the server's parameters are the shared part, a client's state the local one, and `merge`
+      A `StatefulAlgorithm`; the server's parameters are the shared part, a client's state the local one, and `combine`
       puts them together. All clients begin with one local part, drawn from the key of the run. Its metrics are those of
       `fed_avg` and ``num_non_finite_states``.
     """
@@ -40,7 +40,7 @@ def fed_per(
     def client_update(
         params: PyTree, data: Sequence, key: jax.Array, *, local: Local, own: PyTree
     ) -> tuple[ClientUpdate, PyTree]:
-        trained = local.train(model, merge(params, own), data, key, optimizer=local.optimizer)
+        trained = local.train(model, combine(params, own), data, key, optimizer=local.optimizer)
         parts = partition(trained.params, is_local)
         return local.report(params, trained._replace(params=parts.shared)), parts.local
 

@@ -17,7 +17,7 @@ from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model
 from fedjx.training.client import OWN, ClientUpdate, Local, check_amount
 from fedjx.training.method import Method, ServerState
-from fedjx.training.parts import first_parts, frozen
+from fedjx.training.parts import first_parts, with_fixed
 from fedjx.training.round import TrainingArguments, compose
 
 
@@ -51,8 +51,8 @@ def fed_rep(
         params: PyTree, data: Sequence, key: jax.Array, *, local: Local, own: PyTree
     ) -> tuple[ClientUpdate, PyTree]:
         key_own, optimizer = jax.random.fold_in(key, OWN), local_optimizer or local.optimizer
-        own = local.train(frozen(model, params), own, data, key_own, optimizer=optimizer, **amount).params
-        trained = local.train(frozen(model, own), params, data, key, optimizer=local.optimizer)
+        own = local.train(with_fixed(model, params), own, data, key_own, optimizer=optimizer, **amount).params
+        trained = local.train(with_fixed(model, own), params, data, key, optimizer=local.optimizer)
         return local.report(params, trained), own
 
     init, init_client = first_parts(model, is_local)

@@ -24,7 +24,7 @@ from fedjx.core.language.placed import federated_map
 from fedjx.core.language.streams import AtClients
 from fedjx.core.language.values import Clients, Sequence
 from fedjx.models.model import Model, Ratio, finalize_metrics
-from fedjx.training.client import ClientOptimizer, ClientUpdate, Local, checked, local_evaluate
+from fedjx.training.client import ClientOptimizer, ClientUpdate, Local, drop_non_finite, local_evaluate
 from fedjx.training.gradients import local_gradient
 from fedjx.training.method import Method, ServerState
 from fedjx.training.round import LocalArguments, compose
@@ -92,7 +92,7 @@ def ifca(
         delta, metrics, num_examples = train(jax.tree.map(lambda x: x[cluster], models))
         sizes = jax.nn.one_hot(cluster, num_clusters, dtype=jnp.int32) * (num_examples > 0)
         metrics = {**metrics, "num_examples": num_examples, "cluster_sizes": sizes}
-        return checked(ClientUpdate(Assigned(cluster, delta), weight(num_examples), metrics))
+        return drop_non_finite(ClientUpdate(Assigned(cluster, delta), weight(num_examples), metrics))
 
     arguments["aggregator"] = per_cluster(
         inner=arguments.get("aggregator"), num_clusters=num_clusters, of_cohort=average == "gradients"

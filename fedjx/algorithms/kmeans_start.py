@@ -22,7 +22,7 @@ from fedjx.core.language.sequence import sequence_reduce
 from fedjx.core.language.values import MASK, Sequence
 from fedjx.models.flax_models import feature_x
 from fedjx.models.model import Batch
-from fedjx.training.client import examples
+from fedjx.training.client import as_batches
 from fedjx.training.round import round_keys
 
 
@@ -93,7 +93,7 @@ def kmeans_start(
             # Padding is 0, which is finite.
             return Drawn(higher(best, drawn), num_non_finite + jnp.sum(~finite, dtype=jnp.int32)), t + 1
 
-        batches = examples(data)
+        batches = as_batches(data)
         start = Drawn(nobody(), jnp.int32(0)), jnp.int32(0)
         return sequence_reduce(highest, start, Sequence(batches, data.length))[0]
 

@@ -27,7 +27,7 @@ Strategy = Callable[[PyTree, Sequence, jax.Array], PyTree]
 Scores = dict[str, dict[str, jax.Array]]  # of one client: by strategy, metrics by name
 
 
-def unchanged(params: PyTree, data: Sequence, key: jax.Array) -> PyTree:
+def no_fine_tuning(params: PyTree, data: Sequence, key: jax.Array) -> PyTree:
     """Returns the server's parameters, as a strategy: the baseline."""
     del data, key
     return params
@@ -60,7 +60,7 @@ def personalization_evaluation(
     strategies: Mapping[str, Strategy],
     *,
     split: Split = alternate_split,
-    baseline: Strategy = unchanged,
+    baseline: Strategy = no_fine_tuning,
 ) -> Computation[[PyTree, AtClients, jax.Array], tuple[Metrics, Clients]]:
     """Builds the computation ``(params@SERVER, data@CLIENTS, key@SERVER) -> (means@SERVER, metrics@CLIENTS)``.
 
@@ -112,8 +112,8 @@ def personal_evaluation(
 
     Args:
       model: What is evaluated.
-      combine: ``(params, client state) -> params`` of the client's own model: the state itself for `ditto`, `mixed` for
-        `apfl`, `merge` for `fed_rep` and `fed_per`.
+      combine: ``(params, client state) -> params`` of the client's own model: the state itself for `ditto`,
+        `personal_params` for `apfl`, `combine` for `fed_rep` and `fed_per`.
 
     Returns:
       As for `personalization_evaluation`, with the one strategy ``"personal"`` and without a split.

@@ -23,8 +23,8 @@ from fedjx.core.language.names import Metrics, PyTree
 from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model, Ratio, finalize_metrics
 from fedjx.training.batch_stats import no_batch_stats
-from fedjx.training.client import ClientUpdate, Local, checked, local_evaluate
-from fedjx.training.method import Method, ServerState, scaled
+from fedjx.training.client import ClientUpdate, Local, drop_non_finite, local_evaluate
+from fedjx.training.method import Method, ServerState, scale_delta
 from fedjx.training.round import TrainingArguments, compose
 
 
@@ -62,13 +62,13 @@ def q_fed_avg(
         weight = local.weight(trained.num_examples)
         metrics = {"num_examples": trained.num_examples, "curvature": Ratio(weight * h, weight)}
         delta = jax.tree.map(lambda c: loss**q * c, change)
-        return checked(ClientUpdate(delta, weight, {**trained.metrics, **metrics}))
+        return drop_non_finite(ClientUpdate(delta, weight, {**trained.metrics, **metrics}))
 
     def inverse(delta: PyTree, metrics: Metrics) -> jax.Array:
         return 1 / jnp.where(metrics["curvature"] == 0, 1, metrics["curvature"])
 
     def server(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-        return optax.chain(scaled(inverse), optimizer)
+        return optax.chain(scale_delta(inverse), optimizer)
 
     arguments.setdefault("client_weight", uniform)
     return compose(Method(model.init, client_update, server), **arguments)

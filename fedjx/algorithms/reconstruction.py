@@ -20,7 +20,7 @@ from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model
 from fedjx.training.client import ClientUpdate, Local, LocalAmount, check_amount, local_train
 from fedjx.training.method import Method, ServerState
-from fedjx.training.parts import first_parts, frozen, merge, partition
+from fedjx.training.parts import combine, first_parts, partition, with_fixed
 from fedjx.training.round import TrainingArguments, compose
 from fedjx.training.splits import Split, alternate_split
 
@@ -66,7 +66,7 @@ def reconstruction(
         key_split, key_local = (jax.random.fold_in(key, purpose) for purpose in (2, 3))
         support, query = split(data, key_split)
         own = partition(reconstruct(params, support, key_local), is_local).local
-        return local.report(params, local.train(frozen(model, own), params, query, key, optimizer=local.optimizer))
+        return local.report(params, local.train(with_fixed(model, own), params, query, key, optimizer=local.optimizer))
 
     return compose(Method(first_parts(model, is_local)[0], client_update), **arguments)
 
@@ -87,7 +87,7 @@ def reconstructing(
     def strategy(params: PyTree, data: Sequence, key: jax.Array) -> PyTree:
         key_init, key_train = jax.random.split(key)
         first = partition(model.init(key_init), is_local).local
-        own = local_train(frozen(model, params), first, data, key_train, optimizer=optimizer, **amount)
-        return merge(params, own.params)
+        own = local_train(with_fixed(model, params), first, data, key_train, optimizer=optimizer, **amount)
+        return combine(params, own.params)
 
     return strategy

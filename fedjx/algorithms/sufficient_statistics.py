@@ -22,7 +22,7 @@ from fedjx.core.language.sequence import sequence_reduce
 from fedjx.core.language.values import MASK, Batches, Sequence
 from fedjx.models.flax_models import feature_x
 from fedjx.models.model import Batch, Ratio, sum_metrics
-from fedjx.training.client import ClientUpdate, checked, examples
+from fedjx.training.client import ClientUpdate, as_batches, drop_non_finite
 from fedjx.training.method import Method, ServerState
 from fedjx.training.round import RoundArguments, compose
 
@@ -68,14 +68,14 @@ def sufficient_statistics(
             totals, values = statistics(params, x, mask)
             return totals, sum_metrics(values, mask)
 
-        batches = examples(data)
+        batches = as_batches(data)
         one = Batches(batches.pool, batches.index[0]).gather()
         zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(of_batch, one))
         totals, metrics = sequence_reduce(
             lambda sums, batch: jax.tree.map(jnp.add, sums, of_batch(batch)), zero, Sequence(batches, data.length)
         )
         num_examples = jnp.sum(batches.index >= 0, dtype=jnp.int32)
-        return checked(ClientUpdate(totals, uniform(num_examples), {**metrics, "num_examples": num_examples}))
+        return drop_non_finite(ClientUpdate(totals, uniform(num_examples), {**metrics, "num_examples": num_examples}))
 
     def server(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
         moved = optax.stateless(lambda totals, params: jax.tree.map(jnp.subtract, params, estimate(params, totals)))

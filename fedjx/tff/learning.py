@@ -23,7 +23,7 @@ from fedjx.core.language.types import SERVER, FunctionType
 from fedjx.core.language.values import MASK, Batches, Clients, Sequence
 from fedjx.models.model import Batch, Model, Ratio, batch_loss, finalize_metrics, sum_metrics
 from fedjx.tff.data import as_clients
-from fedjx.training.client import ClientUpdate, Local, checked, examples
+from fedjx.training.client import ClientUpdate, Local, as_batches, drop_non_finite
 from fedjx.training.method import Method, ServerState
 from fedjx.training.round import compose
 
@@ -202,14 +202,16 @@ def _client_work(model: Model) -> Callable[..., ClientUpdate]:
             updates, state = local.optimizer.update(grads, state, trained)
             return optax.apply_updates(trained, updates), state, jax.tree.map(jnp.add, sums, metrics), t + 1
 
-        batches = examples(data)
+        batches = as_batches(data)
         one = Batches(batches.pool, batches.index[0]).gather()
         zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(loss, params, one, key)[1])
         start = (params, local.optimizer.init(params), zero, jnp.int32(0))
         trained, _, metrics, _ = sequence_reduce(step, start, Sequence(batches, data.length))
         num_examples = jnp.sum(batches.index >= 0, dtype=jnp.int32)
         delta = jax.tree.map(jnp.subtract, params, trained)
-        return checked(ClientUpdate(delta, local.weight(num_examples), {**metrics, "num_examples": num_examples}))
+        return drop_non_finite(
+            ClientUpdate(delta, local.weight(num_examples), {**metrics, "num_examples": num_examples})
+        )
 
     return client_update
 

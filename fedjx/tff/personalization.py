@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import jax
 import numpy as np
 
-from fedjx.algorithms.personalization import Strategy, personalization_evaluation, unchanged
+from fedjx.algorithms.personalization import Strategy, no_fine_tuning, personalization_evaluation
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.values import Clients, Sequence
 from fedjx.tff.data import as_clients
@@ -19,7 +19,7 @@ Data = list[Mapping[str, Iterable[PyTree]]]
 def build_personalization_eval(
     model_fn: ModelFn,
     personalize_fn_dict: Mapping[str, Strategy],
-    baseline_evaluate_fn: Strategy = unchanged,
+    baseline_evaluate_fn: Strategy = no_fine_tuning,
     max_num_clients: int = 100,
     *,
     seed: int = 0,

@@ -7,19 +7,19 @@ from fedjx.training.client import (
     Local,
     LocalAmount,
     LocalResult,
-    checked,
-    examples,
+    as_batches,
+    drop_non_finite,
     local_evaluate,
     local_train,
     local_training,
     local_update,
-    reported,
+    report_update,
 )
 from fedjx.training.each_client import told_to
 from fedjx.training.failures import Failures
 from fedjx.training.gradients import gradient_update, local_gradient, shift
-from fedjx.training.method import First, Held, Method, ServerState, averaging, scaled
-from fedjx.training.parts import Parts, frozen, merge, partition
+from fedjx.training.method import First, Held, Method, ServerState, averaging, scale_delta
+from fedjx.training.parts import Parts, combine, partition, with_fixed
 from fedjx.training.round import LocalArguments, RoundArguments, TrainingArguments, compose
 from fedjx.training.splits import alternate_split, feature_split, no_split, random_split, split_where
 from fedjx.training.stateful_rounds import StatefulRounds, stateful_rounds
@@ -42,12 +42,12 @@ __all__ = [
     "StatefulRounds",
     "TrainingArguments",
     "alternate_split",
+    "as_batches",
     "averaging",
-    "checked",
+    "combine",
     "compose",
-    "examples",
+    "drop_non_finite",
     "feature_split",
-    "frozen",
     "gradient_update",
     "in_batch_norm",
     "is_batch_stat",
@@ -56,16 +56,16 @@ __all__ = [
     "local_train",
     "local_training",
     "local_update",
-    "merge",
     "no_split",
     "partition",
     "random_split",
-    "reported",
-    "scaled",
+    "report_update",
+    "scale_delta",
     "shift",
     "split_where",
     "stateful_rounds",
     "told_to",
     "trained_alone",
+    "with_fixed",
     "with_gradient",
 ]

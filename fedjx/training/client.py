@@ -118,7 +118,7 @@ def local_train(
     """
     optimizer = no_schedule(optimizer)
     key_order, key_loss = jax.random.split(key)
-    batches = examples(data)
+    batches = as_batches(data)
     plan = _plan(batches.index, key_order, num_epochs, num_steps, shuffle, drop_remainder)
     num_examples = jnp.sum(batches.index >= 0, dtype=jnp.int32)
     if drop_remainder:
@@ -150,7 +150,7 @@ class Local(NamedTuple):
     Attributes:
       optimizer: The client's; that of the round, if it is a schedule over rounds.
       train: `local_train` with the run's amount of training, and with what a client that fails gets done.
-      report: ``(params, result) -> ClientUpdate``, `reported` with the run's client weight.
+      report: ``(params, result) -> ClientUpdate``, `report_update` with the run's client weight.
       weight: From a number of examples, int32 ``[]``, to the client's weight, float32 ``[]``.
     """
 
@@ -178,12 +178,12 @@ def local_training(
     """
     check_amount(**amount)
     train = functools.partial(local_train, **amount, completed=completed)
-    report = functools.partial(reported, weight=weight)
+    report = functools.partial(report_update, weight=weight)
     return Local(cast(optax.GradientTransformation, optimizer), train, report, weight)
 
 
 def local_update(model: Model) -> Callable[..., ClientUpdate]:
-    """Returns the client update of federated averaging: local training, reported as it is `checked`."""
+    """Returns the client update of federated averaging: local training, reported by `report_update`."""
 
     def client_update(params: PyTree, data: Sequence, key: jax.Array, *, local: Local) -> ClientUpdate:
         return local.report(params, local.train(model, params, data, key, optimizer=local.optimizer))
@@ -200,11 +200,11 @@ def no_schedule(optimizer: ClientOptimizer) -> optax.GradientTransformation:
     return optimizer
 
 
-def reported(params: PyTree, trained: LocalResult, weight: Callable[[jax.Array], jax.Array]) -> ClientUpdate:
-    """Returns what a client sends after training from ``params``, `checked`."""
+def report_update(params: PyTree, trained: LocalResult, weight: Callable[[jax.Array], jax.Array]) -> ClientUpdate:
+    """Returns what a client sends after training from ``params``, unless it is not finite (`drop_non_finite`)."""
     delta = jax.tree.map(jnp.subtract, params, trained.params)
     metrics = {**trained.metrics, "num_examples": trained.num_examples}
-    return checked(ClientUpdate(delta, weight(trained.num_examples), metrics))
+    return drop_non_finite(ClientUpdate(delta, weight(trained.num_examples), metrics))
 
 
 def local_evaluate(model: Model, params: PyTree, data: Sequence) -> dict[str, Ratio]:
@@ -212,7 +212,7 @@ def local_evaluate(model: Model, params: PyTree, data: Sequence) -> dict[str, Ra
 
     Guarantees: The sums of several clients add up to those of the union of their examples.
     """
-    batches = examples(data)
+    batches = as_batches(data)
 
     def sums(batch: Batch) -> dict[str, Ratio]:
         return sum_metrics(model.metrics(params, batch), batch[MASK])
@@ -224,11 +224,11 @@ def local_evaluate(model: Model, params: PyTree, data: Sequence) -> dict[str, Ra
 
 
 def has_examples(data: PyTree) -> jax.Array:
-    """Tells whether a client's data set has an example; data of another form than `examples` takes always do."""
-    return jnp.any(examples(data).index >= 0) if isinstance(data, Sequence) else jnp.bool_(True)
+    """Tells whether a client's data set has an example; data of another form than `as_batches` takes always do."""
+    return jnp.any(as_batches(data).index >= 0) if isinstance(data, Sequence) else jnp.bool_(True)
 
 
-def examples(data: Sequence) -> Batches:
+def as_batches(data: Sequence) -> Batches:
     """Returns a client's data set as batches of indices, ``[S, B]``, negative for every padded example."""
     num_steps = _num_steps(data)
     real = jnp.arange(num_steps, dtype=jnp.int32)[:, None] < data.length
@@ -303,7 +303,7 @@ def _order(index: jax.Array, key: jax.Array | None) -> jax.Array:
     return flat[jnp.argsort(jnp.where(flat < 0, last, noise), stable=True)].reshape(index.shape)
 
 
-def checked(update: ClientUpdate) -> ClientUpdate:
+def drop_non_finite(update: ClientUpdate) -> ClientUpdate:
     """Removes an update with a number that is not finite, in its delta, weight or metrics.
 
     It is zeroed, weighs nothing and is counted.

@@ -22,7 +22,7 @@ from fedjx.training.client import (
     ClientUpdate,
     Local,
     LocalAmount,
-    checked,
+    drop_non_finite,
     has_examples,
     local_training,
 )
@@ -88,7 +88,7 @@ class EachClient(NamedTuple):
             named |= {"weight": self.weight} if "weight" in names else {}
             found = fn(params, data if happens is None else remaining(data, happens), key, **named)
             update, own = _reported(fn, found, keeps)
-            update = checked(update) if fn is self.method.first else update
+            update = drop_non_finite(update) if fn is self.method.first else update
             update = update if happens is None else failed(update, happens, has_examples(data))
             update = left_out(update, told["left_out"] > 0) if leaves else update
             return kept(update, own, told["own"], has_examples(data)) if keeps else update
@@ -160,7 +160,7 @@ def told_to(fn: Callable[..., object], told: dict[str, PyTree]) -> dict[str, PyT
 
 def left_out(update: ClientUpdate, is_left_out: jax.Array) -> ClientUpdate:
     """Returns a client's second update; left out, and counted once, if the first one was left out as not finite."""
-    return checked(update._replace(weight=jnp.where(is_left_out, jnp.nan, update.weight)))
+    return drop_non_finite(update._replace(weight=jnp.where(is_left_out, jnp.nan, update.weight)))
 
 
 def kept(update: ClientUpdate, new: PyTree, own: PyTree, present: jax.Array) -> tuple[ClientUpdate, PyTree]:

@@ -13,7 +13,7 @@ from fedjx.core.language.names import PyTree
 from fedjx.core.language.sequence import sequence_reduce
 from fedjx.core.language.values import Sequence
 from fedjx.models.model import Batch, Model, Ratio, batch_loss
-from fedjx.training.client import ClientUpdate, checked, examples
+from fedjx.training.client import ClientUpdate, as_batches, drop_non_finite
 
 
 class LocalGradient(NamedTuple):
@@ -43,7 +43,7 @@ def local_gradient(model: Model, params: PyTree, data: Sequence, key: jax.Array)
     random, nor on how far the data is padded.
     """
     _, key_loss = jax.random.split(key)
-    batches = examples(data)
+    batches = as_batches(data)
     num_examples = jnp.sum(batches.index >= 0, dtype=jnp.int32)
 
     def total(params: PyTree, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Ratio]]:
@@ -61,14 +61,14 @@ def local_gradient(model: Model, params: PyTree, data: Sequence, key: jax.Array)
 
 
 def gradient_update(model: Model) -> Callable[..., ClientUpdate]:
-    """Returns the client update that is the `local_gradient`, reported as it is `checked`."""
+    """Returns the client update that is the `local_gradient`, unless it is not finite (`drop_non_finite`)."""
 
     def client_update(
         params: PyTree, data: Sequence, key: jax.Array, *, weight: Callable[[jax.Array], jax.Array]
     ) -> ClientUpdate:
         found = local_gradient(model, params, data, key)
         metrics = {**found.metrics, "num_examples": found.num_examples}
-        return checked(ClientUpdate(found.gradient, weight(found.num_examples), metrics))
+        return drop_non_finite(ClientUpdate(found.gradient, weight(found.num_examples), metrics))
 
     return client_update
 

@@ -111,7 +111,7 @@ def averaging(model: Model) -> Method[None]:
 class First(NamedTuple):
     """What a pass before the round tells a client: its own update there, and what came of all."""
 
-    own: ClientUpdate
+    update: ClientUpdate
     result: PyTree
 
 
@@ -123,12 +123,12 @@ class Held(NamedTuple):
 
 
 class Scaled(NamedTuple):
-    """The state of `scaled`: the last round's factor, float32 ``[]``, 1 at first."""
+    """The state of `scale_delta`: the last round's factor, float32 ``[]``, 1 at first."""
 
     scale: jax.Array
 
 
-def scaled(scale: Callable[[PyTree, Metrics], jax.Array]) -> optax.GradientTransformationExtraArgs:
+def scale_delta(scale: Callable[[PyTree, Metrics], jax.Array]) -> optax.GradientTransformationExtraArgs:
     """Multiplies the aggregated delta by ``(delta, metrics) -> scale``; to be chained before a server's optimizer."""
 
     def update(

@@ -37,7 +37,7 @@ def partition(params: PyTree, is_local: Callable[[str], bool]) -> Parts:
     >>> parts = partition(params, lambda name: name.startswith("head"))
     >>> parts.shared
     {'body': {'kernel': array([1., 1.])}, 'head': {'bias': None, 'kernel': None}}
-    >>> merge(*parts)["head"]["bias"]
+    >>> combine(*parts)["head"]["bias"]
     array([0.])
     """
 
@@ -53,7 +53,7 @@ def _name(path: KeyPath) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def merge(some: PyTree, others: PyTree) -> PyTree:
+def combine(some: PyTree, others: PyTree) -> PyTree:
     """Puts the two trees of a `partition` together again, in either order.
 
     Raises:
@@ -81,12 +81,12 @@ def first_parts(
     return lambda key: partition(model.init(key), is_local).shared, jax.jit(init_client)
 
 
-def frozen(model: Model, fixed: PyTree) -> Model:
+def with_fixed(model: Model, fixed: PyTree) -> Model:
     """Returns a model of one of the `Parts`, the other one fixed: its parameters are those that are not.
 
     >>> model = fedjx.models.linear(2, input_shape=(3,))
     >>> parts = partition(model.init(jax.random.key(0)), lambda name: name.endswith("bias"))
-    >>> frozen(model, parts.shared).init(jax.random.key(1))
+    >>> with_fixed(model, parts.shared).init(jax.random.key(1))
     {'head': {'bias': Array([0., 0.], dtype=float32), 'kernel': None}}
     """
 
@@ -95,6 +95,6 @@ def frozen(model: Model, fixed: PyTree) -> Model:
 
     return model._replace(
         init=init,
-        loss=lambda params, batch, key: model.loss(merge(params, fixed), batch, key),
-        metrics=lambda params, batch: model.metrics(merge(params, fixed), batch),
+        loss=lambda params, batch, key: model.loss(combine(params, fixed), batch, key),
+        metrics=lambda params, batch: model.metrics(combine(params, fixed), batch),
     )

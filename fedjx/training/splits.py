@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from fedjx.core.language.checks import check_number
 from fedjx.core.language.padding import own_padding
 from fedjx.core.language.values import Batches, Sequence
-from fedjx.training.client import examples
+from fedjx.training.client import as_batches
 
 Split = Callable[[Sequence, jax.Array], tuple[Sequence, Sequence]]
 
@@ -24,7 +24,7 @@ def split_where(data: Sequence, is_first: jax.Array) -> tuple[Sequence, Sequence
     The parts have the batches of the whole, with padding in the other part's places: evaluation ignores it, and
     training packs its batches anew.
     """
-    batches = examples(data)
+    batches = as_batches(data)
 
     def part(mask: jax.Array) -> Sequence:
         index = jnp.where(mask, batches.index, -1)
@@ -53,11 +53,11 @@ def random_split(fraction: float) -> Split:
     check_number("[0, 1]", "Pass the first part's.", fraction=fraction)
 
     def split(data: Sequence, key: jax.Array) -> tuple[Sequence, Sequence]:
-        real = (examples(data).index >= 0).reshape(-1)
+        real = (as_batches(data).index >= 0).reshape(-1)
         # Drawn by rank, so that padding between the examples changes nothing.
         draws = jax.vmap(lambda rank: jax.random.uniform(jax.random.fold_in(key, rank)))(_rank(data).reshape(-1))
         order = jnp.argsort(jnp.argsort(jnp.where(real, draws, 2.0)))
-        return split_where(data, (order < jnp.ceil(fraction * jnp.sum(real))).reshape(examples(data).index.shape))
+        return split_where(data, (order < jnp.ceil(fraction * jnp.sum(real))).reshape(as_batches(data).index.shape))
 
     return split
 
@@ -67,7 +67,7 @@ def feature_split(name: str) -> Split:
 
     def split(data: Sequence, key: jax.Array) -> tuple[Sequence, Sequence]:
         del key
-        return split_where(data, examples(data).gather()[name].astype(bool))
+        return split_where(data, as_batches(data).gather()[name].astype(bool))
 
     return split
 
@@ -80,5 +80,5 @@ def no_split(data: Sequence, key: jax.Array) -> tuple[Sequence, Sequence]:
 
 def _rank(data: Sequence) -> jax.Array:
     """Numbers a client's examples in their order, int32 ``[S, B]``."""
-    index = examples(data).index
+    index = as_batches(data).index
     return (jnp.cumsum(index.reshape(-1) >= 0, dtype=jnp.int32) - 1).reshape(index.shape)

@@ -30,7 +30,7 @@ from fedjx.models import batch_loss, from_flax, mean_loss
 from fedjx.models.model import Variables
 from fedjx.training import local_train
 from fedjx.training.batch_stats import in_batch_norm, is_batch_stat
-from fedjx.training.parts import merge, partition
+from fedjx.training.parts import combine, partition
 from tests.algorithms.problems import BATCH_SIZE, federated_data, materialised, normed_model, plain_model
 
 MOMENTUM, EPSILON, RATE = 0.8, 1e-5, 0.1  # Momentum is that of `normed_model`, epsilon Flax's.
@@ -223,7 +223,7 @@ def own_models(algorithm: Any, examples: dict[str, np.ndarray], seed: int, num_r
     )
     for _ in range(num_rounds):
         state, _, *states = algorithm.next(state, clients, *states)
-    return merge(each(state.params), states[0].value) if states else each(state.params)
+    return combine(each(state.params), states[0].value) if states else each(state.params)
 
 
 def test_fed_bn_beats_shared_statistics_under_feature_shift(on_digits):

@@ -16,7 +16,7 @@ from fedjx.core.language.values import Batches, Sequence
 from fedjx.data import Cohort, FederatedData, central
 from fedjx.models import Model, Ratio, finalize_metrics
 from fedjx.training import local_evaluate, local_train
-from fedjx.training.client import _plan, examples
+from fedjx.training.client import _plan, as_batches
 from fedjx.training.splits import split_where
 from tests.algorithms.problems import dropout_model, federated_data, plain_model
 
@@ -138,10 +138,10 @@ def test_the_examples_of_a_client_by_itself_pad_with_its_own():
     """Whatever stands in the places of padding, here in the first one too, nobody computes on it."""
     x = np.array([[np.nan, 2], [3, np.nan], [np.nan, np.nan]], np.float32)
     data = Sequence({"x": x, "mask": np.isfinite(x) | (np.arange(3) == 2)[:, None]}, np.int32(2))
-    (first,) = {x.tobytes() for x in (examples(data).gather()["x"], examples(own_padding(data)).gather()["x"])}
+    (first,) = {x.tobytes() for x in (as_batches(data).gather()["x"], as_batches(own_padding(data)).gather()["x"])}
     np.testing.assert_array_equal(np.frombuffer(first, np.float32), [2, 2, 3, 2, 2, 2])
     pool = Batches({"x": np.array([9.0, 2.0, 3.0])}, np.array([[-1, 1], [2, -1], [0, 0]]))
-    assert examples(Sequence(pool, np.int32(2))).gather()["x"].tolist() == [[2, 2], [3, 2], [2, 2]]
+    assert as_batches(Sequence(pool, np.int32(2))).gather()["x"].tolist() == [[2, 2], [3, 2], [2, 2]]
     ones, others = split_where(Sequence(pool, np.int32(2)), jnp.array([[True, True], [False, True], [True, True]]))
     assert [part.elements.gather()["x"].tolist()[0] for part in (ones, others)] == [[2, 2], [3, 3]]
 

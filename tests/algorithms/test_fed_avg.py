@@ -19,7 +19,7 @@ from fedjx.algorithms import fed_avg
 from fedjx.core.execution.process import Aggregator
 from fedjx.data import Cohort, FederatedData, central
 from fedjx.models import Model, linear
-from fedjx.training import ClientUpdate, checked, local_train
+from fedjx.training import ClientUpdate, drop_non_finite, local_train
 from tests.algorithms.problems import (
     BATCH_SIZE,
     NUM_CLASSES,
@@ -361,13 +361,13 @@ def test_a_round_of_only_non_finite_clients_changes_no_parameter(data):
 @pytest.mark.parametrize("where", ["delta", "weight"])
 def test_checked_zeroes_everything_of_a_non_finite_update(bad, where):
     update = ClientUpdate({"a": jnp.ones(3), "n": jnp.int32(4)}, jnp.float32(2), {"loss": jnp.float32(7)})
-    good = checked(update)
+    good = drop_non_finite(update)
     assert float(good.weight) == 2
     assert int(good.metrics["num_clients"]) == 1
     broken = update._replace(
         **{where: {"a": jnp.array([1, bad, 1]), "n": jnp.int32(4)} if where == "delta" else jnp.float32(bad)}
     )
-    zeroed = checked(broken)
+    zeroed = drop_non_finite(broken)
     assert all(not np.any(x) for x in jax.tree.leaves((zeroed.delta, zeroed.weight, zeroed.metrics["loss"])))
     assert (int(zeroed.metrics["num_clients"]), int(zeroed.metrics["num_non_finite_clients"])) == (0, 1)
 

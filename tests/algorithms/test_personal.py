@@ -16,7 +16,7 @@ import pytest
 
 from fedjx.aggregation import uniform
 from fedjx.algorithms import fed_avg
-from fedjx.algorithms.apfl import apfl, mixed
+from fedjx.algorithms.apfl import apfl, personal_params
 from fedjx.algorithms.ditto import ditto
 from fedjx.algorithms.fed_per import fed_per
 from fedjx.algorithms.fed_rep import fed_rep
@@ -30,7 +30,7 @@ from fedjx.data import Cohort, FederatedData
 from fedjx.models import Model, mean_loss
 from fedjx.training import ClientUpdate
 from fedjx.training.method import Method
-from fedjx.training.parts import merge
+from fedjx.training.parts import combine
 from fedjx.training.round import compose
 from fedjx.training.splits import no_split
 
@@ -179,7 +179,7 @@ def test_apfl_equals_the_loop_in_numpy(data, averaged, mixing, mixing_rate):
     if mixing:
         assert 0.01 < np.ptp(rows.mixing)  # The clients learn different shares.
     else:  # With a share of 0 the personal model is the shared one, and stays where it was.
-        jax.tree.map(np.testing.assert_array_equal, mixed(params, row(rows, 3)), params)
+        jax.tree.map(np.testing.assert_array_equal, personal_params(params, row(rows, 3)), params)
         jax.tree.map(np.testing.assert_array_equal, row(rows, 3).params, START)
 
 
@@ -209,7 +209,7 @@ def test_partly_local_models_equal_the_loop_in_numpy(data, method):
 
     expected, states = in_numpy(data, client, np.append(START["weight"], START["bias"]))
     assert params["bias"] is None
-    assert_equal(merge(params, row(rows, 3)), body * expected + head * states[3])
+    assert_equal(combine(params, row(rows, 3)), body * expected + head * states[3])
     for k, own in states.items():
         np.testing.assert_allclose(rows["bias"][k], own[2], rtol=1e-5)
     # Down go a key and the weight; up the weight's change with a client's weight, and six metrics: never a bias.

@@ -120,7 +120,7 @@ def test_a_pass_before_may_send_what_is_no_delta():
     """Through an aggregator with a memory, whose states are then of two types; and it need not be checked."""
 
     def update(params: Any, data: Any, key: Any, *, first: Any) -> ClientUpdate:
-        return ClientUpdate({"w": params["w"] - data * (first.own.delta > first.result)}, jnp.float32(1), {})
+        return ClientUpdate({"w": params["w"] - data * (first.update.delta > first.result)}, jnp.float32(1), {})
 
     method = Method(
         lambda key: {"w": jnp.zeros(2)},

@@ -15,7 +15,7 @@ import pytest
 from fedjx import Sequence, parse_type, tff
 from fedjx.aggregation import compress, compressed_broadcast, uniform_quantizer
 from fedjx.algorithms import fed_avg
-from fedjx.algorithms.personalization import fine_tuning, unchanged
+from fedjx.algorithms.personalization import fine_tuning, no_fine_tuning
 from fedjx.data import Cohort, FederatedData
 from fedjx.models import Model, from_flax
 from fedjx.models.flax_models import accuracy
@@ -199,7 +199,7 @@ def test_personalisation_is_evaluated_client_by_client_against_the_baseline(imag
     for name in clients.client_ids[:3]:
         batches = list(clients.create_dataset_for_client(name))
         data.append({"train_data": batches[1:], "test_data": batches[:1]})
-    strategies = {"stay": unchanged, "sgd": fine_tuning(tff_model_fn(), optimizer=optax.sgd(0.1), num_epochs=3)}
+    strategies = {"stay": no_fine_tuning, "sgd": fine_tuning(tff_model_fn(), optimizer=optax.sgd(0.1), num_epochs=3)}
     params = tff_model_fn().init(jax.random.key(0))
     metrics = tff.build_personalization_eval(tff_model_fn, strategies)(params, data)
     assert list(metrics) == ["baseline_metrics", "sgd", "stay"]
