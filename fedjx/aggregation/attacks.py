@@ -138,7 +138,7 @@ def scaled_to_norm(norm: float) -> Attack:
 def projected(radius: float) -> Attack:
     """Sends the value projected to the ball of this radius around 0.
 
-    With `boosted` after it, ``in_turn(projected(r), boosted(b))``, projected boosting: a norm of at most ``b * r``.
+    `boosted` after it, ``in_turn(projected(r), boosted(b))``, is projected boosting, of a norm of at most ``b * r``.
     """
     return lambda scene: federated_map(_Rescaled(radius, only_down=True), scene.value)
 
