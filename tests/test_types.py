@@ -18,6 +18,30 @@ NOT_OURS = {
     "reportUnknownMemberType": ('Type of "make_mesh"', 'Type of "device_count"'),
 }
 
+# What methods, aggregators and what wraps them are to a type checker.
+METHODS = """
+from typing import Any, assert_type
+
+from fedjx import Aggregator, Algorithm, StatefulAlgorithm
+from fedjx.aggregation import StatefulAggregator, clip_by_norm, error_feedback, mean, top_k
+from fedjx.algorithms import EmaState, ema, gaussian_mixture, mixture_around, scaffold
+from fedjx.data import ClientStates, Cohort
+from fedjx.training import ServerState, averaging, compose, stateful_rounds
+
+sgd, remembers = optax.sgd(0.1), error_feedback(top_k(0.1))
+controlled = scaffold(model, num_clients=50, client_optimizer=sgd)
+assert_type(controlled, StatefulAlgorithm[ServerState, Any])
+assert_type(controlled.next(state, clients, clients)[0].round, jax.Array)
+assert_type(ema(controlled, 0.9), StatefulAlgorithm[EmaState[ServerState], Any])
+assert_type(gaussian_mixture(init=lambda key: mixture_around([[0.0]])), Algorithm[ServerState])
+assert_type(clip_by_norm(1.0, mean()), Aggregator)
+assert_type(remembers, StatefulAggregator)
+assert_type(fed_avg(model, client_optimizer=sgd, aggregator=remembers), StatefulAlgorithm[ServerState, Any])
+assert_type(compose(averaging(model), client_optimizer=sgd, aggregator=mean()), Algorithm[ServerState])
+step_on_disk = stateful_rounds(controlled, ClientStates("states", controlled.init_client(state), num_clients=50))
+assert_type(step_on_disk(state, Cohort(train, [4], batch_size=10))[0], ServerState)
+"""
+
 MISTAKES = """
 algorithm.next(state)
 algorithm.next(state, 3)
@@ -30,6 +54,9 @@ sample("the seventh")
 Cohort(train, 4, batch_size="ten")
 Cohort(model, [4], batch_size=10)
 evaluation(state.params)
+controlled.next(state, clients)
+clip_by_norm(1.0, remembers)
+fed_avg(model, client_optimizer=sgd, num_epoch=2)
 """
 
 
@@ -69,13 +96,13 @@ def problems(folder: Path, script: str) -> list[Problem]:
 
 def test_a_script_is_fully_typed(tmp_path):
     assert SCRIPT.count("\n") > 30
-    assert problems(tmp_path, SCRIPT) == []
+    assert problems(tmp_path, SCRIPT + METHODS) == []
 
 
 def test_mistakes_are_seen(tmp_path):
     """The negative control: types that were all `Any` would let these pass."""
-    lines = (SCRIPT + MISTAKES).splitlines()
-    found = problems(tmp_path, SCRIPT + MISTAKES)
+    lines = (SCRIPT + METHODS + MISTAKES).splitlines()
+    found = problems(tmp_path, SCRIPT + METHODS + MISTAKES)
     wrong = {problem.line for problem in found if problem.rule != "reportUnusedExpression"}
     assert [lines[i] for i in sorted(wrong)] == MISTAKES.split("\n")[1:-1]
 

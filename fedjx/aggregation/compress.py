@@ -37,7 +37,7 @@ class Leaf(NamedTuple):
 
     @property
     def size(self) -> int:
-        """The number of elements."""
+        """Returns the number of elements."""
         return math.prod(self.shape)
 
 

@@ -33,12 +33,12 @@ class Levels(NamedTuple):
 
 
 def drive(*, unbiased: bool = True, rotation: Rotation | None = None) -> Compressor:
-    """One bit an element: signs of the rotated vector, and a scale. `eden` of one bit, of which see the bias."""
+    """Sends one bit an element, signs of the rotated vector, and a scale: it is `eden` of one bit, with its bias."""
     return eden(1, unbiased=unbiased, rotation=rotation)
 
 
 def eden(num_bits: int, *, unbiased: bool = True, rotation: Rotation | None = None) -> Compressor:
-    """A few bits an element: the nearest normal level of the rotated vector, and a scale.
+    """Sends a few bits an element, for the nearest normal level of the rotated vector, and a scale.
 
     Args:
       num_bits: 1 to 8.

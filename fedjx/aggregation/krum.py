@@ -85,7 +85,7 @@ def bulyan(*, num_malicious: int) -> Aggregator:
 def squared_distances(matrix: jax.Array) -> jax.Array:
     """Returns the squared distances ``[n, n]`` between the rows of ``[n, d]``.
 
-    From differences, not from inner products, which lose all digits beside a row of huge numbers.
+    They are computed from differences, not from inner products, which lose all digits beside a row of huge numbers.
     """
     return lax.map(lambda row: jnp.sum(jnp.square(matrix - row[None]), axis=1), matrix)
 

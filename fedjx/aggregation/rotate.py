@@ -77,10 +77,10 @@ def rotated(compressor: Compressor, rotation: Rotation | None = None) -> Compres
 
 
 def hadamard() -> Rotation:
-    """Random signs, then the orthonormal Walsh-Hadamard transform of each block.
+    """Multiplies by random signs, then takes the orthonormal Walsh-Hadamard transform of each block.
 
-    Not uniform among all rotations: what is proven of those holds nearly for vectors with many nonzero elements in a
-    block, and not for sparse ones, see `eden`.
+    It is not uniform among all rotations: what is proven of those holds nearly for vectors with many nonzero elements
+    in a block, and not for sparse ones, see `eden`.
 
     A block has the greatest power of two of elements that is at most ``8 sqrt(n)``, so that the padding of the last
     one, under ``8 / sqrt(n)`` of the vector, costs about as much as the scales of all; under 64 elements are one block.
@@ -144,9 +144,9 @@ def random_signs(key: jax.Array, size: int) -> jax.Array:
 
 
 def fourier() -> Rotation:
-    """Pairs of elements as complex numbers, turned by random phases, then the unitary Fourier transform.
+    """Turns pairs of elements, as complex numbers, by random phases, then takes the unitary Fourier transform.
 
-    Nearer to a uniform rotation than `hadamard` for sparse vectors.
+    It is nearer to a uniform rotation than `hadamard` for sparse vectors.
     """
 
     def shape(n: int) -> tuple[int, int]:

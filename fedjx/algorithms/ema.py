@@ -43,7 +43,7 @@ class EmaState(NamedTuple, Generic[State]):
 
     @property
     def round(self) -> jax.Array:
-        """int32 ``[]``; how many rounds are done, as the algorithm counts."""
+        """Returns how many rounds are done, as the algorithm counts: int32 ``[]``."""
         return self.inner.round
 
 

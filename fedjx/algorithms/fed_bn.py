@@ -29,7 +29,7 @@ def fed_bn(
       **others: As for `fed_per`.
 
     Returns:
-      As `fed_per`; a client's own model is ``combine(state.params, client state)``.
+      What `fed_per` does; a client's own model is ``combine(state.params, client state)``.
 
     Raises:
       ValueError: If the model has no batch statistics.

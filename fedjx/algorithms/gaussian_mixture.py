@@ -13,7 +13,7 @@ from typing import NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
-from jax.typing import ArrayLike
+from numpy.typing import ArrayLike
 
 from fedjx.algorithms.sufficient_statistics import StatisticsArguments, sufficient_statistics
 from fedjx.core.execution.process import Algorithm

@@ -71,7 +71,7 @@ def personalization_evaluation(
       baseline: With which strategy ``"baseline"`` is evaluated; with the server's parameters if not given.
 
     Returns:
-      Of every client, by strategy, its metrics on its test data; stream them into a sink, or they are gathered.
+      The metrics of every client on its test data, by strategy; stream them into a sink, or they are gathered.
       ``means`` has their means over the clients that have test data, each counting once, and ``num_clients`` of these.
 
     Guarantees: What a client gets depends on its data, its id and the key only, not on the cohort.
@@ -116,7 +116,7 @@ def personal_evaluation(
         `personal_params` for `apfl`, `combine` for `fed_rep` and `fed_per`.
 
     Returns:
-      As for `personalization_evaluation`, with the one strategy ``"personal"`` and without a split.
+      What `personalization_evaluation` does, with the one strategy ``"personal"`` and without a split.
     """
 
     def client_evaluation(params: PyTree, data: Sequence, own: PyTree) -> Scores:

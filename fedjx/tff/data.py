@@ -38,7 +38,7 @@ class Dataset:
 
     @property
     def element_spec(self) -> PyTree:
-        """Shapes and dtypes of the first element."""
+        """Returns shapes and dtypes of the first element."""
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype), next(iter(self)))
 
     def map(self, fn: Callable[..., PyTree]) -> Dataset:
@@ -108,12 +108,12 @@ class ClientData:
 
     @property
     def create_dataset_for_client(self) -> Callable[[str], Dataset]:
-        """The same by a name without TensorFlow in it."""
+        """Returns the same by a name without TensorFlow in it."""
         return self.create_tf_dataset_for_client
 
     @property
     def element_type_structure(self) -> PyTree:
-        """Shapes and dtypes of the first client's first element."""
+        """Returns shapes and dtypes of the first client's first element."""
         return self.create_tf_dataset_for_client(self.client_ids[0]).element_spec
 
     def preprocess(self, preprocess_fn: Callable[[Dataset], Dataset]) -> ClientData:

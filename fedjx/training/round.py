@@ -93,6 +93,7 @@ def round_keys(key: jax.Array, round: jax.Array) -> RoundKeys:
     return RoundKeys(*jax.random.split(jax.random.fold_in(key, round), 3))
 
 
+# Of a method that hands on its arguments a type checker takes the aggregator for one without a memory.
 @overload
 def compose(
     method: Method[Any],

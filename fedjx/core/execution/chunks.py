@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
 from fedjx.core.execution.devices import own_part
+from fedjx.core.language.names import PyTree
 from fedjx.core.language.shares import Share
 from fedjx.core.language.streams import Planned, is_planned
 from fedjx.core.language.values import Clients, check_same_clients, map_own, side_by_side
@@ -50,7 +51,7 @@ class Chunks:
       result_bytes: What a client leaves behind: so many bytes at most, or None if that is unknown.
     """
 
-    def __init__(self, arguments: list[Any], share: Share, *, result_bytes: int | None):
+    def __init__(self, arguments: list[PyTree], share: Share, *, result_bytes: int | None):
         if not arguments:
             raise ValueError("a cohort needs at least one client; got no argument at CLIENTS. Pass Clients.")
         self._arguments, self._share, self._num_devices = arguments, share, share.num_devices
@@ -202,14 +203,14 @@ def arranged(sizes: ArrayLike, lanes: int, num_devices: int, num_groups: int) ->
 class _Again:
     """An iterable that can be read again."""
 
-    def __init__(self, read: Callable[[], Iterator[Any]]):
+    def __init__(self, read: Callable[[], Iterator[PyTree]]):
         self._read = read
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[PyTree]:
         return self._read()
 
 
-def _zipped(streams: list[Any]) -> Iterator[Clients]:
+def _zipped(streams: list[PyTree]) -> Iterator[Clients]:
     for number, chunks in enumerate(itertools.zip_longest(*streams)):
         if any(chunk is None for chunk in chunks):
             raise ValueError(

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fedjx.core.language.names import Array, PyTree
 from fedjx.core.language.values import MASK, Batches, Sequence
-
-PyTree = Any
 
 
 def own_padding(value: PyTree) -> PyTree:
@@ -33,7 +31,7 @@ def own_padding(value: PyTree) -> PyTree:
     return jax.tree.map(_own, value, is_leaf=_is_padded)
 
 
-def filled(x: Any, real: Any) -> jax.Array:
+def filled(x: Array, real: Array) -> jax.Array:
     """Replaces what is not real by the first that is, or by zeros.
 
     Args:
@@ -49,17 +47,17 @@ def filled(x: Any, real: Any) -> jax.Array:
     return lax.select(where, x, jnp.broadcast_to(first, x.shape))
 
 
-def _own(x: Any) -> Any:
+def _own(x: PyTree) -> PyTree:
     if isinstance(x, Batches):
         return _own_rows(x, jnp.asarray(True))
     return Sequence(_own_elements(x), x.length) if isinstance(x, Sequence) else x
 
 
 def _own_elements(sequence: Sequence) -> PyTree:
-    def exists(x: Any) -> jax.Array:
+    def exists(x: PyTree) -> jax.Array:
         return jnp.arange(jnp.shape(x)[0], dtype=jnp.int32) < sequence.length
 
-    def own(x: Any) -> Any:
+    def own(x: PyTree) -> PyTree:
         if isinstance(x, Sequence):
             return jax.vmap(own_padding)(jax.tree.map(own, x))
         return _own_rows(x, exists(x.index)) if isinstance(x, Batches) else filled(x, exists(x))
@@ -83,7 +81,7 @@ def _own_rows(batches: Batches, exists: jax.Array) -> Batches:
     return dataclasses.replace(batches, index=jnp.where(real, index, ~first))
 
 
-def _is_padded(x: Any) -> bool:
+def _is_padded(x: object) -> bool:
     return isinstance(x, (Batches, Sequence))
 
 

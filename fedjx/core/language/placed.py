@@ -71,7 +71,7 @@ class FederatedValue:
 
     @property
     def type(self) -> FederatedType:
-        """The value's federated type."""
+        """Returns the value's federated type."""
         return self._node.type
 
     def __repr__(self) -> str:

@@ -13,7 +13,7 @@ def check_secure(computation: Traced, *args: object, **kwargs: object) -> None:
     looking at them (the sum of a constant) is allowed; so are results that stay at CLIENTS.
     ``federated_select`` is not: it shows the server which slices each client asks for.
 
-    Not checked: how many clients a total is of, and what they do before it. A total of one client is that client's
+    It does not check how many clients a total is of, nor what they do before it. A total of one client is that client's
     value, and so is a sum in which all others are made to add 0, by their ids for example. Against the first,
     `secure_sum` and `secure_mean` of `fedjx.aggregation` take ``min_clients``.
 

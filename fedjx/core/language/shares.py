@@ -28,7 +28,7 @@ class Share(NamedTuple):
 
     @property
     def num_own(self) -> int:
-        """Number of positions, P."""
+        """Returns the number of positions, P."""
         return self.num_devices if self.positions is None else len(self.positions)
 
     def of(self, x: PyTree) -> PyTree:

@@ -43,7 +43,7 @@ class Traced:
 
     @property
     def type_signature(self) -> Any:
-        """The `FunctionType`; for a computation without declared types, a function of the arguments.
+        """Returns the `FunctionType`; for a computation without declared types, a function of the arguments.
 
         Arguments may be values, streams or types.
         """

@@ -55,7 +55,7 @@ class ArrayType:
 
     @property
     def ndim(self) -> int:
-        """Number of dimensions."""
+        """Returns the number of dimensions."""
         return len(self.shape)
 
 
@@ -176,7 +176,7 @@ class Struct:
 
     @classmethod
     def tree_unflatten(cls, names: tuple[str | None, ...], values: Iterable[PyTree]) -> Struct:
-        """Inverse of `tree_flatten_with_keys`."""
+        """Puts together again what `tree_flatten_with_keys` has taken apart."""
         return cls(names, tuple(values))
 
 

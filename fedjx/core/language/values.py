@@ -38,7 +38,7 @@ class Batches:
     index: Any
     shared: bool = dataclasses.field(default=True, metadata={"static": True})
 
-    def gather(self) -> dict[str, Any]:
+    def gather(self) -> dict[str, jax.Array]:
         """Returns the features ``[..., B, ...]`` and ``mask``, bool ``[..., B]``.
 
         Padding shows the row of its index, and zeros past the pool's end. In a function of one client it shows an
@@ -143,7 +143,7 @@ class Clients:
 
     @property
     def num_clients(self) -> int:
-        """Number of members, padding included."""
+        """Returns the number of members, padding included."""
         return self.mask.shape[0]
 
     def members(self) -> dict[int, PyTree]:
