@@ -25,7 +25,7 @@ quickstart: $(VENV)/.runtime ## Train federated averaging on a small data set th
 	$(BIN)/python -m benchmarks.quickstart $(ARGS)
 
 test: $(VENV)/.dev ## Run the tests, the doctests and the code in the documents.
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.dev ## Check format, style and types.
 	$(BIN)/ruff format --check .

@@ -3,8 +3,12 @@
 This file is at the root, and not in `tests/`, because the doctests of `fedjx/` need it too.
 """
 
+import gc
 import importlib.metadata
 import os
+import shutil
+import tempfile
+from pathlib import Path
 
 # JAX reads these when it is first used. The flags are appended, so what the user has set stays; the last one counts.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -14,10 +18,15 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
     # A quarter less to compile. Later versions may not know the flag, and stop at what they do not know.
     flags += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
+# What one process of a run has compiled, no other one compiles: neither a worker nor what a test starts. An entry is
+# found by its whole program, the flags and the version of XLA; JAX counts what it finds like what it compiles.
+is_worker = "PYTEST_XDIST_WORKER" in os.environ
+if not is_worker:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="fedjx-tests-")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["MPLBACKEND"] = "Agg"
-if (
-    "PYTEST_XDIST_WORKER" in os.environ
-):  # Workers share the cores: thread pools of NumPy and scikit-learn get in the way.
+if is_worker:  # Workers share the cores: thread pools of NumPy and scikit-learn get in the way.
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, "1")
 
@@ -37,6 +46,28 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     del session
     if jax.device_count() != 4 or jax.default_backend() != "cpu":
         pytest.exit(f"the tests need 4 simulated CPU devices; got {jax.devices()}.", returncode=3)
+
+
+def pytest_unconfigure() -> None:
+    """Throws away what was compiled."""
+    if not is_worker:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Forgets, between two files, the programs of those before, where they take much memory."""
+    if nextitem is not None and nextitem.path != item.path and _resident_bytes() > 1.5e9:
+        jax.clear_caches()
+        gc.collect()
+
+
+def _resident_bytes() -> int:
+    """Returns the memory of this process, or nothing where the system does not say it in a file."""
+    try:
+        return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
 
 
 @pytest.fixture(autouse=True)

@@ -45,19 +45,33 @@ def _map(run: Pass, server: PyTree, clients: Clients) -> tuple[tuple[PyTree, ...
     return mapped(one, (server, pools), (own, clients.id), stop_early=stop_early)
 
 
+def _member(run: Pass, server: PyTree, clients: Clients) -> tuple[tuple[PyTree, ...], PyTree]:
+    """Returns the shapes of one client's values and outputs, which costs less than those of all clients."""
+    own, pools, join = per_client(clients.value)
+
+    def one(server: PyTree, own: PyTree, pools: PyTree, client_id: jax.Array) -> tuple[tuple[PyTree, ...], PyTree]:
+        return run.fn(server, own_padding(join(own, pools)), client_id)
+
+    own, client_id = jax.tree.map(_first, (own, clients.id))
+    return jax.eval_shape(one, server, own, pools, client_id)
+
+
+def _first(x: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape[1:], x.dtype, weak_type=getattr(x, "weak_type", False))
+
+
 def _zeros(run: Pass, server: PyTree, clients: Clients) -> tuple[PyTree, ...]:
-    values, _ = jax.eval_shape(lambda *args: _map(run, *args), server, clients)
+    values, _ = _member(run, server, clients)
     return _empty(run, values)
 
 
-def _empty(run: Pass, values: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
-    members = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), values)
+def _empty(run: Pass, members: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
     return tuple(r.zero(member) for r, member in zip(run.reductions, members, strict=True))
 
 
 def _step(run: Pass, accumulators: PyTree, server: PyTree, clients: Clients) -> tuple[PyTree, PyTree]:
     values, outputs = _map(run, server, clients)
-    _check_same_shapes(accumulators, _empty(run, values))
+    _check_same_shapes(accumulators, _empty(run, jax.tree.map(_first, values)))
     updated = tuple(
         r.update(accumulator, value, clients.mask)
         for r, accumulator, value in zip(run.reductions, accumulators, values, strict=True)
@@ -75,14 +89,14 @@ def _fold(
     clients = padded(clients, lanes)
     # Leaves [C, ...] become [groups, lanes, ...].
     own, pools, join = per_client(map_own(lambda x: x.reshape(-1, lanes, *x.shape[1:]), clients))
+    _, member = _member(run, server, clients)
 
     def add(accumulators: PyTree, group: PyTree) -> tuple[PyTree, PyTree]:
         def step(accumulators: PyTree, group: PyTree) -> tuple[PyTree, PyTree]:
             return _step(run, accumulators, server, join(group, pools))
 
         def skip(accumulators: PyTree, group: PyTree) -> tuple[PyTree, PyTree]:
-            _, outputs = jax.eval_shape(step, accumulators, group)
-            return accumulators, jax.tree.map(lambda x: lax.full(x.shape, 0, x.dtype), outputs)
+            return accumulators, jax.tree.map(lambda x: lax.full((lanes, *x.shape), 0, x.dtype), member)
 
         has_client = run.in_step or jnp.any(group.mask)  # of only padding there is nothing to do
         return lax.cond(has_client, step, skip, accumulators, group)

@@ -24,8 +24,9 @@ ROOT = Path(__file__).resolve().parents[3]
 @contextlib.contextmanager
 def together(commands, folder, timeout=200):
     """Runs commands beside the block and waits; if one fails or takes too long, ends all and shows what they wrote."""
-    # The devices are the worker's own choice; the machine code is made as in this process.
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    # The devices are the worker's own choice; the machine code is made as in this process, and by each for itself.
+    flags = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_ENABLE_COMPILATION_CACHE": "0"}
+    environment = {**os.environ, **flags}
     logs = [folder / f"log{rank}" for rank in range(len(commands))]
     processes = []
     try:
