@@ -172,13 +172,13 @@ def _extension(name: str, column: np.ndarray) -> msgpack.ExtType:
     if not column.dtype.hasobject:
         native = column.astype(column.dtype.newbyteorder("<"), copy=False)
         return msgpack.ExtType(ARRAY, _packed((shape, column.dtype.name, native.tobytes())))
-    values: list[Any] = column.reshape(-1).tolist()
+    values: list[object] = column.reshape(-1).tolist()
     if not all(type(value) is bytes for value in values):
         raise ValueError(f"text needs to be bytes to be written; got others in {name!r}. Encode it first.")
     return msgpack.ExtType(BYTES_ARRAY, _packed((shape, values)))
 
 
-def _packed(value: Any) -> bytes:
+def _packed(value: object) -> bytes:
     packed = msgpack.packb(value)
     assert packed is not None  # Its type says that it might be.
     return packed

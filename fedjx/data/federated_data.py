@@ -241,10 +241,10 @@ class FederatedData:
             np.take(column, rows, axis=0, out=out[name], mode="clip")  # With another mode NumPy copies twice.
         return out
 
-    def select(self, ids: ArrayLike) -> FederatedData:
+    def select_clients(self, ids: ArrayLike) -> FederatedData:
         """Copies some clients, integers ``[C]`` or a mask ``[K]``, under their own numbers.
 
-        >>> odd = FederatedData({"x": np.arange(10, 15)}, offsets=np.array([0, 2, 3, 3, 5])).select([3, 1])
+        >>> odd = FederatedData({"x": np.arange(10, 15)}, offsets=np.array([0, 2, 3, 3, 5])).select_clients([3, 1])
         >>> odd.ids, odd.sizes, odd.client(3)["x"]
         (array([1, 3]), array([1, 2]), array([13, 14]))
         """

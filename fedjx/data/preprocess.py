@@ -215,9 +215,9 @@ class Preprocessed:
         """Reads a column of the metadata of the data, ``[K]``."""
         return cast(Any, self.data).metadata(name)
 
-    def select(self, ids: ArrayLike) -> Preprocessed:
+    def select_clients(self, ids: ArrayLike) -> Preprocessed:
         """Returns a view of some clients, integers ``[C]`` or a mask ``[K]``, under their own numbers."""
-        return Preprocessed(cast(Any, self.data).select(selected(self, ids)), self._functions)
+        return Preprocessed(cast(Any, self.data).select_clients(selected(self, ids)), self._functions)
 
     def __repr__(self) -> str:
         return (

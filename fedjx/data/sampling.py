@@ -3,7 +3,7 @@
 A sampler is a pure function of (seed, round): a run can be resumed at any round, every host finds the same
 cohort by itself, and nothing depends on the version of NumPy. It describes itself, for a checkpoint and
 for a privacy accountant. Clients are the numbers ``0 .. num_clients - 1``; to sample out of a subset,
-`Store.select` it, which numbers its clients from 0.
+`select_clients` it, and sample places in the view: ``view.ids[sample(round)]``.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def uniform_sampler(num_clients: int, cohort_size: int, *, seed: int, replacemen
     return Sampler(draw, described("uniform", num_clients, seed=seed, cohort_size=cohort_size, **promises))
 
 
-def poisson_sampler(num_clients: int, probability: float | ArrayLike, *, seed: int) -> Sampler:
+def poisson_sampler(num_clients: int, *, probability: float | ArrayLike, seed: int) -> Sampler:
     """Samples every client by itself with a probability, as the accountants of differential privacy assume.
 
     The number of clients is drawn from the binomial distribution, exactly up to 2^-63 for each number
@@ -136,7 +136,7 @@ def poisson_sampler(num_clients: int, probability: float | ArrayLike, *, seed: i
     Raises:
       ValueError: If a number is out of range.
 
-    >>> sample = poisson_sampler(10_000_000, 5e-7, seed=0)
+    >>> sample = poisson_sampler(10_000_000, probability=5e-7, seed=0)
     >>> [sample(round).tolist() for round in range(2)]
     [[1662002, 1728264, 1822466, 2031109, 3861725, 9246268], [293093, 950048, 5980626]]
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -152,7 +152,7 @@ class Diurnal(NamedTuple):
         return self.least + (self.most - self.least) * abs(2 * ((round % self.period / self.period + phase) % 1) - 1)
 
     @property
-    def description(self) -> dict[str, Any]:
+    def description(self) -> dict[str, object]:
         """What makes two availabilities the same."""
         return {"kind": "diurnal", **self._asdict()}
 

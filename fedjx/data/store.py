@@ -28,7 +28,7 @@ class Store:
     the sizes and headers of the files; all else is read when it is asked for. No example is cached or memory-mapped
     and no file is kept open, so threads and processes may share a store, also by pickling.
 
-    Clients are numbered from 0 in the order in which they were written. What `select` returns is
+    Clients are numbered from 0 in the order in which they were written. What `select_clients` returns is
     a store too, a view of the same files, whose clients keep their numbers.
 
     Attributes:
@@ -47,7 +47,7 @@ class Store:
     ...     writer.add("ada", {"x": np.arange(3)}, split="train")
     ...     writer.add("bob", {"x": np.arange(3, 5)}, split="train")
     ...     writer.add("eve", {"x": np.arange(5, 9)}, split="test")
-    >>> train = Store(path).select(split="train")
+    >>> train = Store(path).select_clients(split="train")
     >>> train
     Store(num_clients=2, num_examples=5, examples=<x=int64>)
     >>> train.ids[:], train.find(["bob"]), train.client(1)["x"]
@@ -162,7 +162,7 @@ class Store:
         """Reads the examples of the client of number k, each feature ``[n_k, ...]``."""
         return dict(self.read([k]))
 
-    def select(self, ids: ArrayLike | None = None, /, **metadata: Any) -> Store:
+    def select_clients(self, ids: ArrayLike | None = None, /, **metadata: Any) -> Store:
         """Returns a view of some clients, under their own numbers; nothing is copied.
 
         Args:

@@ -47,7 +47,7 @@ class StoreWriter:
       TypeError: If the provenance is not JSON.
     """
 
-    def __init__(self, path: str | Path, *, provenance: Any = None, shard_bytes: int = 1 << 29):
+    def __init__(self, path: str | Path, *, provenance: object = None, shard_bytes: int = 1 << 29):
         check_integer("[1, inf)", "Leave it at 512 MiB.", shard_bytes=shard_bytes)
         self.path = Path(os.path.abspath(path))
         self._directory = partial_path(self.path, secrets.token_hex(4))
@@ -297,7 +297,7 @@ class StoreWriter:
             )
         return size
 
-    def _check_alike(self, client_id: ClientId, kind: str, values: Mapping[str, Any]) -> None:
+    def _check_alike(self, client_id: ClientId, kind: str, values: Mapping[str, object]) -> None:
         """Refuses an id or metadata unlike the first client's."""
         if kind != self._id_kind:
             raise _other_kind(client_id, kind, self._id_kind)

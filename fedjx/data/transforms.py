@@ -159,7 +159,7 @@ def tokenize(
     return Step("tokenize", function, {**parameters, "dtype": np.dtype(dtype).name}, _same)
 
 
-def split_examples(data: ClientData, fractions: Mapping[str, float], *, seed: int) -> dict[str, Preprocessed]:
+def split_examples(data: ClientData, *, fractions: Mapping[str, float], seed: int) -> dict[str, Preprocessed]:
     """Splits within clients: every example of a client is in exactly one part.
 
     Of n examples, the part that ends at the cumulated fraction f ends at the rounded f n, in an order that
@@ -173,7 +173,7 @@ def split_examples(data: ClientData, fractions: Mapping[str, float], *, seed: in
 
     >>> from fedjx.data import FederatedData, preprocess
     >>> data = FederatedData({"x": np.arange(7)}, np.array([0, 5, 7]))
-    >>> parts = split_examples(data, {"train": 0.6, "test": 0.4}, seed=0)
+    >>> parts = split_examples(data, fractions={"train": 0.6, "test": 0.4}, seed=0)
     >>> parts["train"].sizes, parts["test"].sizes
     (array([3, 1]), array([2, 1]))
     """
@@ -197,11 +197,11 @@ def split_examples(data: ClientData, fractions: Mapping[str, float], *, seed: in
     return {name: preprocess(data, part(name, start, end)) for name, (start, end) in bounds.items()}
 
 
-def split_clients(data: Splittable, fractions: Mapping[str, float], *, seed: int) -> dict[str, Splittable]:
+def split_clients(data: Splittable, *, fractions: Mapping[str, float], seed: int) -> dict[str, Splittable]:
     """Splits by clients: every client is, with all its examples and under its number, in exactly one part.
 
     Args:
-      data: Client data with a method `select`: `FederatedData`, a `Store`, or what `preprocess` returns.
+      data: Client data with a method `select_clients`: `FederatedData`, a `Store`, or what `preprocess` returns.
       fractions: The parts' shares of the clients by name, which add to 1.
       seed: Of the assignment, a random permutation of the clients.
 
@@ -210,7 +210,8 @@ def split_clients(data: Splittable, fractions: Mapping[str, float], *, seed: int
 
     >>> from fedjx.data import FederatedData, preprocess
     >>> data = FederatedData({"x": np.arange(10)}, np.arange(11))
-    >>> {name: part.ids.tolist() for name, part in split_clients(data, {"train": 0.7, "test": 0.3}, seed=0).items()}
+    >>> parts = split_clients(data, fractions={"train": 0.7, "test": 0.3}, seed=0)
+    >>> {name: part.ids.tolist() for name, part in parts.items()}
     {'train': [0, 1, 3, 4, 6, 7, 8], 'test': [2, 5, 9]}
     """
     order = np.random.Generator(np.random.Philox(seed)).permutation(data.num_clients)
@@ -222,7 +223,7 @@ def split_clients(data: Splittable, fractions: Mapping[str, float], *, seed: int
                 f"every part of a split needs a client; got none in {name!r} for {data.num_clients} clients. "
                 "Give it a larger fraction."
             )
-        parts[name] = cast(Any, data).select(data.ids[np.sort(order[start:end])])
+        parts[name] = cast(Any, data).select_clients(data.ids[np.sort(order[start:end])])
     return parts
 
 

@@ -42,7 +42,7 @@ def drawn(seed, n=N, c=C):
     return {
         "uniform": uniform_sampler(n, c, seed=seed),
         "replacement": uniform_sampler(n, c, seed=seed, replacement=True),
-        "poisson": poisson_sampler(n, c / n, seed=seed),
+        "poisson": poisson_sampler(n, probability=c / n, seed=seed),
         "cyclic": cyclic_sampler(n, c, seed=seed),
         "separated": cyclic_sampler(n, c, seed=seed, min_separation=n // c // 2),
         "shuffled": cyclic_sampler(n, c, seed=seed, min_separation=1),
@@ -63,7 +63,7 @@ def samplers(seed, n=N, c=C):
     """All samplers by name."""
     weights = 1 / np.arange(1, n + 1)
     return drawn(seed, n, c) | {
-        "poisson, unequal": poisson_sampler(n, np.linspace(0, 2 * c / n, n), seed=seed),
+        "poisson, unequal": poisson_sampler(n, probability=np.linspace(0, 2 * c / n, n), seed=seed),
         "weighted": weighted_sampler(weights, c, seed=seed),
         "weighted, replacement": weighted_sampler(weights, c, seed=seed, replacement=True),
         "size in memory": size_weighted_sampler(_in_memory(n), c, seed=seed),

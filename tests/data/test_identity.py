@@ -24,27 +24,27 @@ from tests.data.stores import MEMORY, SIZES, SPLITS, written
 
 
 def halves(data):
-    return split_examples(data, {"seen": 0.4, "unseen": 0.6}, seed=1)
+    return split_examples(data, fractions={"seen": 0.4, "unseen": 0.6}, seed=1)
 
 
 WHOLE = {
     "memory": lambda path: MEMORY,
     "store": lambda path: written(path, split=SPLITS),
-    "view of a store": lambda path: written(path, split=SPLITS).select(np.array(SIZES) != 9),
+    "view of a store": lambda path: written(path, split=SPLITS).select_clients(np.array(SIZES) != 9),
     "preprocessed": lambda path: preprocess(written(path), filter_examples(lambda columns: columns["flag"])),
     "store of a split": lambda path: write_store(path, halves(MEMORY)["seen"], progress=False),
-    "split": lambda path: split_examples(MEMORY, {"train": 0.4, "test": 0.6}, seed=1)["train"],
+    "split": lambda path: split_examples(MEMORY, fractions={"train": 0.4, "test": 0.6}, seed=1)["train"],
 }
 WAYS = {
-    "split_examples": lambda data: split_examples(data, {"train": 0.7, "test": 0.3}, seed=0).values(),
-    "split_clients": lambda data: split_clients(data, {"train": 0.6, "test": 0.4}, seed=0).values(),
+    "split_examples": lambda data: split_examples(data, fractions={"train": 0.7, "test": 0.3}, seed=0).values(),
+    "split_clients": lambda data: split_clients(data, fractions={"train": 0.6, "test": 0.4}, seed=0).values(),
     "split twice": lambda data: [
         part
-        for clients in split_clients(data, {"train": 0.6, "test": 0.4}, seed=0).values()
-        for part in split_examples(clients, {"seen": 0.5, "unseen": 0.5}, seed=0).values()
+        for clients in split_clients(data, fractions={"train": 0.6, "test": 0.4}, seed=0).values()
+        for part in split_examples(clients, fractions={"seen": 0.5, "unseen": 0.5}, seed=0).values()
     ],
-    "select": lambda data: [data.select(data.ids[2:]).select(data.ids[[3, 6]])],
-    "select by a mask": lambda data: [data.select(data.sizes[:] == data.sizes[4])],
+    "select": lambda data: [data.select_clients(data.ids[2:]).select_clients(data.ids[[3, 6]])],
+    "select by a mask": lambda data: [data.select_clients(data.sizes[:] == data.sizes[4])],
     "preprocess": lambda data: [preprocess(data, truncate(2), filter_examples(lambda columns: columns["y"] % 3 != 1))],
     "load": lambda data: [data.load() if hasattr(data, "load") else data],
 }
@@ -68,7 +68,7 @@ def test_a_split_that_is_written_keeps_every_client(tmp_path):
         np.testing.assert_array_equal(store.client(k)["x"], part.client(k)["x"])
     ids = uniform_sampler(store.num_clients, 10, seed=0)(0)
     assert 0 in store.sizes[ids]
-    assert sum(len(store.client(k)["x"]) for k in store.select(store.sizes[:] > 0).ids[:]) == part.num_examples
+    assert sum(len(store.client(k)["x"]) for k in store.select_clients(store.sizes[:] > 0).ids[:]) == part.num_examples
 
 
 @pytest.mark.parametrize("whole", WHOLE)
@@ -110,7 +110,7 @@ def check_chunk(chunk, data):
 
 
 def test_the_law_can_fail():
-    renumbered = MEMORY.select([1, 2, 4])
+    renumbered = MEMORY.select_clients([1, 2, 4])
     renumbered = FederatedData(renumbered.examples, renumbered.offsets)
     assert not all(is_part(renumbered.client(k), MEMORY.client(k)) for k in range(3))
 
@@ -138,6 +138,6 @@ def test_random_keys_follow_the_number():
         )
 
     whole = drawn(MEMORY, range(10))
-    view = drawn(MEMORY.select([3, 5, 8]), [3, 5, 8])
+    view = drawn(MEMORY.select_clients([3, 5, 8]), [3, 5, 8])
     assert view == {k: whole[k] for k in (3, 5, 8)}
     assert len(set(whole.values())) == 10

@@ -56,7 +56,7 @@ def data(request, tmp_path):
         ids = [f"client {k}" for k in (0, 1, 2, 99, 3, 4, 5, 6, 7, 98, 8, 9)]
         clients = [*CLIENTS[:3], CLIENTS[0], *CLIENTS[3:8], CLIENTS[0], *CLIENTS[8:]]
         store = written(tmp_path / "s", clients, ids=ids)
-        return store.select([0, 1, 2, 4, 5, 6, 7, 8, 10, 11])
+        return store.select_clients([0, 1, 2, 4, 5, 6, 7, 8, 10, 11])
     return preprocess(MEMORY, lambda columns: columns)
 
 
@@ -146,20 +146,20 @@ def test_truncate_keeps_the_first_or_a_random_subset():
 
 def test_views_select_clients():
     result = preprocess(MEMORY, odd)
-    view = result.select([5, 2])
+    view = result.select_clients([5, 2])
     assert view.ids.tolist() == [2, 5]
     assert_equal(view.client(2), result.client(2))
     assert_equal(view.client(5), result.client(5))
     mask = np.arange(result.num_clients) == 3
-    assert_equal(result.select(mask).client(3), result.client(3))
-    assert_equal(MEMORY.select([7, 3]).client(7), CLIENTS[7])
+    assert_equal(result.select_clients(mask).client(3), result.client(3))
+    assert_equal(MEMORY.select_clients([7, 3]).client(7), CLIENTS[7])
     with pytest.raises(ValueError, match=r"clients of the data set, 2 from 2 to 5; got \[0\]"):
         view.client(0)
 
 
 def test_split_examples_puts_every_example_in_one_part(tmp_path):
     store = written(tmp_path / "s")
-    parts = split_examples(store, {"a": 0.5, "b": 0.3, "c": 0.2}, seed=3)
+    parts = split_examples(store, fractions={"a": 0.5, "b": 0.3, "c": 0.2}, seed=3)
     rows = {name: [] for name in store.client_ids(range(10))}
     for part in parts.values():
         for k, name in enumerate(part.client_ids(range(part.num_clients))):
@@ -169,25 +169,25 @@ def test_split_examples_puts_every_example_in_one_part(tmp_path):
     for name, client in zip(rows, CLIENTS, strict=True):
         assert sorted(x[1:] for x in rows[name]) == [tuple(x.ravel()) for x in client["x"]]
     assert parts["a"].num_examples == sum(round(0.5 * n) for n in SIZES)
-    again = split_examples(store, {"a": 0.5, "b": 0.3, "c": 0.2}, seed=3)
+    again = split_examples(store, fractions={"a": 0.5, "b": 0.3, "c": 0.2}, seed=3)
     assert_equal(again["b"].load().examples, parts["b"].load().examples)
-    other = split_examples(store, {"a": 0.5, "b": 0.3, "c": 0.2}, seed=4)
+    other = split_examples(store, fractions={"a": 0.5, "b": 0.3, "c": 0.2}, seed=4)
     assert (other["a"].load().examples["x"] != parts["a"].load().examples["x"]).any()
     # A client is split in the same way in whatever view it is.
-    view = split_examples(store.select([5]), {"a": 0.5, "b": 0.3, "c": 0.2}, seed=3)
+    view = split_examples(store.select_clients([5]), fractions={"a": 0.5, "b": 0.3, "c": 0.2}, seed=3)
     assert_equal(view["a"].client(5), parts["a"].client(5))
 
 
 def test_split_clients_puts_every_client_in_one_part(tmp_path):
     for data in (written(tmp_path / "s"), preprocess(written(tmp_path / "t"), truncate(2))):
-        parts = split_clients(data, {"train": 0.7, "validation": 0.1, "test": 0.2}, seed=0)
+        parts = split_clients(data, fractions={"train": 0.7, "validation": 0.1, "test": 0.2}, seed=0)
         assert [part.num_clients for part in parts.values()] == [7, 1, 2]
         ids = [part.client_ids(part.ids[:]) for part in parts.values()]
         assert sorted(name for part in ids for name in part) == [f"client {k}" for k in range(10)]
-        other = split_clients(data, {"train": 0.7, "validation": 0.1, "test": 0.2}, seed=1)
+        other = split_clients(data, fractions={"train": 0.7, "validation": 0.1, "test": 0.2}, seed=1)
         assert other["train"].client_ids(other["train"].ids[:]) != ids[0]
     with pytest.raises(ValueError, match="every part of a split needs a client; got none in 'b' for 10 clients"):
-        split_clients(MEMORY, {"a": 0.99, "b": 0.01}, seed=0)
+        split_clients(MEMORY, fractions={"a": 0.99, "b": 0.01}, seed=0)
 
 
 def test_tokenize_cuts_pads_and_checks():
@@ -252,7 +252,7 @@ def test_errors(functions, error, message):
 @pytest.mark.parametrize("fractions", [{}, {"a": 0.5}, {"a": 1.5, "b": -0.5}])
 def test_errors_of_fractions(fractions):
     with pytest.raises(ValueError, match="fractions need to be at least 0 and to add to 1; got"):
-        split_examples(MEMORY, fractions, seed=0)
+        split_examples(MEMORY, fractions=fractions, seed=0)
 
 
 def test_errors_of_truncate():
@@ -262,7 +262,7 @@ def test_errors_of_truncate():
 
 @pytest.mark.parametrize("seed", [-1, 2**63])
 def test_errors_of_seeds(seed):
-    for call in (lambda: truncate(1, seed=seed), lambda: split_examples(MEMORY, {"a": 1.0}, seed=seed)):
+    for call in (lambda: truncate(1, seed=seed), lambda: split_examples(MEMORY, fractions={"a": 1.0}, seed=seed)):
         with pytest.raises(ValueError, match=r"seed must be an integer in \[0, 2\^63\); got seed="):
             call()
 

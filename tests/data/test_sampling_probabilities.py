@@ -74,8 +74,8 @@ def given(probabilities):
 PROBABILITIES = (0.9, 0.2, 0.5, 0.3)
 LAWS = {
     "replacement": (uniform_sampler(4, 3, seed=0, replacement=True), replacement_law([1] * 4, 3)),
-    "poisson": (poisson_sampler(5, 0.3, seed=0), poisson_law([0.3] * 5)),
-    "poisson, unequal": (poisson_sampler(4, PROBABILITIES, seed=0), poisson_law(PROBABILITIES)),
+    "poisson": (poisson_sampler(5, probability=0.3, seed=0), poisson_law([0.3] * 5)),
+    "poisson, unequal": (poisson_sampler(4, probability=PROBABILITIES, seed=0), poisson_law(PROBABILITIES)),
     "weighted, replacement": (
         weighted_sampler(WEIGHTS, 2, seed=0, replacement=True),
         replacement_law(WEIGHTS, 2),
@@ -119,14 +119,14 @@ def rounded(round):
 
 def capped(round):
     """Leaves out who does not fit."""
-    return poisson_sampler(5, 0.3, seed=0)(round)[:3]
+    return poisson_sampler(5, probability=0.3, seed=0)(round)[:3]
 
 
 CONTROLS = {
     "replacement": uniform_sampler(4, 3, seed=0),
     "poisson": rounded,
     "poisson, capped": capped,
-    "poisson, unequal": poisson_sampler(4, np.mean(PROBABILITIES), seed=0),
+    "poisson, unequal": poisson_sampler(4, probability=np.mean(PROBABILITIES), seed=0),
     "weighted, replacement": weighted_sampler(WEIGHTS, 2, seed=0),
     "weighted": whole_again,
     "weighted by floats": uniform_sampler(4, 3, seed=0),
@@ -169,7 +169,7 @@ def always_half(round, ids):
 WITHOUT_REPLACEMENT = (6 / 30, 6 * 5 / 30 / 29)
 PAIRS = {
     "uniform": (uniform_sampler(30, 6, seed=0), *WITHOUT_REPLACEMENT),
-    "poisson": (poisson_sampler(30, 0.2, seed=0), 0.2, 0.04),
+    "poisson": (poisson_sampler(30, probability=0.2, seed=0), 0.2, 0.04),
     "availability": (availability_sampler(30, 6, always_half, seed=0), *WITHOUT_REPLACEMENT),
     "shuffled": (lambda epoch: cyclic_sampler(30, 6, seed=0, min_separation=1)(5 * epoch + 4), *WITHOUT_REPLACEMENT),
     "cyclic": (lambda seed: cyclic_sampler(30, 6, seed=seed)(3), *WITHOUT_REPLACEMENT),
@@ -200,7 +200,7 @@ def test_wrong_pairs_and_wrong_clients_would_show():
 
 def test_sizes_of_poisson_cohorts_have_the_binomial_mean_and_variance():
     num_rounds, n, q = 2000, 10**7, 2e-6
-    sample = poisson_sampler(n, q, seed=0)
+    sample = poisson_sampler(n, probability=q, seed=0)
     sizes = np.array([len(sample(round)) for round in range(num_rounds)])
     mean, variance = n * q, n * q * (1 - q)
     assert abs(sizes.mean() - mean) < 4 * np.sqrt(variance / num_rounds)
@@ -233,7 +233,7 @@ def test_every_example_is_found_on_disk_as_in_memory(tmp_path, monkeypatch, step
     store = written(tmp_path / "store")
     assert np.array_equal(sampling_weighted._find_fn(store.offsets)(points), owners)
     assert np.array_equal(sampling_weighted._find_fn(MEMORY.offsets)(points), owners)
-    for part in (store, store.select(range(4, 9)), store.select([1, 3, 8])):
+    for part in (store, store.select_clients(range(4, 9)), store.select_clients([1, 3, 8])):
         on_disk, in_memory = (size_weighted_sampler(data, 3, seed=0) for data in (part, part.load()))
         assert [on_disk(k).tolist() for k in range(9)] == [in_memory(k).tolist() for k in range(9)]
         assert on_disk.description == in_memory.description

@@ -100,7 +100,7 @@ def test_nobody_contributes_nothing_to_a_round_that_takes_place(tmp_path):
 def test_poisson_cohorts_of_any_size_run_one_after_another():
     algorithm = averaging()
     state = algorithm.init(jax.random.key(0))
-    sample, sizes = poisson_sampler(DATA.num_clients, 0.15, seed=0), []
+    sample, sizes = poisson_sampler(DATA.num_clients, probability=0.15, seed=0), []
     for round in range(6):
         ids = sample(round)
         members = chunks(ids, lanes=1)

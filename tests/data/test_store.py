@@ -199,17 +199,17 @@ def test_colliding_hashes_are_salted_anew(tmp_path, monkeypatch):
 
 
 def test_select_by_metadata(store):
-    train, test = store.select(split="train"), store.select(split="test")
+    train, test = store.select_clients(split="train"), store.select_clients(split="test")
     assert (train.num_clients, train.num_examples, train.largest) == (8, 22, 7)
     assert (test.num_clients, test.num_examples, test.largest) == (2, 13, 9)
     members = [0, 1, 2, 3, 4, 7, 8, 9]
     for view, rows in (
         (train, members),
         (test, [5, 6]),
-        (train.select(group=[3, 9]), [3, 9]),
-        (train.select([9, 0]), [0, 9]),
+        (train.select_clients(group=[3, 9]), [3, 9]),
+        (train.select_clients([9, 0]), [0, 9]),
     ):
-        expected = MEMORY.select(rows)
+        expected = MEMORY.select_clients(rows)
         assert view.ids[:].tolist() == rows
         np.testing.assert_array_equal(view.sizes, expected.sizes)
         np.testing.assert_array_equal(view.offsets, expected.offsets)
@@ -223,13 +223,13 @@ def test_select_by_metadata(store):
         with pytest.raises(KeyError, match="client ids need to be in the store"):
             view.find([f"client {next(k for k in range(10) if k not in rows)}"])
     assert store.metadata("split").tolist() == SPLITS
-    assert store.select(np.array(SPLITS) == "test", group=6).client_ids([6]) == ["client 6"]
-    assert store.select(split=["train", "test"]).num_clients == 10
+    assert store.select_clients(np.array(SPLITS) == "test", group=6).client_ids([6]) == ["client 6"]
+    assert store.select_clients(split=["train", "test"]).num_clients == 10
 
 
 def test_neighbours_are_a_range(store):
-    assert isinstance(store.select(split="test")._rows, range)
-    assert isinstance(store.select(split="train")._rows, np.ndarray)
+    assert isinstance(store.select_clients(split="test")._rows, range)
+    assert isinstance(store.select_clients(split="train")._rows, np.ndarray)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_neighbours_are_a_range(store):
 )
 def test_errors_of_selections(store, ids, metadata, message):
     with pytest.raises(ValueError, match=message):
-        store.select(ids, **metadata)
+        store.select_clients(ids, **metadata)
 
 
 def test_metadata_keep_their_types(tmp_path):
@@ -254,7 +254,7 @@ def test_metadata_keep_their_types(tmp_path):
         assert store.metadata(name).dtype == dtype
         assert store.metadata(name).tolist() == values
     assert store.metadata("s").tolist() == ["ü", "ü"]
-    assert store.select(f=2.0).client_ids([1]) == ["client 1"]
+    assert store.select_clients(f=2.0).client_ids([1]) == ["client 1"]
 
 
 def test_sizes_are_like_an_array(store):
@@ -263,7 +263,7 @@ def test_sizes_are_like_an_array(store):
     assert (sizes > 2).tolist() == [size > 2 for size in SIZES]
     assert (2 * sizes + sizes).tolist() == [3 * size for size in SIZES]
     assert np.sort(sizes).tolist() == sorted(SIZES)
-    assert pickle.loads(pickle.dumps(store)).select(sizes == 1).sizes.tolist() == [1, 1, 1]
+    assert pickle.loads(pickle.dumps(store)).select_clients(sizes == 1).sizes.tolist() == [1, 1, 1]
 
 
 def test_stores_of_partitions_say_what_they_are_made_of(tmp_path):
@@ -295,8 +295,8 @@ def test_training_equals_training_from_memory_bitwise(tmp_path, placement):
         for n in random.geometric(0.1, 60)
     ]
     splits = ["train" if k % 3 else "test" for k in range(60)]
-    store = written(tmp_path / "s", clients, shard_bytes=2000, split=splits).select(split="train")
-    memory = FederatedData.from_clients(clients).select([split == "train" for split in splits])
+    store = written(tmp_path / "s", clients, shard_bytes=2000, split=splits).select_clients(split="train")
+    memory = FederatedData.from_clients(clients).select_clients([split == "train" for split in splits])
     algorithm = fed_avg(linear(3, input_shape=(4,)), client_optimizer=optax.adam(0.1), num_epochs=2)
     step = algorithm.next.streamed()
 
@@ -322,7 +322,7 @@ def test_threads_share_a_store(tmp_path):
 
 
 def test_processes_share_a_store(tmp_path):
-    view = written(tmp_path / "s", shard_bytes=200, split=SPLITS).select(split="train")
+    view = written(tmp_path / "s", shard_bytes=200, split=SPLITS).select_clients(split="train")
     assert view.load().pool  # What is cached is not pickled.
     code = """
         import pickle, sys, hashlib

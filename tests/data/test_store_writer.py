@@ -117,9 +117,9 @@ def test_clients_without_examples_are_clients(tmp_path, sizes, shard_bytes, boun
     for ids in ([5, 0, 3, 3], [1, 4], range(6)):
         assert_equal(store.read(np.array(ids)), memory.read(np.array(ids)))
     assert_equal(store.load().examples, memory.examples)
-    full = store.select(store.sizes[:] > 0)
+    full = store.select_clients(store.sizes[:] > 0)
     assert full.ids[:].tolist() == np.flatnonzero(sizes).tolist()
-    empty = store.select(np.array(sizes) == 0)
+    empty = store.select_clients(np.array(sizes) == 0)
     assert (empty.num_examples, empty.largest, empty.metadata("group").tolist()) == (
         0,
         0,

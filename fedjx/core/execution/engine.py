@@ -35,28 +35,28 @@ _SPLIT, _WHOLE = PartitionSpec(AXIS), PartitionSpec()
 
 def _map(run: Pass, server: PyTree, clients: Clients) -> tuple[tuple[PyTree, ...], PyTree]:
     # A client that is padding is a copy of a real one, and what pads a client's own data is its own.
-    own, pools, join = per_client(map_own(lambda x: filled(x, clients.mask), clients.value))
+    fn, shared, own = _of_one_client(run, server, map_own(lambda x: filled(x, clients.mask), clients))
+    return mapped(fn, shared, own, stop_early=not (run.differentiable or run.in_step))
+
+
+def _of_one_client(run: Pass, server: PyTree, clients: Clients) -> tuple[Callable[..., PyTree], PyTree, PyTree]:
+    """Returns the pass as a function of what clients share and of one client's own; the former; all clients' own."""
+    own, pools, join = per_client(clients.value)
 
     def one(shared: PyTree, member: PyTree) -> tuple[tuple[PyTree, ...], PyTree]:
         (server, pools), (own, client_id) = shared, member
         return run.fn(server, own_padding(join(own, pools)), client_id)
 
-    stop_early = not (run.differentiable or run.in_step)
-    return mapped(one, (server, pools), (own, clients.id), stop_early=stop_early)
+    return one, (server, pools), (own, clients.id)
 
 
 def _member(run: Pass, server: PyTree, clients: Clients) -> tuple[tuple[PyTree, ...], PyTree]:
-    """Returns the shapes of one client's values and outputs, which costs less than those of all clients."""
-    own, pools, join = per_client(clients.value)
-
-    def one(server: PyTree, own: PyTree, pools: PyTree, client_id: jax.Array) -> tuple[tuple[PyTree, ...], PyTree]:
-        return run.fn(server, own_padding(join(own, pools)), client_id)
-
-    own, client_id = jax.tree.map(_first, (own, clients.id))
-    return jax.eval_shape(one, server, own, pools, client_id)
+    """Returns the types of one client's values and outputs; all clients together would take longer to trace."""
+    fn, shared, own = _of_one_client(run, server, clients)
+    return jax.eval_shape(fn, shared, jax.tree.map(_row_type, own))
 
 
-def _first(x: Array) -> jax.ShapeDtypeStruct:
+def _row_type(x: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape[1:], x.dtype, weak_type=getattr(x, "weak_type", False))
 
 
@@ -71,7 +71,7 @@ def _empty(run: Pass, members: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
 
 def _step(run: Pass, accumulators: PyTree, server: PyTree, clients: Clients) -> tuple[PyTree, PyTree]:
     values, outputs = _map(run, server, clients)
-    _check_same_shapes(accumulators, _empty(run, jax.tree.map(_first, values)))
+    _check_same_shapes(accumulators, _empty(run, jax.tree.map(_row_type, values)))
     updated = tuple(
         r.update(accumulator, value, clients.mask)
         for r, accumulator, value in zip(run.reductions, accumulators, values, strict=True)

@@ -38,9 +38,7 @@ def arrays(examples: Mapping[str, ArrayLike], clients: ArrayLike) -> Source:
                 f"clients of shape {list(keys.shape)}. Give as many."
             )
     if not len(keys) or not columns:
-        raise ValueError(
-            f"a store needs at least one example; got {len(columns)} features, {keys.size} rows. Give some."
-        )
+        raise ValueError(f"an import needs examples; got {len(columns)} features, {keys.size} rows. Give some.")
     names, codes = uniques(keys)
     numbers = {name: rank for rank, name in enumerate(sorted(names))}
     client = np.array([numbers[name] for name in names])[codes]

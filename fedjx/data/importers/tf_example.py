@@ -7,17 +7,14 @@ from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import numpy as np
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
 
 from fedjx.core.language.types import ArrayType
-from fedjx.data.importers import wire
 from fedjx.data.importers.features import Features, check_names, located, stacked
 
-Parse = Callable[[bytes, Container[str] | None], dict[str, np.ndarray]]
 
-
-def example_reader(
-    features: Features | None = None, *, parse: Parse | None = None
-) -> Callable[[Sequence[bytes]], dict[str, np.ndarray]]:
+def example_reader(features: Features | None = None) -> Callable[[Sequence[bytes]], dict[str, np.ndarray]]:
     """Returns a function that reads serialised examples into columns.
 
     Args:
@@ -27,9 +24,6 @@ def example_reader(
         example to example are asked for with the shape ``(None,)`` and become an object array of arrays.
         By default all features are read as the very first example has them, a list of one value as a scalar, and
         all examples need to be like it.
-      parse: From a serialised example, and the names of the features to return or None for all, to the values by
-        name, flat. By default protobuf where it imports, which is faster, and otherwise
-        `fedjx.data.importers.wire.parse_example`.
 
     Returns:
       From serialised `tf.train.Example` to columns by name, ``[n, ...]`` each. It raises ValueError if an example is
@@ -39,7 +33,6 @@ def example_reader(
     >>> read([bytes.fromhex("0a0c0a0a0a017912051a030a0107")] * 2)
     {'y': array([7, 7], dtype=uint8)}
     """
-    parse = parse or default_parse()
     inferred: dict[str, ArrayType] = {}
 
     def read(serialised: Sequence[bytes]) -> dict[str, np.ndarray]:
@@ -48,88 +41,110 @@ def example_reader(
             with located(f"example {k}"):
                 if not isinstance(example, bytes):
                     raise ValueError(f"a serialised example is bytes; got {type(example).__name__}. Mend the file.")
-                examples.append(parse(example, features))
+                examples.append(parse_example(example, features))
                 if features is None:
                     inferred.update(inferred or _inferred(examples[-1]))
                     _check_same(examples[-1], inferred)
                 elif len(examples[-1]) < len(features):
-                    check_names(parse(example, None), features)
+                    check_names(parse_example(example, None), features)
         targets = inferred if features is None else features
         return {name: stacked(name, [example[name] for example in examples], targets[name]) for name in targets}
 
     return read
 
 
-@functools.cache
-def default_parse() -> Parse:
-    """Returns a parser of examples: protobuf's where it imports, otherwise ours."""
-    try:
-        return _protobuf_parse()
-    except ImportError:
-        return wire.parse_example
+def parse_example(serialised: bytes, names: Container[str] | None = None) -> dict[str, np.ndarray]:
+    """Returns the values of an example's features by name: int64, float32, object for bytes, or bool for no list.
+
+    Args:
+      serialised: A `tf.train.Example`.
+      names: The features to return; by default all.
+
+    Raises:
+      ValueError: If the example is not well-formed.
+
+    >>> parse_example(bytes.fromhex("0a0c0a0a0a017912051a030a0107"))
+    {'y': array([7])}
+    """
+    entries = _message("Example", serialised).features.feature.items()
+    return {name: _values(feature) for name, feature in entries if names is None or name in names}
 
 
-def _protobuf_parse() -> Parse:
-    from google.protobuf.message import DecodeError
+def parse_sequence(serialised: bytes, name: str) -> list[np.ndarray] | None:
+    """Returns the values of each step of a feature list of a `tf.train.SequenceExample`, or None without such a list.
 
-    message = _example_message()
-
-    def parse(serialised: bytes, names: Container[str] | None = None) -> dict[str, np.ndarray]:
-        try:
-            entries = message.FromString(serialised).features.feature
-        except DecodeError:
-            wire.parse_example(serialised)  # Says where the fault is.
-            raise ValueError(
-                "a serialised example needs to be well-formed; got a corrupt one. Fetch it again."
-            ) from None
-        return {name: _values(feature) for name, feature in entries.items() if names is None or name in names}
-
-    return parse
+    Raises:
+      ValueError: If it is not well-formed.
+    """
+    lists = _message("Sequence", serialised).lists.list
+    return [_values(feature) for feature in lists[name].feature] if name in lists else None
 
 
 def _values(feature: Any) -> np.ndarray:
     """Returns the values that a protobuf Feature lists."""
     kind = feature.WhichOneof("kind")
-    if kind == "int64_list":
-        return np.array(feature.int64_list.value, np.int64)
-    if kind == "float_list":
-        return np.array(feature.float_list.value, np.float32)
+    if kind == "integers":
+        return np.array(feature.integers.value, np.int64)
+    if kind == "floats":
+        return np.array(feature.floats.value, np.float32)
     if kind is None:
         return np.empty(0, bool)
-    column = np.empty(len(feature.bytes_list.value), object)
-    column[:] = feature.bytes_list.value
+    column = np.empty(len(feature.bytes.value), object)
+    column[:] = feature.bytes.value
     return column
 
 
-def _example_message() -> Any:
-    """Describes the message at run time, in a pool of its own, where it cannot clash with TensorFlow's."""
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+def _message(name: str, serialised: bytes) -> Any:
+    try:
+        return _message_class(name).FromString(serialised)
+    except DecodeError:
+        raise ValueError(
+            "a serialised example needs to be well-formed; got one that protobuf cannot read. Fetch the file again, it "
+            "is corrupt or another format."
+        ) from None
 
-    kinds = descriptor_pb2.FieldDescriptorProto
+
+# Messages and their fields in the order of their numbers; * marks one that is repeated, {} a map from text.
+_MESSAGES = {
+    "Bytes": ["value bytes*"],
+    "Floats": ["value float*"],
+    "Integers": ["value int64*"],
+    "Feature": ["bytes Bytes", "floats Floats", "integers Integers"],
+    "Features": ["feature {Feature}"],
+    "Example": ["features Features"],
+    "List": ["feature Feature*"],
+    "Lists": ["list {List}"],
+    "Sequence": ["context Features", "lists Lists"],
+}
+
+
+@functools.cache
+def _message_class(name: str) -> Any:
+    """Describes the messages at run time, in a pool of their own, where they cannot clash with TensorFlow's."""
     file = descriptor_pb2.FileDescriptorProto(name="example.proto", package="fedjx", syntax="proto3")
-    lists = {"bytes_list": kinds.TYPE_BYTES, "float_list": kinds.TYPE_FLOAT, "int64_list": kinds.TYPE_INT64}
-    feature = descriptor_pb2.DescriptorProto(name="Feature")
-    feature.oneof_decl.add(name="kind")
-    for number, (name, kind) in enumerate(lists.items(), 1):
-        file.message_type.add(name=name).field.add(name="value", number=1, type=kind, label=kinds.LABEL_REPEATED)
-        feature.field.add(name=name, number=number, type=kinds.TYPE_MESSAGE, type_name=f".fedjx.{name}", oneof_index=0)
-    features = descriptor_pb2.DescriptorProto(name="Features")
-    entry = features.nested_type.add(name="FeatureEntry", options={"map_entry": True})
-    entry.field.add(name="key", number=1, type=kinds.TYPE_STRING)
-    entry.field.add(name="value", number=2, type=kinds.TYPE_MESSAGE, type_name=".fedjx.Feature")
-    features.field.add(
-        name="feature",
-        number=1,
-        type=kinds.TYPE_MESSAGE,
-        type_name=".fedjx.Features.FeatureEntry",
-        label=kinds.LABEL_REPEATED,
-    )
-    example = descriptor_pb2.DescriptorProto(name="Example")
-    example.field.add(name="features", number=1, type=kinds.TYPE_MESSAGE, type_name=".fedjx.Features")
-    file.message_type.extend([feature, features, example])
+    for message, fields in _MESSAGES.items():
+        _describe(file.message_type.add(name=message), fields)
     pool = descriptor_pool.DescriptorPool()
     pool.AddSerializedFile(file.SerializeToString())
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("fedjx.Example"))
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"fedjx.{name}"))
+
+
+def _describe(message: descriptor_pb2.DescriptorProto, fields: Sequence[str]) -> None:
+    kinds = descriptor_pb2.FieldDescriptorProto
+    scalars = {name: kinds.Type.Value(f"TYPE_{name.upper()}") for name in ("bytes", "float", "int64", "string")}
+    if message.name == "Feature":
+        message.oneof_decl.add(name="kind")
+    for number, (name, kind) in enumerate(map(str.split, fields), 1):
+        if kind.startswith("{"):
+            entry = message.nested_type.add(name=f"{name.title()}Entry", options={"map_entry": True})
+            _describe(entry, ["key string", f"value {kind[1:-1]}"])
+            kind = f"{message.name}.{entry.name}*"
+        field = message.field.add(name=name, number=number, type=scalars.get(kind.rstrip("*"), kinds.TYPE_MESSAGE))
+        field.label = kinds.LABEL_REPEATED if kind.endswith("*") else kinds.LABEL_OPTIONAL
+        if field.type == kinds.TYPE_MESSAGE:
+            field.type_name = f".fedjx.{kind.rstrip('*')}"
+        if message.name == "Feature":
+            field.oneof_index = 0
 
 
 def _inferred(example: dict[str, np.ndarray]) -> dict[str, ArrayType]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from fedjx.data.importers.crc32c import checksum_fn
 from fedjx.data.importers.features import Features, checked_text, existing, located, provenance, shown
 from fedjx.data.importers.files import Paths, files
-from fedjx.data.importers.tf_example import example_reader
-from fedjx.data.importers.wire import parse_sequence
+from fedjx.data.importers.tf_example import example_reader, parse_sequence
 from fedjx.data.source import Client, Source
 
 
@@ -23,8 +21,9 @@ def tfrecord_records(path: str | Path) -> Iterator[bytes]:
       FileNotFoundError: If there is no file.
       ValueError: If it ends within a record, or a checksum is wrong, saying where; or if there is no record at all,
         as in a file of which nothing arrived.
+      ImportError: If google-crc32c is not installed.
     """
-    path, checksum = existing(path), checksum_fn()
+    path, checksum = existing(path), _checksum_fn()
     with open(path, "rb") as file:
         offset, size = 0, os.fstat(file.fileno()).st_size
         while offset < size or not offset:
@@ -115,6 +114,17 @@ def dataset_grouper(
                 number += 1
 
     return Source(clients, None, provenance("dataset_grouper", found, features, feature_list=feature_list))
+
+
+def _checksum_fn() -> Callable[[bytes], int]:
+    """Returns the checksum of TFRecord files, CRC-32C; zlib has another polynomial."""
+    try:
+        import google_crc32c  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ImportError(
+            "TFRecord files are checked with google-crc32c; it is not installed. Run `pip install google-crc32c`."
+        ) from error
+    return google_crc32c.value
 
 
 def masked(code: int) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -202,7 +202,7 @@ def stack_overflow_domain(columns: Columns) -> np.ndarray:
     return np.array([_as_bytes(kind) == b"answer" for kind in columns["type"]], np.uint8)
 
 
-def next_token(batch: Mapping[str, Any], *, pad_inputs: bool = False) -> dict[str, Any]:
+def next_token(batch: Mapping[str, object], *, pad_inputs: bool = False) -> dict[str, object]:
     """Makes inputs and targets of ``tokens``: all but the last and all but the first; for the jitted step.
 
     Args:
@@ -223,7 +223,7 @@ def next_token(batch: Mapping[str, Any], *, pad_inputs: bool = False) -> dict[st
     return {**rest, "x": jnp.where(y == 0, 0, x) if pad_inputs else x, "y": y}
 
 
-def bag_of_words(batch: Mapping[str, Any], *, vocabulary_size: int, num_tags: int) -> dict[str, Any]:
+def bag_of_words(batch: Mapping[str, object], *, vocabulary_size: int, num_tags: int) -> dict[str, object]:
     """Makes the published inputs and targets of `tag_prediction`; for the jitted step.
 
     Args:
@@ -273,7 +273,7 @@ def _table(rows: Sequence[Sequence[int]], width: int, fill: int) -> np.ndarray:
     return table
 
 
-def _described(words: Sequence[bytes], name: str) -> dict[str, Any]:
+def _described(words: Sequence[bytes], name: str) -> dict[str, object]:
     """Returns what the manifest of a store says about a vocabulary: its size and the SHA-256 of its lines."""
     digest = hashlib.sha256(b"\n".join(map(_as_bytes, words))).hexdigest()
     return {f"{name}_size": len(words), f"{name}_sha256": digest}

@@ -1,19 +1,17 @@
-"""Tests of the parsers of tf.train.Example, against each other, golden bytes and another schema of protobuf."""
+"""Tests of the parser of tf.train.Example, against golden bytes and another schema of protobuf."""
 
 import struct
-import sys
 
 import jax
 import numpy as np
 import pytest
+from google.protobuf.message import DecodeError
 
 from fedjx import ArrayType
-from fedjx.data.importers import tf_example, wire
 from fedjx.data.importers.features import cast
-from fedjx.data.importers.tf_example import default_parse, example_reader
+from fedjx.data.importers.tf_example import example_reader, parse_example, parse_sequence
 from tests.data.importers.protos import parsed, sequence, serialised
 
-PARSERS = [default_parse(), wire.parse_example]
 KINDS = {"int64_list": np.int64, "float_list": np.float32, "bytes_list": object, None: bool}
 EXAMPLES = [
     serialised(pixels=np.linspace(0, 1, 40), label=3),
@@ -33,30 +31,20 @@ def example(*features):
     return field(1, b"".join(field(1, field(1, name) + field(2, value)) for name, value in features))
 
 
-def plain(values):
-    return {name: (v.dtype.str, v.tolist() if v.dtype == object else v.tobytes()) for name, v in values.items()}
-
-
-def test_the_default_is_protobuf_where_it_imports(monkeypatch):
-    assert default_parse().__module__ == tf_example.__name__
-    default_parse.cache_clear()
-    monkeypatch.setitem(sys.modules, "google.protobuf.message", None)
-    assert default_parse() is wire.parse_example
-    default_parse.cache_clear()
-
-
-@pytest.mark.parametrize("parse", PARSERS)
-@pytest.mark.parametrize("data", EXAMPLES)
-def test_values_are_those_of_another_reader(parse, data):
-    found, expected = parse(data, None), parsed(data)
+def assert_values(found, expected):
     assert found.keys() == expected.keys()
     for name, (kind, values) in expected.items():
         assert found[name].dtype == KINDS[kind]
         np.testing.assert_array_equal(found[name], np.array(values, KINDS[kind]))
-    assert parse(data, {"label", "absent"}).keys() == expected.keys() & {"label"}
 
 
-@pytest.mark.parametrize("parse", PARSERS)
+@pytest.mark.parametrize("data", EXAMPLES)
+def test_values_are_those_of_another_reader(data):
+    expected = parsed(data)
+    assert_values(parse_example(data), expected)
+    assert parse_example(data, {"label", "absent"}).keys() == expected.keys() & {"label"}
+
+
 @pytest.mark.parametrize(
     ("feature", "expected"),
     [
@@ -73,14 +61,13 @@ def test_values_are_those_of_another_reader(parse, data):
         (field(3, field(1, b"8 bytes!", 1) + field(1, b"\x07")), np.array([7])),  # Of another wire type: unknown.
     ],
 )
-def test_golden_bytes(parse, feature, expected):
-    found = parse(example((b"a", b""), (b"x", field(1, field(1, b"replaced"))), (b"x", feature)), None)
+def test_golden_bytes(feature, expected):
+    found = parse_example(example((b"a", b""), (b"x", field(1, field(1, b"replaced"))), (b"x", feature)))
     assert found["x"].dtype == expected.dtype
     np.testing.assert_array_equal(found["x"], expected)
     assert found["a"].shape == (0,)
 
 
-@pytest.mark.parametrize("parse", PARSERS)
 @pytest.mark.parametrize(
     "data",
     [
@@ -101,16 +88,9 @@ def test_golden_bytes(parse, feature, expected):
         b"\x09abc",
     ],
 )
-def test_malformed_examples_give_one_error(parse, data):
+def test_malformed_examples_give_one_error(data):
     with pytest.raises(ValueError, match=r"^a serialised example needs to be well-formed; got .*\. Fetch"):
-        parse(data, None)
-
-
-def test_what_no_writer_makes_is_refused():
-    with pytest.raises(ValueError, match="got the wire type 3 at byte 0"):
-        wire.parse_example(b"\x0b\x0c")
-    with pytest.raises(ValueError, match="got the field number 3 in an entry at byte"):
-        wire.parse_example(field(1, field(1, field(1, b"x") + field(3, b""))))
+        parse_example(data)
 
 
 def mutated(data, random):
@@ -130,35 +110,32 @@ def mutated(data, random):
     return bytes(octets)
 
 
-def test_parsers_agree_on_ten_thousand_mutations():
+def test_mutations_are_read_as_by_another_reader_or_refused_with_one_error():
     random = np.random.default_rng(0)
-    outcomes, messages = [], set()
-    for k in range(10_000):
+    refused, messages = 0, set()
+    for k in range(2_000):
         data = mutated(EXAMPLES[k % len(EXAMPLES)], random)
-        found = []
-        for parse in PARSERS:
-            try:
-                found.append(plain(parse(data, None)))
-            except ValueError as error:
-                found.append(None)
-                messages.add(str(error).split(";")[0])
-        protobuf, ours = found
-        assert ours is None or ours == protobuf, data.hex()  # Ours may be stricter, see above, never laxer.
-        outcomes.append((protobuf is not None, ours is not None))
+        try:
+            found = parse_example(data)
+        except ValueError as error:
+            messages.add(str(error).split(";")[0])
+            refused += 1
+            with pytest.raises(DecodeError):
+                parsed(data)
+            continue
+        assert_values(found, parsed(data))
     assert messages == {"a serialised example needs to be well-formed"}
-    accepted, both = np.array(outcomes).T
-    assert 500 < both.sum() <= accepted.sum() < 9500
-    assert both.sum() > 0.9 * accepted.sum()
+    assert 200 < refused < 1800
 
 
 def test_sequences():
-    steps = wire.parse_sequence(sequence(EXAMPLES), "serialized_bytes")
+    steps = parse_sequence(sequence(EXAMPLES), "serialized_bytes")
     assert [step.tolist() for step in steps] == [[data] for data in EXAMPLES]
-    assert wire.parse_sequence(sequence(EXAMPLES), "other") is None
+    assert parse_sequence(sequence(EXAMPLES), "other") is None
     random, refused = np.random.default_rng(1), 0
     for _ in range(1000):
         try:
-            wire.parse_sequence(mutated(sequence(EXAMPLES), random), "serialized_bytes")
+            parse_sequence(mutated(sequence(EXAMPLES), random), "serialized_bytes")
         except ValueError:
             refused += 1
     assert 100 < refused < 1000
@@ -167,8 +144,7 @@ def test_sequences():
 # Columns.
 
 
-@pytest.mark.parametrize("parse", PARSERS)
-def test_columns_have_the_types_that_are_asked_for(parse):
+def test_columns_have_the_types_that_are_asked_for():
     rows = [serialised(x=np.arange(6) + k, y=k, w=np.array([k + 0.5]), t=[b"a", b"b"], s=[b"%d" % k]) for k in range(3)]
     asked = {
         "x": ArrayType((2, 3), np.uint8),
@@ -176,7 +152,7 @@ def test_columns_have_the_types_that_are_asked_for(parse):
         "w": ArrayType((1,), np.float64),
         "t": ArrayType((2,), object),
     }
-    columns = example_reader(asked, parse=parse)(rows)
+    columns = example_reader(asked)(rows)
     assert {name: (c.dtype, c.shape) for name, c in columns.items()} == {
         "x": (np.uint8, (3, 2, 3)),
         "y": (np.float32, (3,)),
@@ -185,7 +161,7 @@ def test_columns_have_the_types_that_are_asked_for(parse):
     }
     np.testing.assert_array_equal(columns["x"], np.arange(6).reshape(2, 3) + np.arange(3)[:, None, None])
     assert columns["t"].tolist() == [[b"a", b"b"]] * 3
-    columns = example_reader(parse=parse)(rows)
+    columns = example_reader()(rows)
     assert {name: (c.dtype, c.shape) for name, c in columns.items()} == {
         "s": (object, (3,)),
         "t": (object, (3, 2)),
@@ -269,8 +245,7 @@ def test_floats_arrive_bit_for_bit():
     entry = b"\x0a\x01x\x12" + wire_length(len(feature)) + feature
     data = b"\x0a" + wire_length(len(entry) + 3) + b"\x0a" + wire_length(len(entry)) + entry
     assert len(struct.pack("<500I", *bits)) == len(body)
-    for parse in PARSERS:
-        np.testing.assert_array_equal(parse(data, None)["x"].view(np.uint32), bits)
+    np.testing.assert_array_equal(parse_example(data)["x"].view(np.uint32), bits)
 
 
 def wire_length(n):
