@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from fedjx.core.execution.chunks import arranged
 from fedjx.core.execution.hosts import device_memory
+from fedjx.core.language.checks import check_choice, check_integer
 from fedjx.core.language.shares import Share
 from fedjx.core.language.values import Batches, Clients, Sequence
 from fedjx.data.federated_data import ClientData, FederatedData, cached
@@ -75,20 +76,17 @@ class Cohort:
         self.data.places(ids)  # Raises where one is no client of the data.
         object.__setattr__(self, "ids", np.asarray(ids, np.int64))
         object.__setattr__(self, "_is_nobody", is_nobody)
-        _check_positive("batch_size", self.batch_size)
+        check_integer("[1, inf)", batch_size=self.batch_size)
         if self.lanes != "auto":
-            _check_positive("lanes", self.lanes)
-        if self.placement not in ("resident", "streamed", "auto"):
-            raise ValueError(
-                f"a placement is 'resident', 'streamed' or 'auto'; got {self.placement!r}. Choose one of them."
-            )
+            check_integer("[1, inf)", lanes=self.lanes)
+        check_choice(("resident", "streamed", "auto"), placement=self.placement)
 
     @cached
     def sizes(self) -> np.ndarray:
         """Number of batches of each member, int64 ``[C]``."""
         return self._batches_of(self.ids)
 
-    def whole(self, *, num_steps: int | None = None, num_clients: int | None = None) -> Clients:
+    def whole(self, *, num_steps: int | None = None, num_places: int | None = None) -> Clients:
         """Plans the whole cohort as arrays, one rectangle for all its members, in the order of the ids.
 
         It is what a function that you transform yourself, as by `jax.jit`, takes; each of its shapes is one program.
@@ -96,7 +94,7 @@ class Cohort:
         Args:
           num_steps: Capacity S of the clients' sequences; by default the longest client's number of
             batches, rounded up to 1, 2, 3, 4, 6, 8, 12, 16, 24, ... so that few shapes are compiled.
-          num_clients: Pads the clients axis to this number with copies of the first client (a real
+          num_places: Pads the clients axis to this number with copies of the first client (a real
             client, so that nothing computed on padding is non-finite), with id -1 and mask False.
 
         Returns:
@@ -104,7 +102,7 @@ class Cohort:
           The plan is in NumPy, fresh at every call; the pool of a resident data set is on the device.
 
         Raises:
-          ValueError: If `num_steps` or `num_clients` is too small.
+          ValueError: If `num_steps` or `num_places` is too small.
 
         >>> data = FederatedData({"x": np.arange(5)}, offsets=np.array([0, 2, 5]))
         >>> clients = Cohort(data, [1, 0], batch_size=2).whole()
@@ -115,19 +113,19 @@ class Cohort:
         """
         longest = int(self.sizes.max())
         num_steps = _bucket(longest) if num_steps is None else num_steps
-        num_clients = len(self.ids) if num_clients is None else num_clients
+        num_places = len(self.ids) if num_places is None else num_places
         if num_steps < longest:
             raise ValueError(
                 f"num_steps needs to hold the longest client; got {num_steps=} and {longest} batches for client "
                 f"{self.ids[self.sizes.argmax()]}. Raise num_steps, or leave it out."
             )
-        if num_clients < len(self.ids):
+        if num_places < len(self.ids):
             raise ValueError(
-                f"num_clients needs to hold the cohort; got {num_clients=} for {len(self.ids)} ids. Raise it, or "
+                f"num_places needs to hold the cohort; got {num_places=} for {len(self.ids)} ids. Raise it, or "
                 "leave it out."
             )
-        mask = np.arange(num_clients) < len(self.ids)
-        ids = self.ids[np.where(mask, np.arange(num_clients), 0)]
+        mask = np.arange(num_places) < len(self.ids)
+        ids = self.ids[np.where(mask, np.arange(num_places), 0)]
         planned = self._planned(ids, mask, Share(), num_steps)
         batches = dataclasses.replace(planned.value.elements, shared=True)  # its one part is the whole
         return dataclasses.replace(planned, value=Sequence(batches, planned.value.length))
@@ -190,7 +188,7 @@ def _plan(first: np.ndarray, sizes: np.ndarray, num_steps: int, batch_size: int)
 
 
 def _num_batches(sizes, batch_size: int):
-    _check_positive("batch_size", batch_size)
+    check_integer("[1, inf)", batch_size=batch_size)
     return -(-sizes // batch_size)
 
 
@@ -249,8 +247,3 @@ def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 def _fits_device(data: ClientData, share: Share) -> bool:
     memory = share.memory or device_memory()
     return data.num_bytes <= memory / 4 and data.num_examples < 2**31
-
-
-def _check_positive(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name} needs to be at least 1; got {name}={value}. Give a positive number.")

@@ -73,17 +73,17 @@ def test_statistics_are_the_clients_mean_whatever_the_server_does_to_parameters(
     for _ in range(2):
         own = [statistics_in_numpy(stats, data.client(k)["x"], 2) for k in COHORT]
         stats = np.average(own, axis=0, weights=[data.sizes[k] for k in COHORT])
-        state, _ = algorithm.next(state, Cohort(data, COHORT, batch_size=BATCH_SIZE).whole(num_clients=4))
+        state, _ = algorithm.next(state, Cohort(data, COHORT, batch_size=BATCH_SIZE).whole(num_places=4))
         np.testing.assert_allclose(stats_of(state.params), stats, rtol=1e-5)
     assert "batch_stats" not in str(jax.tree.map(jnp.shape, state.optimizer))
 
     broken = with_features(data, 3, np.nan)
-    got, metrics = algorithm.next(first, Cohort(broken, COHORT, batch_size=BATCH_SIZE).whole(num_clients=4))
-    without, _ = algorithm.next(first, Cohort(data, (1, 5), batch_size=BATCH_SIZE).whole(num_steps=3, num_clients=4))
+    got, metrics = algorithm.next(first, Cohort(broken, COHORT, batch_size=BATCH_SIZE).whole(num_places=4))
+    without, _ = algorithm.next(first, Cohort(data, (1, 5), batch_size=BATCH_SIZE).whole(num_steps=3, num_places=4))
     assert int(metrics["num_non_finite_clients"]) == 1
     chex.assert_trees_all_close(got.params, without.params, rtol=1e-5)
     outlier, _ = algorithm.next(
-        first, Cohort(with_features(data, 3, 1e3), COHORT, batch_size=BATCH_SIZE).whole(num_clients=4)
+        first, Cohort(with_features(data, 3, 1e3), COHORT, batch_size=BATCH_SIZE).whole(num_places=4)
     )
     assert np.abs(stats_of(outlier.params) - stats_of(got.params)).max() > 10  # the control
 

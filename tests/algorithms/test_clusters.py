@@ -71,7 +71,7 @@ def test_forgetful_rounds_of_everybody_are_those_of_lloyd_though_the_server_sees
 
 def test_a_round_is_the_weighted_running_mean_and_an_empty_cluster_stays(data, everybody):
     start = np.append(data.examples["x"][[0, 15]], np.float32([[-90, 0, 0]]), axis=0)
-    some = Cohort(data, [5, 0, 2], batch_size=4).whole(num_steps=3, num_clients=6)
+    some = Cohort(data, [5, 0, 2], batch_size=4).whole(num_steps=3, num_places=6)
     algorithm = kmeans(init=lambda key: start)
     state = algorithm.init(jax.random.key(0))
     centers, weights = start.astype(np.float64), np.ones(3)
@@ -130,10 +130,10 @@ def test_points_that_are_not_finite_are_no_centers_and_nobody_adds_none():
     for ids in ([0, 1, 2], [2, 1, 0]):
         state = start.init(jax.random.key(3))
         for number in range(3):
-            nobody, metrics = run(state, Cohort(data, [1], batch_size=2).whole(num_steps=2, num_clients=3))
+            nobody, metrics = run(state, Cohort(data, [1], batch_size=2).whole(num_steps=2, num_places=3))
             jax.tree.map(np.testing.assert_array_equal, nobody[::2], state[::2])
             assert (int(nobody.round), int(metrics["num_non_finite_points"])) == (number, 3)
-            state, metrics = run(state, Cohort(data, ids, batch_size=2).whole(num_steps=2, num_clients=3))
+            state, metrics = run(state, Cohort(data, ids, batch_size=2).whole(num_steps=2, num_places=3))
             assert (int(state.round), int(metrics["num_non_finite_points"])) == (number + 1, 4)
         assert sorted(np.asarray(state.params)[:, 0].tolist()) == np.float32([-3e38, 1, 3e38]).tolist()
 

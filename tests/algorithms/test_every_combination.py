@@ -134,7 +134,7 @@ def run_one_round(algorithm: Any, ids: Any) -> Any:
     """Runs a round of a cohort of three places, operation by operation, which compiles next to nothing."""
     with jax.disable_jit():
         state = algorithm.init(jax.random.key(0))
-        clients = fedjx.data.Cohort(DATA, ids, batch_size=2).whole(num_steps=1, num_clients=3)
+        clients = fedjx.data.Cohort(DATA, ids, batch_size=2).whole(num_steps=1, num_places=3)
         if not isinstance(algorithm, StatefulAlgorithm):
             return state, algorithm.next(state, clients)
         first = algorithm.init_client(state)

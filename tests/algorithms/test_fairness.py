@@ -117,7 +117,7 @@ def test_a_client_with_an_example_of_no_domain_is_left_out_and_counted():
     algorithm = agnostic_fed_avg(
         softmax_regression(), domain_weights=WEIGHTS, domain_learning_rate=0.8, client_optimizer=optax.sgd(RATE)
     )
-    start, shape = algorithm.init(jax.random.key(0)), {"num_steps": 3, "num_clients": 4}
+    start, shape = algorithm.init(jax.random.key(0)), {"num_steps": 3, "num_places": 4}
     found, metrics = algorithm.next(start, Cohort(clients, (0, 1, 2, 5), batch_size=BATCH_SIZE).whole(**shape))
     expected, _ = algorithm.next(start, Cohort(clients, (0, 2), batch_size=BATCH_SIZE).whole(**shape))
     assert_trees_close((found.params, found.optimizer), (expected.params, expected.optimizer))

@@ -100,7 +100,7 @@ def test_streaming_does_not_depend_on_chunks_and_devices(case, data, reference, 
 
 @cases
 def test_padding_changes_nothing(case, data, reference):
-    wide = Cohort(data, COHORT, batch_size=BATCH_SIZE).whole(num_steps=11, num_clients=10)
+    wide = Cohort(data, COHORT, batch_size=BATCH_SIZE).whole(num_steps=11, num_places=10)
     assert_trees_close(run(case.algorithm, case.algorithm.next, wide), reference)
 
 

@@ -171,7 +171,7 @@ RECONSTRUCTION = reconstruction(
 
 
 def users(data: FederatedData, ids: Any) -> Clients:
-    return Cohort(data, ids, batch_size=NUM_ITEMS).whole(num_clients=NUM_USERS)  # One shape, one program.
+    return Cohort(data, ids, batch_size=NUM_ITEMS).whole(num_places=NUM_USERS)  # One shape, one program.
 
 
 @pytest.fixture(scope="module")

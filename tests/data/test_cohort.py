@@ -34,7 +34,7 @@ def gathered(clients, c):
 
 
 def test_form():
-    clients = Cohort(federated([5, 1, 3]), [2, 0], batch_size=2).whole(num_clients=4)
+    clients = Cohort(federated([5, 1, 3]), [2, 0], batch_size=2).whole(num_places=4)
     assert isinstance(clients, Clients)
     assert isinstance(clients.value, Sequence)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(clients.value.elements.pool))
@@ -81,7 +81,7 @@ def test_only_the_last_batch_is_short():
 
 
 def test_padding_clients_are_copies_of_the_first():
-    clients = Cohort(federated([5, 1, 3]), [1, 0], batch_size=2).whole(num_clients=5)
+    clients = Cohort(federated([5, 1, 3]), [1, 0], batch_size=2).whole(num_places=5)
     for c in (2, 3, 4):
         np.testing.assert_array_equal(clients.value.elements.index[c], clients.value.elements.index[0])
         assert clients.value.length[c] == 1
@@ -166,7 +166,7 @@ DATA = federated([5, 1, 3])
         ([0.0, 1.0], {}, TypeError, r"ids need to be a vector of integers; got float64\[2\]"),
         ([True, False, True], {}, TypeError, r"vector of integers; got bool\[3\]"),
         ([[0, 1]], {}, TypeError, r"vector of integers; got int64\[1, 2\]"),
-        ([0], {"batch_size": 0}, ValueError, "batch_size needs to be at least 1; got batch_size=0"),
+        ([0], {"batch_size": 0}, ValueError, "batch_size must be an integer of at least 1; got batch_size=0"),
     ],
 )
 def test_errors_of_cohorts(ids, options, error, message):
@@ -177,11 +177,11 @@ def test_errors_of_cohorts(ids, options, error, message):
 def test_errors_of_capacities():
     with pytest.raises(ValueError, match="got num_steps=2 and 3 batches for client 0"):
         Cohort(DATA, [1, 0], batch_size=2).whole(num_steps=2)
-    with pytest.raises(ValueError, match="got num_clients=1 for 2 ids"):
-        Cohort(DATA, [1, 0], batch_size=2).whole(num_clients=1)
-    with pytest.raises(ValueError, match="lanes needs to be at least 1; got lanes=0"):
+    with pytest.raises(ValueError, match="got num_places=1 for 2 ids"):
+        Cohort(DATA, [1, 0], batch_size=2).whole(num_places=1)
+    with pytest.raises(ValueError, match="lanes must be an integer of at least 1; got lanes=0"):
         Cohort(DATA, [0], batch_size=2, lanes=0)
-    with pytest.raises(ValueError, match="batch_size needs to be at least 1; got batch_size=-1"):
+    with pytest.raises(ValueError, match="batch_size must be an integer of at least 1; got batch_size=-1"):
         central(DATA, batch_size=-1)
 
 
@@ -215,7 +215,7 @@ def test_the_whole_cohort_is_what_its_chunks_are(placement):
     mesh = jax.make_mesh((4,), ("clients",))
     for run in (total, total.in_graph(), total.in_graph(mesh=mesh, lanes=1), lambda c: jax.jit(total)(c.whole())):
         assert np.asarray(run(clients).value).tolist() == [21.0, 10.0, 5.0, 10.0]
-    padded = total(clients.whole(num_steps=4, num_clients=6))
+    padded = total(clients.whole(num_steps=4, num_places=6))
     assert np.asarray(padded.mask).tolist() == [True] * 4 + [False] * 2
     assert np.asarray(padded.value)[:4].tolist() == [21.0, 10.0, 5.0, 10.0]
 
@@ -239,7 +239,7 @@ def test_a_cohort_within_a_transformation_is_taken_whole():
 @pytest.mark.parametrize("placement", ["resident", "streamed"])
 def test_nobody_is_a_chunk_of_padding(placement):
     clients = Cohort(DATA, [], batch_size=2, placement=placement)
-    for chunk in (*clients, clients.whole(), clients.whole(num_clients=3)):
+    for chunk in (*clients, clients.whole(), clients.whole(num_places=3)):
         assert not np.asarray(chunk.mask).any()
         assert set(np.asarray(chunk.id).tolist()) == {-1}
     count = fedjx.federated_computation(lambda clients: fedjx.federated_sum(fedjx.federated_map(ones, clients)))

@@ -52,7 +52,7 @@ def weighted_by_number_of(ids):
 
 def test_a_client_that_is_drawn_twice_counts_twice():
     ids = [7, 2, 7, 4, 7, 2]
-    different = Cohort(DATA, np.unique(ids), batch_size=BATCH_SIZE).whole(num_clients=len(ids))
+    different = Cohort(DATA, np.unique(ids), batch_size=BATCH_SIZE).whole(num_places=len(ids))
     repeated = averaging()
     state = repeated.init(jax.random.key(0))
     got, metrics = repeated.next(state, Cohort(DATA, ids, batch_size=BATCH_SIZE).whole())

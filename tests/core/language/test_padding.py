@@ -79,7 +79,7 @@ def expected(ids: Any) -> dict[int, Any]:
 
 def pooled(garbage: float) -> Clients:
     """Batches of a pool, a client without examples among them; client padding holds indices of anyone's."""
-    clients = Cohort(DATA, IDS, batch_size=BATCH_SIZE).whole(num_steps=5, num_clients=7)
+    clients = Cohort(DATA, IDS, batch_size=BATCH_SIZE).whole(num_steps=5, num_places=7)
     index, length = np.array(clients.value.elements.index), np.array(clients.value.length)
     if not np.isnan(garbage):
         index[5:], length[5:] = 11, -3
