@@ -387,7 +387,3 @@ class StateCohort:
         if share.positions is not None:
             raise ValueError("client states are written by one process; got several. Run on the devices of one.")
         return Clients(self.states.take(ids), mask, np.where(mask, ids, -1).astype(np.int32))
-
-    def whole(self) -> Clients:
-        """Takes the committed states of all members, in the order of the ids."""
-        return self.members(self.ids, np.ones(len(self.ids), bool))

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from fedjx.core.language.shares import Share
-from fedjx.core.language.streams import Planned
+from fedjx.core.language.streams import Planned, whole
 from fedjx.core.language.values import Batches, Clients
 
 
@@ -87,7 +87,7 @@ class Ahead:
 
     def whole(self) -> Clients:
         """Returns the wrapped cohort whole; nothing of it is made ahead."""
-        return self._cohort.whole()
+        return whole(self._cohort)
 
     def put(self, made: _Made | None) -> None:
         """Adds the next chunk, or None after the last."""

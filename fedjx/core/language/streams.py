@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, Protocol, TypeGuard
 
 import jax
@@ -17,6 +17,8 @@ from fedjx.core.language.values import Clients
 
 class Planned(Protocol):
     """A cohort that makes chunks as the engine asks, such as `fedjx.data.Cohort`.
+
+    A method ``whole() -> Clients`` may make all of it, in the order of the ids, in a better shape than that of a chunk.
 
     Attributes:
       ids: Integers ``[C]``.
@@ -43,17 +45,13 @@ class Planned(Protocol):
         """
         ...
 
-    def whole(self) -> Clients:
-        """Returns the whole cohort, in the order of its ids."""
-        ...
-
 
 AtClients = Clients | Planned | Iterable[Clients]  # what an argument at CLIENTS may be
 
 
 def is_planned(value: PyTree) -> TypeGuard[Planned]:
     """Tells whether an argument is `Planned`; asking a protocol takes a hundred times as long."""
-    return all(hasattr(value, name) for name in ("members", "whole", "ids", "sizes", "lanes"))
+    return all(hasattr(value, name) for name in ("members", "ids", "sizes", "lanes"))
 
 
 def is_stream(value: PyTree) -> bool:
@@ -79,7 +77,11 @@ def is_stream(value: PyTree) -> bool:
 
 def whole(value: PyTree) -> PyTree:
     """Returns a cohort that makes its chunks as one, and anything else as it is."""
-    return value.whole() if is_planned(value) else value
+    if not is_planned(value):
+        return value
+    ids = np.asarray(value.ids)
+    of_its_own: Callable[[], Clients] | None = getattr(value, "whole", None)
+    return of_its_own() if of_its_own else value.members(ids, np.ones(len(ids), bool), Share())
 
 
 def first_chunk(value: PyTree) -> PyTree:

@@ -292,9 +292,6 @@ class Follower:
     def members(self, ids, mask, share=Share()):
         return Clients(np.asarray(ids), mask, np.where(mask, ids, -1).astype(np.int32))
 
-    def whole(self):
-        return self.members(IDS, np.ones(len(IDS), bool))
-
 
 def test_what_has_sizes_leads_wherever_it_stands():
     data, levels = Cohort(DATA, IDS, batch_size=4, lanes=2), [Level(2, 1.0)]
