@@ -17,7 +17,7 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.special import ndtri
 from jax.typing import ArrayLike
 
-from fedjx.aggregation.mean import mean
+from fedjx.aggregation.mean import wrapped
 from fedjx.core.execution.computation import federated_computation
 from fedjx.core.execution.process import Aggregation, Aggregator
 from fedjx.core.language.names import PyTree
@@ -69,7 +69,7 @@ def attacked(
     >>> float(aggregator.next(jax.random.key(0), aggregator.init(np.float32(0)), value, weight)[1])
     -1.75
     """
-    inner = mean() if inner is None else inner
+    inner = wrapped(inner)
 
     @federated_computation
     def next(key: FederatedValue, state: FederatedValue, value: FederatedValue, weight: FederatedValue) -> Aggregation:

@@ -77,7 +77,6 @@ def fraction(count: jax.Array, votes: dict[str, jax.Array]) -> jax.Array:
 def fixed_bound(bound: float, inner: Aggregator, order: float, change: Change, report: Report) -> Aggregator:
     """Wraps an aggregator in a fixed bound; ``report(bound, votes)`` makes the measurements."""
     check_order(order)
-    check_number("(0, inf]", bound=bound)
 
     @federated_computation
     def next(key: FederatedValue, state: FederatedValue, value: FederatedValue, weight: FederatedValue) -> Aggregation:

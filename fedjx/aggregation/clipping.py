@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjx.aggregation.bounding import Adaptive, Bound, adaptive_bound, fixed_bound, fraction
-from fedjx.aggregation.mean import mean
+from fedjx.aggregation.mean import wrapped
 from fedjx.core.execution.process import Aggregator
+from fedjx.core.language.checks import check_number
 from fedjx.core.language.names import PyTree
 
 
@@ -38,7 +39,8 @@ def clip_by_norm(*, max_norm: float, order: float = 2, inner: Aggregator | None 
     >>> result, float(measured["clipped_fraction"])
     (Array([0.3, 0.5], dtype=float32), 0.5)
     """
-    return fixed_bound(max_norm, mean() if inner is None else inner, order, _scaled, _report)
+    check_number("(0, inf]", max_norm=max_norm)
+    return fixed_bound(max_norm, wrapped(inner), order, _scaled, _report)
 
 
 def clip_by_value(*, max_value: float, inner: Aggregator | None = None) -> Aggregator:
@@ -58,7 +60,8 @@ def clip_by_value(*, max_value: float, inner: Aggregator | None = None) -> Aggre
     Raises:
       ValueError: If the bound is not positive.
     """
-    return fixed_bound(max_value, mean() if inner is None else inner, np.inf, _clamped, _report)
+    check_number("(0, inf]", max_value=max_value)
+    return fixed_bound(max_value, wrapped(inner), np.inf, _clamped, _report)
 
 
 def clip_adaptively(
@@ -90,7 +93,7 @@ def clip_adaptively(
       ValueError: If ``initial`` or ``rate`` is not positive, or ``quantile`` no fraction.
     """
     adaptive = Adaptive(initial, quantile, learning_rate)
-    return adaptive_bound(adaptive, mean() if inner is None else inner, order, _scaled, _report)
+    return adaptive_bound(adaptive, wrapped(inner), order, _scaled, _report)
 
 
 def _check_floats(value: PyTree) -> None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjx.aggregation.mean import mean
+from fedjx.aggregation.mean import wrapped
 from fedjx.core.execution.computation import federated_computation
 from fedjx.core.execution.process import Aggregation, Aggregator
 from fedjx.core.language.names import DType, PyTree
@@ -91,7 +91,9 @@ def compress(
     >>> print(up.type, up.bits)
     {<<words=uint32[5000],range=float32[2]>,float32>}@CLIENTS 160096
     """
-    inner = mean() if inner is None else inner
+    inner = wrapped(inner)
+    if not isinstance(compressor, Compressor):
+        raise TypeError(f"compress takes a Compressor, such as uniform_quantizer(8); got {type(compressor).__name__}.")
 
     @federated_computation
     def next(key: FederatedValue, state: FederatedValue, value: FederatedValue, weight: FederatedValue) -> Aggregation:

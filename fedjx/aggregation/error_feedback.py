@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from fedjx.aggregation.bounding import with_own
 from fedjx.aggregation.compress import Compressor, Leaf, decode_tree, encode_tree, is_large
-from fedjx.aggregation.mean import mean
+from fedjx.aggregation.mean import wrapped
 from fedjx.core.execution.computation import federated_computation
 from fedjx.core.execution.process import Aggregator
 from fedjx.core.language.names import PyTree
@@ -54,7 +54,9 @@ def error_feedback(
       inner: How the server aggregates what it has decoded; the weighted `mean` if not given.
       where: Which leaves of floats are compressed.
     """
-    inner = mean() if inner is None else inner
+    inner = wrapped(inner)
+    if not isinstance(compressor, Compressor):
+        raise TypeError(f"error_feedback takes a Compressor, such as top_k; got {type(compressor).__name__}.")
 
     def encode(key: jax.Array, value: PyTree, weight: jax.Array, memory: PyTree) -> tuple[PyTree, ...]:
         total, weight, non_finite = sound(jax.tree.map(jnp.add, value, memory), weight)

@@ -23,3 +23,18 @@ def mean() -> Aggregator:
         return state, federated_mean(value, weight), federated_value({}, SERVER)
 
     return Aggregator(init, next)
+
+
+def wrapped(inner: Aggregator | None) -> Aggregator:
+    """Returns the aggregator that another one wraps: the `mean` if none is given.
+
+    Raises:
+      TypeError: If it is no `Aggregator`.
+    """
+    inner = mean() if inner is None else inner
+    if not isinstance(inner, Aggregator):
+        raise TypeError(
+            f"inner must be an Aggregator, without a memory at the clients; got {type(inner).__name__}. Pass one "
+            "of fedjx.aggregation, called, such as mean(); one with a memory goes outermost."
+        )
+    return inner

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjx.aggregation.error_feedback import StatefulAggregator
-from fedjx.aggregation.mean import mean
+from fedjx.aggregation.mean import wrapped
 from fedjx.core.execution.computation import federated_computation
 from fedjx.core.execution.process import Aggregator
 from fedjx.core.language.names import PyTree
@@ -35,7 +35,7 @@ def per_cluster(
             "who is in a cluster changes from round to round, so clients keep no memory for it; got an aggregator that "
             "has one. Use one without."
         )
-    inner = mean() if inner is None else inner
+    inner = wrapped(inner)
 
     def row(j: int) -> Callable[[PyTree], PyTree]:
         return lambda member: jax.tree.map(lambda x: x[j], member)

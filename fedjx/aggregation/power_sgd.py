@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from fedjx.aggregation.bounding import with_own
 from fedjx.aggregation.compress import Leaf, is_large, leaves_where
 from fedjx.aggregation.error_feedback import StatefulAggregation, StatefulAggregator, counted, sound
-from fedjx.aggregation.mean import mean
+from fedjx.aggregation.mean import wrapped
 from fedjx.core.execution.computation import federated_computation
 from fedjx.core.execution.process import Aggregation, Aggregator
 from fedjx.core.language.checks import check_integer
@@ -52,7 +52,7 @@ def power_sgd(rank: int, *, inner: Aggregator | None = None, where: Callable[[Le
     Raises:
       ValueError: If the rank is not positive.
     """
-    inner, where = mean() if inner is None else inner, _worthwhile(rank, where)
+    inner, where = wrapped(inner), _worthwhile(rank, where)
 
     @federated_computation
     def next(key: FederatedValue, state: FederatedValue, value: FederatedValue, weight: FederatedValue) -> Aggregation:
@@ -68,7 +68,7 @@ def power_sgd_with_memory(
 
     The mean of the clients' values and old memories is, up to rounding, the result and the mean of their new memories.
     """
-    inner, where = mean() if inner is None else inner, _worthwhile(rank, where)
+    inner, where = wrapped(inner), _worthwhile(rank, where)
 
     @federated_computation
     def next(

@@ -15,8 +15,9 @@ import numpy as np
 
 from fedjx.aggregation.bounding import Adaptive, Bound, adaptive_bound, fixed_bound
 from fedjx.aggregation.clipping import clip_adaptively
-from fedjx.aggregation.mean import mean
+from fedjx.aggregation.mean import mean, wrapped
 from fedjx.core.execution.process import Aggregator
+from fedjx.core.language.checks import check_number
 from fedjx.core.language.names import PyTree
 
 
@@ -36,7 +37,8 @@ def zero_above(*, threshold: float, order: float = np.inf, inner: Aggregator | N
     Raises:
       ValueError: If the threshold is not positive, or the order is another.
     """
-    return fixed_bound(threshold, mean() if inner is None else inner, order, _zeroed, _report)
+    check_number("(0, inf]", threshold=threshold)
+    return fixed_bound(threshold, wrapped(inner), order, _zeroed, _report)
 
 
 def zero_outliers(
@@ -71,7 +73,7 @@ def zero_outliers(
       ValueError: If ``initial`` or ``rate`` is not positive, or ``quantile`` no fraction.
     """
     adaptive = Adaptive(initial, quantile, learning_rate, multiplier, increment)
-    return adaptive_bound(adaptive, mean() if inner is None else inner, order, _zeroed, _report)
+    return adaptive_bound(adaptive, wrapped(inner), order, _zeroed, _report)
 
 
 def zeroed_and_clipped_mean() -> Aggregator:

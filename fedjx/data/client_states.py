@@ -157,7 +157,8 @@ class ClientStates:
         if len(clients) < len(ids) or not self._clients.isdisjoint(clients):
             again = sorted(self._clients & clients)[:5] or "one twice"
             raise ValueError(
-                f"a client is put once a round; got {again} again. Commit the round, or discard what was put."
+                f"a client is put once a round; got {again} again. Name each once in a cohort, and commit a round "
+                "before the next, or discard what was put."
             )
         entries = np.empty(len(ids), ENTRY)
         entries["client"], entries["slot"] = ids, self._allocated(len(ids))
@@ -253,8 +254,9 @@ class ClientStates:
         self._forget()
 
     def cohort(self, ids: ArrayLike) -> StateCohort:
-        """Returns a cohort's states as an argument of a streamed computation, which takes them chunk by chunk."""
-        return StateCohort(self, places_of(range(self.num_clients), ids))
+        """Returns a cohort's states as an argument of a computation; one that streams takes them chunk by chunk."""
+        ids = np.asarray(ids)
+        return StateCohort(self, places_of(range(self.num_clients), ids) if ids.size else ids.astype(np.int64))
 
     def sink(self, clients: Clients) -> None:
         """Puts a chunk of new states: the `sink` of a streamed computation whose only result at CLIENTS they are.
@@ -386,4 +388,5 @@ class StateCohort:
         """Takes the committed states of the named clients; where the mask is False it is padding."""
         if share.positions is not None:
             raise ValueError("client states are written by one process; got several. Run on the devices of one.")
-        return Clients(self.states.take(ids), mask, np.where(mask, ids, -1).astype(np.int32))
+        states = self.states.take(np.maximum(ids, 0))  # of nobody, -1, the first client's as padding
+        return Clients(states, mask, np.where(mask, ids, -1).astype(np.int32))

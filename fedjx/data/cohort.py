@@ -14,6 +14,7 @@ from fedjx.core.execution.chunks import arranged
 from fedjx.core.execution.hosts import device_memory
 from fedjx.core.language.checks import check_choice, check_integer
 from fedjx.core.language.shares import Share
+from fedjx.core.language.streams import ids_or_nobody
 from fedjx.core.language.values import Batches, Clients, Sequence
 from fedjx.data.federated_data import ClientData, FederatedData, cached
 
@@ -35,13 +36,12 @@ class Cohort:
     An id that is named again, as by sampling with replacement, is a member again: it counts twice in every
     sum and mean. Its random key is made from its id, so it does the same thing twice.
 
-    Without ids, as when `poisson_sampler` drew no client, it is a cohort of nobody: one chunk of padding, which
-    shows copies of the first client. Sums over the clients are then 0, and what the server does each round, such as
-    adding noise, is done.
+    Without ids, as when `poisson_sampler` drew no client, it is a cohort of nobody: one chunk of padding. Sums over the
+    clients are then 0, and what the server does each round, such as adding noise, is done.
 
     Attributes:
       data: The clients' examples: `FederatedData` in memory or a `Store` on disk.
-      ids: Integers, the members of the cohort; of nobody, the first client of the data, as padding.
+      ids: Integers ``[C]``, the members of the cohort; copied to int64.
       batch_size: Examples in a batch, B.
       lanes: How many clients each device runs at once. "auto" measures it at the first round and
         keeps it; two runs then agree up to rounding. Give a number for runs that are bitwise equal.
@@ -51,6 +51,7 @@ class Cohort:
 
     Raises:
       ValueError: If an id does not exist, or a number is less than one.
+      TypeError: If the ids are no integers, or the data no client data.
 
     >>> data = FederatedData({"x": np.arange(6)}, offsets=np.array([0, 1, 4, 6]))
     >>> for chunk in Cohort(data, [0, 1, 2], batch_size=1, lanes=2):
@@ -68,14 +69,16 @@ class Cohort:
     batch_size: int
     lanes: int | Literal["auto"] = "auto"
     placement: Literal["resident", "streamed", "auto"] = "auto"
-    _is_nobody: bool = dataclasses.field(default=False, init=False, repr=False)
 
     def __post_init__(self):
-        is_nobody = np.size(self.ids) == 0
-        ids = self.data.ids[:1] if is_nobody else self.ids
-        self.data.places(ids)  # Raises where one is no client of the data.
-        object.__setattr__(self, "ids", np.asarray(ids, np.int64))
-        object.__setattr__(self, "_is_nobody", is_nobody)
+        if not hasattr(self.data, "places"):
+            raise TypeError(
+                "a cohort is of client data, such as FederatedData or a Store, and of ids; "
+                f"got Cohort({type(self.data).__name__}, {type(self.ids).__name__}). Pass the data, then the ids."
+            )
+        if np.size(self.ids):
+            self.data.places(self.ids)  # Raises where one is no client of the data.
+        object.__setattr__(self, "ids", np.array(self.ids, np.int64))
         check_integer("[1, inf)", batch_size=self.batch_size)
         if self.lanes != "auto":
             check_integer("[1, inf)", lanes=self.lanes)
@@ -84,7 +87,7 @@ class Cohort:
     @cached
     def sizes(self) -> np.ndarray:
         """Number of batches of each member, int64 ``[C]``."""
-        return self._batches_of(self.ids)
+        return self._batches_of(self.ids) if len(self.ids) else np.zeros(0, np.int64)
 
     def whole(self, *, num_steps: int | None = None, num_places: int | None = None) -> Clients:
         """Plans the whole cohort as arrays, one rectangle for all its members, in the order of the ids.
@@ -111,22 +114,24 @@ class Cohort:
         >>> clients.value.length.tolist()
         [2, 1]
         """
-        longest = int(self.sizes.max())
+        members = ids_or_nobody(self)
+        sizes = self._batches_of(members)
+        longest = int(sizes.max())
         num_steps = _bucket(longest) if num_steps is None else num_steps
-        num_places = len(self.ids) if num_places is None else num_places
+        num_places = len(members) if num_places is None else num_places
         if num_steps < longest:
             raise ValueError(
                 f"num_steps needs to hold the longest client; got {num_steps=} and {longest} batches for client "
-                f"{self.ids[self.sizes.argmax()]}. Raise num_steps, or leave it out."
+                f"{members[sizes.argmax()]}. Raise num_steps, or leave it out."
             )
-        if num_places < len(self.ids):
+        if num_places < len(members):
             raise ValueError(
-                f"num_places needs to hold the cohort; got {num_places=} for {len(self.ids)} ids. Raise it, or "
+                f"num_places needs to hold the cohort; got {num_places=} for {len(members)} ids. Raise it, or "
                 "leave it out."
             )
-        mask = np.arange(num_places) < len(self.ids)
-        ids = self.ids[np.where(mask, np.arange(num_places), 0)]
-        planned = self._planned(ids, mask, Share(), num_steps)
+        is_member = np.arange(num_places) < len(members)
+        ids = members[np.where(is_member, np.arange(num_places), 0)]
+        planned = self._planned(ids, is_member & (ids >= 0), Share(), num_steps)
         batches = dataclasses.replace(planned.value.elements, shared=True)  # its one part is the whole
         return dataclasses.replace(planned, value=Sequence(batches, planned.value.length))
 
@@ -137,14 +142,21 @@ class Cohort:
 
     def __iter__(self) -> Iterator[Clients]:
         lanes = 1 if self.lanes == "auto" else self.lanes
-        for rows in arranged(self.sizes, lanes, num_devices=1, num_groups=1):
-            yield self.members(self.ids[np.where(rows < 0, rows[rows >= 0][-1], rows)], rows >= 0)
+        members = ids_or_nobody(self)
+        for rows in arranged(self._batches_of(members), lanes, num_devices=1, num_groups=1):
+            ids = members[np.where(rows < 0, rows[rows >= 0][-1], rows)]
+            yield self.members(ids, (rows >= 0) & (ids >= 0))
 
     def _batches_of(self, ids: np.ndarray) -> np.ndarray:
-        return _num_batches(self.data.sizes[self.data.places(ids)], self.batch_size)
+        return _num_batches(self.data.sizes[self.data.places(self._existing(ids))], self.batch_size)
+
+    def _existing(self, ids: np.ndarray) -> np.ndarray:
+        """Lets the first client of the data stand for nobody, -1."""
+        return np.where(ids < 0, self.data.ids[0], ids)
 
     def _planned(self, ids: np.ndarray, mask: np.ndarray, share: Share, num_steps: int) -> Clients:
         """Plans `num_steps` batches, S, for each of this process's share of the clients ``[C]``."""
+        ids = self._existing(ids)
         resident = self.placement == "resident" or (self.placement == "auto" and _fits_device(self.data, share))
         if resident:
             ids = share.of(ids)
@@ -152,7 +164,7 @@ class Cohort:
         else:
             pool, first = _parts(self.data, ids, share)
             ids = share.of(ids)
-        mask = share.of(mask) & (not self._is_nobody)
+        mask = share.of(mask)
         sizes = self.data.sizes[self.data.places(ids)]
         batches = Batches(pool, _plan(first, sizes, num_steps, self.batch_size), shared=resident)
         value = Sequence(batches, _num_batches(sizes, self.batch_size).astype(np.int32))

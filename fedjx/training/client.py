@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypedDict, Unpack, cast
+from typing import NamedTuple, NoReturn, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -160,6 +160,15 @@ class Local(NamedTuple):
     weight: Callable[[jax.Array], jax.Array]
 
 
+def _no_optimizer() -> optax.GradientTransformation:
+    def refused(*args: PyTree, **named: PyTree) -> NoReturn:
+        raise TypeError(
+            "a method trains by local.optimizer; got no client_optimizer. Pass one, such as optax.sgd(0.1)."
+        )
+
+    return optax.GradientTransformation(refused, refused)
+
+
 def local_training(
     optimizer: optax.GradientTransformation | None,
     weight: Callable[[jax.Array], jax.Array] = by_examples,
@@ -179,11 +188,14 @@ def local_training(
     check_amount(**amount)
     train = functools.partial(local_train, **amount, completed=completed)
     report = functools.partial(report_update, weight=weight)
-    return Local(cast(optax.GradientTransformation, optimizer), train, report, weight)
+    optimizer = _no_optimizer() if optimizer is None else optimizer
+    return Local(optimizer, train, report, weight)
 
 
 def local_update(model: Model) -> Callable[..., ClientUpdate]:
     """Returns the client update of federated averaging: local training, reported by `report_update`."""
+    if not isinstance(model, Model):
+        raise TypeError(f"a model is a Model; got {model!r}. Pass one of fedjx.models, called, or from_flax(...).")
 
     def client_update(params: PyTree, data: Sequence, key: jax.Array, *, local: Local) -> ClientUpdate:
         return local.report(params, local.train(model, params, data, key, optimizer=local.optimizer))

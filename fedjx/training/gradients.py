@@ -61,7 +61,11 @@ def local_gradient(model: Model, params: PyTree, data: Sequence, key: jax.Array)
 
 
 def gradient_update(model: Model) -> Callable[..., ClientUpdate]:
-    """Returns the client update that is the `local_gradient`, unless it is not finite (`drop_non_finite`)."""
+    """Returns the client update that is the `local_gradient`, unless it is not finite (`drop_non_finite`).
+
+    It is ``(params, data, key, *, weight) -> ClientUpdate``, where ``weight`` makes the client's weight of its number
+    of examples; a round gives it by name to a method's functions that take it.
+    """
 
     def client_update(
         params: PyTree, data: Sequence, key: jax.Array, *, weight: Callable[[jax.Array], jax.Array]

@@ -105,7 +105,8 @@ class Method(NamedTuple, Generic[Init]):
 
 def averaging(model: Model) -> Method[None]:
     """Returns federated averaging of a model: what clients do is train it."""
-    return Method(model.init, local_update(model))
+    client_update = local_update(model)
+    return Method(model.init, client_update)
 
 
 class First(NamedTuple):

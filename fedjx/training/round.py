@@ -27,6 +27,7 @@ from fedjx.core.language.operators import (
     federated_zip,
 )
 from fedjx.core.language.placed import FederatedValue, federated_map
+from fedjx.core.language.types import children, member_type, notation
 from fedjx.models.model import Ratio, finalize_metrics
 from fedjx.training.batch_stats import trained_alone
 from fedjx.training.client import (
@@ -162,6 +163,8 @@ def compose(
         cannot be left incomplete and should be.
       ValueError: If the amount of training is none, or probabilities of failures are not.
     """
+    if not isinstance(method, Method):
+        raise TypeError(f"compose takes a Method; got {type(method).__name__}. For a model, say averaging(model).")
     check_amount(num_epochs, num_steps)
     check_parts(client_optimizer, server_optimizer, aggregator, broadcaster, client_weight, failures)
     amount: LocalAmount = {"num_epochs": num_epochs, "num_steps": num_steps}
@@ -199,6 +202,15 @@ class _Aggregated(NamedTuple):
     memory: PyTree = None  # at the clients, if they have one
 
 
+def _aggregated(found: PyTree, what: str, number: int) -> _Aggregated:
+    if not isinstance(found, tuple) or len(found) != number:
+        got = f"{len(found)} values" if isinstance(found, tuple) else type(found).__name__
+        raise TypeError(
+            f"an aggregator's next returns {what}; got {got}. To measure nothing, return federated_value({{}}, SERVER)."
+        )
+    return _Aggregated(*found)
+
+
 class _Round(NamedTuple):
     """All that a round is made of."""
 
@@ -215,6 +227,7 @@ class _Round(NamedTuple):
 
     def init(self, key: jax.Array) -> ServerState:
         """Makes the server's first state."""
+        check_key(key)
         key_params, key_rounds = jax.random.split(key)
         params = self.method.init(key_params)
         state = ServerState(params, self.server.init(params), (), (), key_rounds, jnp.int32(0))
@@ -237,6 +250,11 @@ class _Round(NamedTuple):
 
     def round(self, state: FederatedValue, data: FederatedValue, held: FederatedValue | None = None) -> Outcome:
         """Runs a round, as a function of placed values."""
+        if [name for name, _ in children(state.type.member) or []] != list(ServerState._fields):
+            raise TypeError(
+                f"a round takes the server's state, then the cohort; got {state.type} first. Pass the state that "
+                "`init` or the round before returned."
+            )
         own, memory = self._apart(held)
         keys = federated_map(round_keys, state.key, state.round)
         server = state.params if self.method.sent is None else federated_map(self.method.sent, state)
@@ -264,9 +282,9 @@ class _Round(NamedTuple):
     ) -> _Aggregated:
         arguments = (key, state, update.delta, update.weight)
         if isinstance(self.aggregator, StatefulAggregator):
-            found = _Aggregated(*self.aggregator.next(*arguments, memory))
+            found = _aggregated(self.aggregator.next(*arguments, memory), "(state, result, measurements, memory)", 4)
         else:
-            found = _Aggregated(*self.aggregator.next(*arguments))
+            found = _aggregated(self.aggregator.next(*arguments), "(state, result, measurements)", 3)
         return found._replace(state=keeps_type("an aggregator", state, found.state))
 
     def _finished(
@@ -301,6 +319,13 @@ class _Round(NamedTuple):
         updates, optimizer = self.server.update(delta, state.optimizer, state.params, **extra)
         params, (aggregator, broadcaster) = optax.apply_updates(state.params, updates), inner
         return ServerState(params, optimizer, aggregator, broadcaster, state.key, state.round + 1)
+
+
+def check_key(key: jax.Array) -> None:
+    """Refuses what is no random key."""
+    of_old = jnp.shape(key) == (2,) and key.dtype == jnp.uint32  # jax.random.PRNGKey
+    if not of_old and (jnp.shape(key) or not jnp.issubdtype(jnp.result_type(key), jax.dtypes.prng_key)):
+        raise TypeError(f"init takes a random key; got {notation(member_type(key))}. Pass jax.random.key(0).")
 
 
 def check_parts(

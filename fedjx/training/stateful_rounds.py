@@ -6,12 +6,13 @@ from collections.abc import Iterable, Iterator
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from fedjx.core.execution.process import StatefulAlgorithm
 from fedjx.core.execution.streaming import Stream
 from fedjx.core.language.names import Metrics, PyTree
-from fedjx.core.language.streams import AtClients, Planned
+from fedjx.core.language.streams import AtClients, Planned, is_planned
 from fedjx.core.language.values import Clients
 from fedjx.data.client_states import ClientStates
 
@@ -50,6 +51,12 @@ class StatefulRounds(NamedTuple, Generic[State]):
         Raises:
           ValueError: If the states are not, and were not, in the round of the server's state.
         """
+        if not is_planned(cohort):
+            raise TypeError(f"rounds with states on disk take a Cohort; got {type(cohort).__name__}.")
+        if len(np.unique(cohort.ids)) < len(cohort.ids):
+            raise ValueError(
+                "a client has one state, so it is in a cohort once; got an id twice. Sample without replacement."
+            )
         round = int(state.round)
         self.states.rollback(round)
         state, metrics, _ = self.stream(state, cohort, self.states.cohort(cohort.ids))
@@ -89,4 +96,9 @@ def stateful_rounds(
     >>> int(state.round), states.round, states.num_touched
     (2, 2, 5)
     """
+    if not isinstance(algorithm, StatefulAlgorithm) or not isinstance(states, ClientStates):
+        raise TypeError(
+            "stateful_rounds takes an algorithm whose clients keep a state, and their ClientStates; "
+            f"got {type(algorithm).__name__} and {type(states).__name__}."
+        )
     return StatefulRounds(algorithm.next.streamed(mesh=mesh, sink=states.sink), states, durable)

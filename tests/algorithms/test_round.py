@@ -12,12 +12,14 @@ import optax
 import pytest
 
 import fedjx
+from fedjx import Aggregator
+from fedjx import aggregation as agg
 from fedjx.aggregation import compress, error_feedback, mean, top_k, uniform_quantizer
 from fedjx.algorithms import fed_avg, fed_exp, ifca
 from fedjx.core.language.values import Clients
 from fedjx.data import Cohort, FederatedData
 from fedjx.models import Model
-from fedjx.training import ClientUpdate, Failures, Method, compose
+from fedjx.training import ClientUpdate, Failures, Method, averaging, compose
 from tests.algorithms.problems import assert_trees_close, federated_data, plain_model
 from tests.algorithms.test_every_combination import METHODS
 
@@ -176,3 +178,44 @@ def test_a_server_optimizer_may_ask_for_the_loss():
 
 def test_compression_is_told_apart_from_its_compressor():
     assert fed_avg(plain_model(), client_optimizer=SGD, aggregator=compress(uniform_quantizer(8)))
+
+
+MODEL = plain_model()
+TRAINED = fedjx.fed_avg(MODEL, client_optimizer=optax.sgd(0.1))
+TWO = Aggregator(lambda member: (), lambda key, state, value, weight: (state, fedjx.federated_mean(value, weight)))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: compose(MODEL), "compose takes a Method; got Model"),
+        (lambda: fedjx.fed_avg(plain_model, client_optimizer=optax.sgd(0.1)), "a model is a Model; got <function"),
+        (lambda: agg.clip_by_norm(max_norm=1.0, inner=agg.mean), "inner must be an Aggregator.* got function"),
+        (
+            lambda: agg.clip_by_norm(max_norm=1.0, inner=agg.error_feedback(agg.top_k(fraction=0.5))),
+            "inner must be an Aggregator.* got StatefulAggregator.*outermost",
+        ),
+        (lambda: agg.compress(agg.quantize(8)), "compress takes a Compressor.* got Aggregator"),
+        (lambda: TRAINED.init(0), "init takes a random key; got int32. Pass jax.random.key"),
+        (lambda: a_round_of(compose(averaging(MODEL))), "got no client_optimizer. Pass one"),
+        (lambda: a_round_of(TRAINED, lambda state: state.params), "takes the server's state, then the cohort; got <"),
+        (lambda: a_round_of(TRAINED, lambda state: (state, {})), "takes the server's state, then the cohort; got <<"),
+        (
+            lambda: a_round_of(fedjx.fed_avg(MODEL, client_optimizer=optax.sgd(0.1), aggregator=TWO)),
+            r"next returns \(state, result, measurements\); got 2 values",
+        ),
+    ],
+)
+def test_what_is_no_part_of_a_round_is_named(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+def a_round_of(algorithm, first=lambda state: state):
+    clients = Cohort(federated_data(), range(3), batch_size=4)
+    return algorithm.next(first(algorithm.init(jax.random.key(0))), clients)
+
+
+def test_a_key_of_the_old_kind_is_a_key():
+    params = [TRAINED.init(key).params for key in (jax.random.PRNGKey(0), jax.random.key(0))]
+    jax.tree.map(np.testing.assert_array_equal, *params)

@@ -8,7 +8,7 @@ import pytest
 import fedjx
 from fedjx.core.language.shares import Share
 from fedjx.core.language.values import Batches, Clients, Sequence
-from fedjx.data import Cohort, FederatedData, central
+from fedjx.data import ClientStates, Cohort, FederatedData, central
 
 BUCKETS = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96]
 
@@ -244,9 +244,44 @@ def test_nobody_is_a_chunk_of_padding(placement):
         assert set(np.asarray(chunk.id).tolist()) == {-1}
     count = fedjx.federated_computation(lambda clients: fedjx.federated_sum(fedjx.federated_map(ones, clients)))
     assert [int(run(clients)) for run in (count, count.in_graph(), count.streamed(lanes=2))] == [0, 0, 0]
+    assert len(clients.ids) == len(clients.sizes) == 0
     assert int(count(Cohort(DATA, [1, 1], batch_size=2))) == 2, "nobody says how many run at once for good"
 
 
 def ones(data):
     del data
     return jnp.int32(1)
+
+
+def test_a_cohort_of_nobody_goes_with_states(tmp_path):
+    @fedjx.federated_computation
+    def totals(clients, states):
+        return fedjx.federated_sum(fedjx.federated_map(lambda data, state: state + ones(data), clients, states)), states
+
+    clients = Cohort(DATA, [], batch_size=2)
+    with ClientStates(tmp_path / "states", np.float32(7), num_clients=3) as states:
+        for run in (totals, totals.in_graph(), totals.streamed(lanes=2)):
+            total, rows = run(clients, states.cohort(clients.ids))
+            assert float(total) == 0
+            assert not np.asarray(rows.mask).any()
+
+
+def test_a_cohort_keeps_the_ids_that_it_was_given():
+    ids = np.array([1, 2])
+    clients = Cohort(DATA, ids, batch_size=2)
+    ids[0] = 0
+    assert clients.ids.tolist() == [1, 2]
+    with pytest.raises(TypeError, match=r"got Cohort\(list, FederatedData\). Pass the data, then the ids"):
+        Cohort([1], DATA, batch_size=2)
+
+
+def test_what_is_of_another_client_is_never_paired_where_ids_are_traced():
+    @fedjx.federated_computation
+    def total(x, y):
+        return fedjx.federated_sum(fedjx.federated_map(jnp.multiply, x, y))
+
+    x, y = (Clients.of(np.array([2.0, 3.0]), ids=[4, 7]), Clients.of(np.array([10.0, 100.0]), ids=[7, 4]))
+    with pytest.raises(ValueError, match="the same clients in the same order"):
+        total(x, y)
+    assert float(jax.jit(total)(x, y)) == 0.0
+    assert float(jax.jit(total)(x, Clients.of(y.value, ids=x.id))) == 320.0

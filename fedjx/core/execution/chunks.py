@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from fedjx.core.execution.devices import own_part
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.shares import Share
-from fedjx.core.language.streams import Planned, is_planned
+from fedjx.core.language.streams import Planned, ids_or_nobody, is_planned
 from fedjx.core.language.values import Clients, check_same_clients, map_own, side_by_side
 
 # Groups of lanes in one chunk: enough to hide the cost of a dispatch, few enough to bound memory.
@@ -58,6 +58,7 @@ class Chunks:
         self._result_bytes = result_bytes
         planned = [a for a in arguments if is_planned(a)]
         self._leader: Planned | None = next((a for a in planned if a.sizes is not None), (*planned, None)[0])
+        self._ids = np.zeros(0, np.int64) if self._leader is None else ids_or_nobody(self._leader)
         self.asked_lanes = None if self._leader is None else self._leader.lanes
         self.are_fresh = len(planned) == len(arguments)
         if self._leader is None:
@@ -91,7 +92,7 @@ class Chunks:
         """Returns where in ``ids``, those of the chunks' clients, the first of the cohort is, the second, and so on."""
         if self._leader is None:
             return np.arange(len(ids))  # nobody has rearranged them
-        asked = np.asarray(self._leader.ids)  # [C], in the order of the cohort; ids [C], in that of the chunks
+        asked = self._ids  # [C], in the order of the cohort; ids [C], in that of the chunks
         order, by_id = np.argsort(asked, kind="stable"), np.argsort(ids, kind="stable")
         # Who is named again is there again: which time it is, too, tells who belongs where.
         times = np.empty(len(ids), np.int64)  # [C], for each of ids: 0 the first time, 1 the second, ...
@@ -102,7 +103,7 @@ class Chunks:
     def sample(self, lanes: int, *, is_full: bool) -> Clients:
         """Returns a chunk of the shape that `cut` gives, of copies of a middling client: one group, or all."""
         assert self._leader is not None
-        middling = np.argsort(self._sizes())[len(self._leader.ids) // 2]
+        middling = np.argsort(self._sizes())[len(self._ids) // 2]
         rows = np.full((self._num_devices, self._num_groups(lanes), lanes), -1)  # [D, G, L]
         rows[:, : None if is_full else 1] = middling
         return self._chunk(*self._named(rows.reshape(-1)))
@@ -110,17 +111,18 @@ class Chunks:
     def lane_counts(self) -> list[int]:
         """Returns the numbers of lanes worth trying, from few to many."""
         assert self._leader is not None
-        most = -(-len(self._leader.ids) // self._num_devices)
+        most = -(-len(self._ids) // self._num_devices)
         return [lanes for lanes in (1, 4, 16, 64, 256, 1024) if lanes == 1 or lanes <= most]
 
     def _sizes(self) -> np.ndarray:
         assert self._leader is not None
         sizes = self._leader.sizes
-        return np.ones(len(self._leader.ids), np.int64) if sizes is None else np.asarray(sizes)
+        is_known = sizes is not None and len(sizes) == len(self._ids)
+        return np.asarray(sizes) if is_known else np.ones(len(self._ids), np.int64)
 
     def _num_groups(self, lanes: int) -> int:
         assert self._leader is not None
-        needed = -(-len(self._leader.ids) // (lanes * self._num_devices))
+        needed = -(-len(self._ids) // (lanes * self._num_devices))
         groups = min(_GROUPS, 1 << (needed - 1).bit_length())  # powers of two: few shapes
         while groups > 1 and (self._result_bytes is None or groups * lanes * self._result_bytes > _RESULT_BYTES):
             groups //= 2
@@ -134,7 +136,8 @@ class Chunks:
         last = np.maximum.accumulate(np.where(by_device < 0, -1, np.arange(by_device.shape[1])), axis=1)
         real = np.take_along_axis(by_device, last, axis=1)  # -1 still where a device has no client at all
         real = np.where(real < 0, rows[rows >= 0][-1], real)
-        return np.asarray(self._leader.ids)[real.reshape(-1)], rows >= 0  # both [D * G * L]
+        ids = self._ids[real.reshape(-1)]
+        return ids, (rows >= 0) & (ids >= 0)  # both [D * G * L]
 
     def _chunk(self, ids: np.ndarray, mask: np.ndarray) -> Clients:
         own_ids, own_mask = self._share.of(ids), self._share.of(mask)

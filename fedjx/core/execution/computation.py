@@ -132,14 +132,26 @@ class Computation(Traced, Generic[P, R]):
         >>> metrics["loss"].shape, int(state.round)
         ((5,), 5)
         """
+        if len(self._parameters) != 2:
+            raise TypeError(
+                f"rounds run as one program are of (state, data); {self.name} takes ({', '.join(self._parameters)}). "
+                "Keep client states on disk or in memory, and call round by round."
+            )
         step: Callable[..., PyTree] = self.in_graph(mesh=mesh, lanes=lanes, differentiable=False)
+
+        def all_rounds(state: PyTree, cohorts: Iterable[Clients | Planned]) -> R:
+            if is_planned(cohorts) or isinstance(cohorts, Clients):
+                raise TypeError(
+                    f"several rounds take a list of cohorts; got a {type(cohorts).__name__} alone. Wrap it: [...]."
+                )
+            return run(state, stack_cohorts(map(whole, cohorts)))
 
         @jax.jit
         def run(state: PyTree, cohorts: Clients) -> PyTree:
             own, pools, join = per_client(cohorts)
             return lax.scan(lambda state, own: step(state, join(own, pools)), state, own)
 
-        return lambda state, cohorts: run(state, stack_cohorts(map(whole, cohorts)))
+        return all_rounds
 
     def streamed(self, *, mesh: Mesh | None = None, lanes: int | None = None, sink: Sink | None = None) -> Stream[P, R]:
         """Returns the computation as a host loop over chunks of the cohort, in constant memory.

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from fedjx.core.execution.computation import Computation
 from fedjx.core.language.arguments import as_declared
 from fedjx.core.language.names import PyTree, Type
+from fedjx.core.language.streams import first_chunk, whole
 from fedjx.core.language.types import (
     CLIENTS,
     FederatedType,
@@ -21,7 +22,7 @@ from fedjx.core.language.types import (
     sequence_type,
     type_of,
 )
-from fedjx.core.language.values import Clients, Sequence, gathered
+from fedjx.core.language.values import Clients, Sequence, check_same_clients, gathered
 
 Dimension = Any  # a number, or a symbol of `jax.export`
 
@@ -45,7 +46,7 @@ def export(computation: Computation, *args: PyTree) -> bytes:
     >>> load(export(total, total.type_signature.parameter))([[1.0, 2.0], [3.0, 4.0]])
     Array([4., 6.], dtype=float32)
     """
-    types = [type_of(arg) for arg in args]
+    types = [type_of(first_chunk(arg)) for arg in args]
     signature = computation.type_signature
     signature = signature if isinstance(signature, FunctionType) else signature(*types)
     sizes = jax.export.symbolic_shape("clients, steps")
@@ -107,7 +108,8 @@ class LoadedComputation:
         if len(args) != len(self._arguments):
             raise TypeError(f"this computation takes {len(self._arguments)} arguments; got {len(args)}.")
         pairs = enumerate(zip(args, self._arguments, strict=True))
-        values = [as_declared("the loaded computation", str(i), arg, type_) for i, (arg, type_) in pairs]
+        values = [as_declared("the loaded computation", str(i), whole(arg), type_) for i, (arg, type_) in pairs]
+        check_same_clients([value for value in values if isinstance(value, Clients)])
         results = self._program.call(*map(jnp.asarray, jax.tree.leaves(gathered(values))))
         return jax.tree.unflatten(jax.tree.structure(_template(self.type_signature.result)), results)
 

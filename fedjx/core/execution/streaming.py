@@ -21,7 +21,7 @@ from fedjx.core.execution.hosts import agreed, auto_mesh, device_memory, share_o
 from fedjx.core.language.names import Array, PyTree
 from fedjx.core.language.program import Environment, Program
 from fedjx.core.language.shares import AXIS, own_rows
-from fedjx.core.language.streams import Planned, first_chunk, is_stream
+from fedjx.core.language.streams import Planned, first_chunk, is_planned, is_stream
 from fedjx.core.language.traced import Traced
 from fedjx.core.language.types import type_of
 from fedjx.core.language.values import Clients
@@ -94,6 +94,10 @@ class Stream(Generic[P, R]):
         >>> int(state.round)
         3
         """
+        if is_planned(cohorts):
+            raise TypeError(
+                f"`ahead` takes the cohorts of several rounds; got one {type(cohorts).__name__}. Wrap it: [...]."
+            )
         cohorts = iter(cohorts)
         for first in itertools.islice(cohorts, 1):
             yield first

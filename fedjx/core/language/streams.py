@@ -21,7 +21,7 @@ class Planned(Protocol):
     A method ``whole() -> Clients`` may make all of it, in the order of the ids, in a better shape than that of a chunk.
 
     Attributes:
-      ids: Integers ``[C]``.
+      ids: Integers ``[C]``; none for a cohort of nobody, which is one chunk of padding.
       sizes: How much work each client is, its number of batches, ``[C]``: similar ones run together. None if that is
         for other arguments to say.
       lanes: How many clients each device is to run at once, or "auto" for what is fastest.
@@ -38,7 +38,8 @@ class Planned(Protocol):
         """Returns this process's share of a chunk, in arrays that nobody writes to any more: JAX may read them later.
 
         Args:
-          ids: The clients of the whole chunk, in equal parts for the devices. The shapes of what is
+          ids: The clients of the whole chunk, in equal parts for the devices, or -1 for all if there is nobody: any
+            client's shapes will do. The shapes of what is
             returned may depend on them all, and on nothing that differs between processes.
           mask: Where it is False the chunk is padding.
           share: Which of the devices are this process's.
@@ -79,9 +80,15 @@ def whole(value: PyTree) -> PyTree:
     """Returns a cohort that makes its chunks as one, and anything else as it is."""
     if not is_planned(value):
         return value
-    ids = np.asarray(value.ids)
     of_its_own: Callable[[], Clients] | None = getattr(value, "whole", None)
-    return of_its_own() if of_its_own else value.members(ids, np.ones(len(ids), bool), Share())
+    ids = ids_or_nobody(value)
+    return of_its_own() if of_its_own else value.members(ids, ids >= 0, Share())
+
+
+def ids_or_nobody(value: Planned) -> np.ndarray:
+    """Returns the ids of a cohort, int64 ``[C]``; ``[-1]`` of nobody's."""
+    ids = np.asarray(value.ids, np.int64)
+    return ids if len(ids) else np.array([-1])
 
 
 def first_chunk(value: PyTree) -> PyTree:
@@ -94,7 +101,8 @@ def first_chunk(value: PyTree) -> PyTree:
     if not is_stream(value):
         return value
     if is_planned(value):
-        return value.members(np.asarray(value.ids)[:1], np.ones(1, bool), Share())
+        ids = ids_or_nobody(value)[:1]
+        return value.members(ids, ids >= 0, Share())
     first = next(iter(value), None)
     if first is None:
         raise ValueError("a cohort needs at least one client; got an empty stream. Sample again, or skip the round.")

@@ -196,12 +196,18 @@ def check_same_clients(arguments: list[Clients]) -> None:
 
 
 def side_by_side(arguments: list[Clients]) -> Clients:
-    """Makes one cohort of several: a client's member is the tuple of its members."""
+    """Makes one cohort of several: a client's member is the tuple of its members.
+
+    Where ids are traced nobody can refuse a cohort in another order. Who has two of them then takes no part, so that
+    nobody ever gets what is another client's.
+    """
     check_same_clients(arguments)
     first, *rest = arguments
     mask = first.mask
     for other in rest:
         mask = mask & other.mask
+        if isinstance(first.id, jax.core.Tracer) or isinstance(other.id, jax.core.Tracer):
+            mask = mask & (first.id == other.id)
     return Clients(tuple(c.value for c in arguments), mask, first.id)
 
 
@@ -302,6 +308,11 @@ def stack_cohorts(cohorts: Iterable[Clients]) -> Clients:
       ValueError: If two cohorts differ in another shape, or in their pool.
     """
     cohorts = list(cohorts)
+    for cohort in cohorts:
+        if not isinstance(cohort, Clients):
+            raise TypeError(
+                f"a round is of a cohort; got {type(cohort).__name__}. Pass a list of cohorts, one a round."
+            )
     if not cohorts:
         raise ValueError("at least one round is run; got no cohort. Sample some.")
     num_clients = max(c.num_clients for c in cohorts)
@@ -315,7 +326,10 @@ def stack_cohorts(cohorts: Iterable[Clients]) -> Clients:
         )
     pools = [[id(leaf) for leaf in jax.tree.leaves(per_client(c)[1])] for c in cohorts]
     if any(other != pools[0] for other in pools):
-        raise ValueError("the cohorts of rounds that run as one program need one pool; got several. Use one data set.")
+        raise ValueError(
+            "the cohorts of rounds that run as one program need one pool; got several. Use one data "
+            'set, with placement="resident": what is streamed is copied for each cohort.'
+        )
     return map_own(lambda *xs: np.stack(xs), *cohorts)
 
 

@@ -106,6 +106,10 @@ def open(
       FileNotFoundError: If neither stores nor files are there; names the files, their checksums and their places.
       ValueError: If a file is not the published one, or is malformed.
     """
+    if not isinstance(data_set, DataSet):
+        raise TypeError(
+            f"open takes a description of a data set; got {data_set!r}. Call one of published.DATA_SETS: emnist()."
+        )
     directory = Path(directory)
     paths = {split: directory / f"{data_set.stem}-{split}" for split in data_set.containers[0].files}
     missing = [split for split in paths if not paths[split].exists()]

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 import fedjx
+from fedjx import federated_computation
 from fedjx.core.execution.ahead import Room
 from fedjx.core.execution.devices import Placer
 from fedjx.core.language.shares import Share
@@ -194,6 +195,15 @@ def test_rounds_in_one_program_need_one_shape_and_one_pool():
         run(state, [first, fedjx.data.Cohort(federated_data(), [0, 1], batch_size=BATCH_SIZE).whole(num_steps=3)])
     with pytest.raises(ValueError, match="at least one round is run; got no cohort"):
         run(state, [])
+    with pytest.raises(TypeError, match=r"take a list of cohorts; got a Cohort alone. Wrap it"):
+        run(state, fedjx.data.Cohort(DATA, [0, 1], batch_size=BATCH_SIZE))  # its chunks are no rounds
+    with pytest.raises(TypeError, match=r"a round is of a cohort; got list"):
+        run(state, [[0, 1]])
+    with pytest.raises(TypeError, match=r"got one Cohort. Wrap it"):
+        next(ALGORITHM.next.streamed().ahead(fedjx.data.Cohort(DATA, [0, 1], batch_size=BATCH_SIZE)))
+    three = federated_computation(lambda state, data, states: (state, data))
+    with pytest.raises(TypeError, match=r"are of \(state, data\); .* takes \(state, data, states\)"):
+        three.scanned()
 
 
 def test_chunks_made_for_other_devices_are_not_read():

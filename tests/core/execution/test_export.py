@@ -219,3 +219,21 @@ def test_another_number_of_arguments():
     loaded = fedjx.load(fedjx.export(total, parse_type("{float32[2]}@CLIENTS")))
     with pytest.raises(TypeError, match=r"this computation takes 1 arguments; got 2\."):
         loaded(1.0, 2.0)
+
+
+def test_a_cohort_is_exported_and_a_loaded_computation_takes_one():
+    data = fedjx.data.FederatedData({"x": np.arange(6, dtype=np.float32)}, np.array([0, 1, 3, 6]))
+
+    @fedjx.federated_computation
+    def total(clients, weights):
+        def of_one(batches, weight):
+            return weight * fedjx.sequence_reduce(lambda t, b: t + jnp.sum(b["x"] * b["mask"]), jnp.float32(0), batches)
+
+        return fedjx.federated_sum(fedjx.federated_map(of_one, clients, weights))
+
+    clients = fedjx.data.Cohort(data, [2, 0], batch_size=2)
+    weights = fedjx.Clients.of(np.array([1.0, 10.0], np.float32), ids=[2, 0])
+    loaded = fedjx.load(fedjx.export(total, clients, weights))
+    assert float(loaded(clients, weights)) == float(total(clients, weights)) == 12.0
+    with pytest.raises(ValueError, match="the same clients in the same order"):
+        loaded(clients, fedjx.Clients.of(weights.value, ids=[0, 2]))
