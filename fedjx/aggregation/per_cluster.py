@@ -37,9 +37,6 @@ def per_cluster(
         )
     inner = wrapped(inner)
 
-    def row(j: int) -> Callable[[PyTree], PyTree]:
-        return lambda member: jax.tree.map(lambda x: x[j], member)
-
     def share(j: int) -> Callable[[Assigned, jax.Array], tuple[PyTree, jax.Array]]:
         def of_client(value: Assigned, weight: jax.Array) -> tuple[PyTree, jax.Array]:
             mine = value.cluster == j
@@ -48,8 +45,8 @@ def per_cluster(
 
         return of_client
 
-    def init(member: PyTree) -> tuple[PyTree, ...]:
-        return tuple(inner.init(row(j)(member)) for j in range(num_clusters))
+    def init(member: Assigned) -> tuple[PyTree, ...]:
+        return tuple(inner.init(member.delta) for _ in range(num_clusters))
 
     @federated_computation
     def next(

@@ -94,11 +94,14 @@ def ifca(
         metrics = {**metrics, "num_examples": num_examples, "cluster_sizes": sizes}
         return drop_non_finite(ClientUpdate(Assigned(cluster, delta), weight(num_examples), metrics))
 
+    def delta(models: PyTree) -> Assigned:
+        return Assigned(jnp.int32(0), jax.tree.map(lambda x: x[0], models))
+
     arguments["aggregator"] = per_cluster(
         inner=arguments.get("aggregator"), num_clusters=num_clusters, of_cohort=average == "gradients"
     )
     client_update = model_update if average == "models" else gradient_update
-    method = Method(first if init is None else init, client_update)
+    method = Method(first if init is None else init, client_update, delta=delta)
     return compose(method, client_optimizer=client_optimizer, server_optimizer=server_optimizer, **arguments)
 
 

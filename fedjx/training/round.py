@@ -262,12 +262,15 @@ class _Round(NamedTuple):
         client_keys, told = federated_keys(keys.clients), self.clients.told(state, own)
         if self.method.first is None:
             update, own = self.clients.update(sent, data, client_keys, told)
+            check_delta("delta", update, state, self.method.delta)
             last = self._aggregated(keys.aggregator, state.aggregator, update, memory)
             return self._finished(state, held, broadcaster_state, update, own, [last])
         key_first, key_last = federated_map(lambda key: tuple(jax.random.split(key)), keys.aggregator)
         before = self.clients.first(sent, data, client_keys, told)
+        check_delta("first_delta", before, state, self.method.first_delta)
         first = self._aggregated(key_first, state.aggregator[0], before, None if memory is None else memory[0])
         update, own = self.clients.update(sent, data, client_keys, told, before, first.result)
+        check_delta("delta", update, state, self.method.delta)
         last = self._aggregated(key_last, state.aggregator[1], update, None if memory is None else memory[1])
         return self._finished(state, held, broadcaster_state, update, own, [first, last])
 
@@ -319,6 +322,20 @@ class _Round(NamedTuple):
         updates, optimizer = self.server.update(delta, state.optimizer, state.params, **extra)
         params, (aggregator, broadcaster) = optax.apply_updates(state.params, updates), inner
         return ServerState(params, optimizer, aggregator, broadcaster, state.key, state.round + 1)
+
+
+def check_delta(
+    name: str, update: FederatedValue, state: FederatedValue, like: Callable[[PyTree], PyTree] | None
+) -> None:
+    """Refuses deltas that are not of the structure and shapes for which the aggregator's state was made."""
+    params, found = state.type.member.params, update.type.member.delta
+    expected = params if like is None else jax.eval_shape(like, params)
+    shapes = [(jax.tree.structure(tree), [x.shape for x in jax.tree.leaves(tree)]) for tree in (expected, found)]
+    if shapes[0] != shapes[1]:
+        raise TypeError(
+            f"what clients send is like the parameters, or like what Method({name}=...) makes of them; got "
+            f"{notation(found)} instead of {notation(expected)}. Say what it is like."
+        )
 
 
 def check_key(key: jax.Array) -> None:

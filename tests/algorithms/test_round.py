@@ -200,6 +200,7 @@ TWO = Aggregator(lambda member: (), lambda key, state, value, weight: (state, fe
         (lambda: a_round_of(compose(averaging(MODEL))), "got no client_optimizer. Pass one"),
         (lambda: a_round_of(TRAINED, lambda state: state.params), "takes the server's state, then the cohort; got <"),
         (lambda: a_round_of(TRAINED, lambda state: (state, {})), "takes the server's state, then the cohort; got <<"),
+        (lambda: one_round(sends_a_pair), r"instead of float32. Say what it is like"),
         (
             lambda: a_round_of(fedjx.fed_avg(MODEL, client_optimizer=optax.sgd(0.1), aggregator=TWO)),
             r"next returns \(state, result, measurements\); got 2 values",
@@ -209,6 +210,11 @@ TWO = Aggregator(lambda member: (), lambda key, state, value, weight: (state, fe
 def test_what_is_no_part_of_a_round_is_named(call, message):
     with pytest.raises(TypeError, match=message):
         call()
+
+
+def sends_a_pair(params, data, key):
+    del data, key
+    return ClientUpdate((params, params), jnp.float32(1), {})
 
 
 def a_round_of(algorithm, first=lambda state: state):
