@@ -28,13 +28,13 @@ from fedjx.algorithms import EmaState, ema, gaussian_mixture, mixture_around, sc
 from fedjx.data import ClientStates, Cohort
 from fedjx.training import ServerState, averaging, compose, stateful_rounds
 
-sgd, remembers = optax.sgd(0.1), error_feedback(top_k(0.1))
+sgd, remembers = optax.sgd(0.1), error_feedback(top_k(fraction=0.1))
 controlled = scaffold(model, num_clients=50, client_optimizer=sgd)
 assert_type(controlled, StatefulAlgorithm[ServerState, Any])
 assert_type(controlled.next(state, clients, clients)[0].round, jax.Array)
 assert_type(ema(controlled, 0.9), StatefulAlgorithm[EmaState[ServerState], Any])
 assert_type(gaussian_mixture(init=lambda key: mixture_around([[0.0]])), Algorithm[ServerState])
-assert_type(clip_by_norm(1.0, mean()), Aggregator)
+assert_type(clip_by_norm(max_norm=1.0, inner=mean()), Aggregator)
 assert_type(remembers, StatefulAggregator)
 assert_type(fed_avg(model, client_optimizer=sgd, aggregator=remembers), StatefulAlgorithm[ServerState, Any])
 assert_type(compose(averaging(model), client_optimizer=sgd, aggregator=mean()), Algorithm[ServerState])
@@ -55,7 +55,7 @@ Cohort(train, 4, batch_size="ten")
 Cohort(model, [4], batch_size=10)
 evaluation(state.params)
 controlled.next(state, clients)
-clip_by_norm(1.0, remembers)
+clip_by_norm(max_norm=1.0, inner=remembers)
 fed_avg(model, client_optimizer=sgd, num_epoch=2)
 """
 

@@ -35,7 +35,8 @@ _SPLIT, _WHOLE = PartitionSpec(AXIS), PartitionSpec()
 
 def _map(run: Pass, server: PyTree, clients: Clients) -> tuple[tuple[PyTree, ...], PyTree]:
     # A client that is padding is a copy of a real one, and what pads a client's own data is its own.
-    fn, shared, own = _of_one_client(run, server, map_own(lambda x: filled(x, clients.mask), clients))
+    value = map_own(lambda x: filled(x, clients.mask), clients.value)
+    fn, shared, own = _of_one_client(run, server, Clients(value, clients.mask, clients.id))
     return mapped(fn, shared, own, stop_early=not (run.differentiable or run.in_step))
 
 
