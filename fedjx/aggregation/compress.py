@@ -66,6 +66,12 @@ def is_large(leaf: Leaf) -> bool:
     return leaf.size > 10_000
 
 
+def check_compressor(name: str, compressor: object) -> None:
+    """Refuses what is no `Compressor`, such as an aggregator."""
+    if not isinstance(compressor, Compressor):
+        raise TypeError(f"{name} takes a Compressor, such as uniform_quantizer(8); got {type(compressor).__name__}.")
+
+
 def compress(
     compressor: Compressor,
     *,
@@ -92,8 +98,7 @@ def compress(
     {<<words=uint32[5000],range=float32[2]>,float32>}@CLIENTS 160096
     """
     inner = wrapped(inner)
-    if not isinstance(compressor, Compressor):
-        raise TypeError(f"compress takes a Compressor, such as uniform_quantizer(8); got {type(compressor).__name__}.")
+    check_compressor("compress", compressor)
 
     @federated_computation
     def next(key: FederatedValue, state: FederatedValue, value: FederatedValue, weight: FederatedValue) -> Aggregation:

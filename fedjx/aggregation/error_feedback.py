@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjx.aggregation.bounding import with_own
-from fedjx.aggregation.compress import Compressor, Leaf, decode_tree, encode_tree, is_large
+from fedjx.aggregation.compress import Compressor, Leaf, check_compressor, decode_tree, encode_tree, is_large
 from fedjx.aggregation.mean import wrapped
 from fedjx.core.execution.computation import federated_computation
 from fedjx.core.execution.process import Aggregator
@@ -55,8 +55,7 @@ def error_feedback(
       where: Which leaves of floats are compressed.
     """
     inner = wrapped(inner)
-    if not isinstance(compressor, Compressor):
-        raise TypeError(f"error_feedback takes a Compressor, such as top_k; got {type(compressor).__name__}.")
+    check_compressor("error_feedback", compressor)
 
     def encode(key: jax.Array, value: PyTree, weight: jax.Array, memory: PyTree) -> tuple[PyTree, ...]:
         total, weight, non_finite = sound(jax.tree.map(jnp.add, value, memory), weight)
@@ -92,6 +91,7 @@ def ef21(compressor: Compressor, *, num_clients: int, where: Callable[[Leaf], bo
       num_clients: Of the whole population; each counts alike.
       where: Which leaves of floats are compressed.
     """
+    check_compressor("ef21", compressor)
 
     def encode(key: jax.Array, value: PyTree, weight: jax.Array, memory: PyTree) -> tuple[PyTree, ...]:
         difference, weight, non_finite = sound(jax.tree.map(jnp.subtract, value, memory), weight)

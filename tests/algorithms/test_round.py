@@ -196,6 +196,8 @@ TWO = Aggregator(lambda member: (), lambda key, state, value, weight: (state, fe
             "inner must be an Aggregator.* got StatefulAggregator.*outermost",
         ),
         (lambda: agg.compress(agg.quantize(8)), "compress takes a Compressor.* got Aggregator"),
+        (lambda: agg.error_feedback(agg.quantize(8)), "error_feedback takes a Compressor.* got Aggregator"),
+        (lambda: agg.ef21(agg.quantize(8), num_clients=2), "ef21 takes a Compressor.* got Aggregator"),
         (lambda: TRAINED.init(0), "init takes a random key; got int32. Pass jax.random.key"),
         (lambda: a_round_of(compose(averaging(MODEL))), "got no client_optimizer. Pass one"),
         (lambda: a_round_of(TRAINED, lambda state: state.params), "takes the server's state, then the cohort; got <"),
