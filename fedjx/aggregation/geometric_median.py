@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from fedjx.aggregation.votes import Vote, measurements, votes
 from fedjx.core.execution.computation import federated_computation
@@ -18,6 +17,7 @@ from fedjx.core.language.checks import check_integer, check_number
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_broadcast, federated_mean, federated_value
 from fedjx.core.language.placed import FederatedValue, federated_map
+from fedjx.core.language.trees import as_float, squared_norm
 from fedjx.core.language.types import SERVER, Placement
 
 
@@ -64,9 +64,8 @@ class _Reweighted(NamedTuple):
 
 
 def distance_between(value: PyTree, centre: PyTree) -> jax.Array:
-    """Returns the Euclidean distance between two pytrees, float32 ``[]``."""
-    differences = jax.tree.map(lambda v, c: v.astype(jnp.float32) - c.astype(jnp.float32), value, centre)
-    return optax.tree.norm(differences)
+    """Returns the Euclidean distance between two pytrees, ``[]``, wide."""
+    return jnp.sqrt(squared_norm(jax.tree.map(lambda v, c: as_float(v) - as_float(c), value, centre)))
 
 
 def zeros_at(placement: Placement, value: FederatedValue) -> FederatedValue:

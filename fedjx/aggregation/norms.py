@@ -12,10 +12,11 @@ import numpy as np
 
 from fedjx.core.language.checks import check_choice
 from fedjx.core.language.names import PyTree
+from fedjx.core.language.trees import number_dtype
 
 
 def joint_norm(value: PyTree, order: float = 2) -> jax.Array:
-    """Returns the norm of all leaves taken as one vector, float32 ``[]``.
+    """Returns the norm of all leaves taken as one vector, ``[]``, float32 or that of the widest leaf.
 
     Args:
       value: A pytree of numbers; leaves of any shape, 0-d included.
@@ -30,13 +31,14 @@ def joint_norm(value: PyTree, order: float = 2) -> jax.Array:
     check_order(order)
     arrays = [jnp.asarray(leaf) for leaf in jax.tree.leaves(value)]
     # Widened before the magnitude: -128 has none in int8.
-    leaves = [jnp.abs(x.astype(jnp.promote_types(x.dtype, jnp.float32))).astype(jnp.float32) for x in arrays]
+    dtype = number_dtype(arrays)
+    leaves = [jnp.abs(x.astype(jnp.promote_types(x.dtype, jnp.float32))).astype(dtype) for x in arrays]
     if order == np.inf:
         # Not the built-in max: it would lose a NaN, which compares false.
-        return jnp.stack([jnp.max(leaf, initial=0.0) for leaf in leaves]).max() if leaves else jnp.float32(0.0)
+        return jnp.stack([jnp.max(leaf, initial=0.0) for leaf in leaves]).max() if leaves else jnp.zeros((), dtype)
     if order == 1:
-        return sum((leaf.sum() for leaf in leaves), jnp.float32(0.0))
-    return jnp.sqrt(sum((jnp.square(leaf).sum() for leaf in leaves), jnp.float32(0.0)))
+        return sum((leaf.sum() for leaf in leaves), jnp.zeros((), dtype))
+    return jnp.sqrt(sum((jnp.square(leaf).sum() for leaf in leaves), jnp.zeros((), dtype)))
 
 
 def check_order(order: float) -> None:
@@ -60,6 +62,6 @@ def follow_quantile(estimate: jax.Array, fraction: jax.Array, *, quantile: float
     >>> print(f"{follow_quantile(jnp.float32(0.1), jnp.float32(0.0), quantile=0.5, learning_rate=0.2):.5f}")
     0.11052
     """
-    limits = jnp.finfo(jnp.float32)
+    limits = jnp.finfo(jnp.float32)  # also of a float64 one: it is reported beside float32 numbers
     # At 0 it would stay forever.
     return jnp.clip(estimate * jnp.exp(-learning_rate * (fraction - quantile)), limits.tiny, limits.max)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjx.core.language.names import Array, PyTree
+from fedjx.core.language.trees import as_float, wide_dtype
 from fedjx.core.language.values import MASK
 
 Batch = Mapping[str, jax.Array]  # features by name, and the mask
@@ -209,12 +210,12 @@ def _masked_sum(name: str, value: PyTree, mask: Array) -> jax.Array:
             f"{value.shape=} and {mask.shape=}. Return it without averaging over the batch, and reduce every "
             "axis after the first."
         )
-    dtype = jnp.float32 if jnp.issubdtype(value.dtype, jnp.inexact) else jnp.int32
+    dtype = wide_dtype(value.dtype) if jnp.issubdtype(value.dtype, jnp.inexact) else jnp.int32
     # `where`, not a product: NaN * 0 is NaN.
     return jnp.sum(jnp.where(mask, value.astype(dtype), 0), dtype=dtype)
 
 
 def _divide(ratio: Ratio) -> jax.Array:
-    numerator, denominator = (jnp.asarray(x, jnp.float32) for x in ratio)
+    numerator, denominator = map(as_float, ratio)
     # The inner `where` keeps the gradient finite too where the denominator is 0.
     return jnp.where(denominator == 0, 0.0, numerator / jnp.where(denominator == 0, 1.0, denominator))

@@ -20,6 +20,7 @@ from fedjx.core.language.checks import check_integer
 from fedjx.core.language.names import Metrics, PyTree
 from fedjx.core.language.padding import own_padding
 from fedjx.core.language.sequence import sequence_reduce
+from fedjx.core.language.trees import map_keeping, number_dtype
 from fedjx.core.language.values import MASK, Batches, Sequence
 from fedjx.models.model import Batch, Model, Ratio, batch_loss, sum_metrics, with_batch_stats
 
@@ -135,9 +136,9 @@ def local_train(
         grads, (metrics, stats) = gradient(params, batch, jax.random.fold_in(key_loss, t))
         updates, state = optimizer.update(grads, state, params)
         params = with_batch_stats(optax.apply_updates(params, updates), stats)
-        return params, state, jax.tree.map(jnp.add, sums, metrics), t + 1
+        return params, state, map_keeping(jnp.add, sums, metrics), t + 1
 
-    zero = {"loss": Ratio(jnp.float32(0), jnp.int32(0))}
+    zero = {"loss": Ratio(jnp.zeros((), number_dtype(params)), jnp.int32(0))}
     start = (params, optimizer.init(params), zero, jnp.int32(0))
     rows = Sequence(Batches(batches.pool, plan.elements), plan.length)
     params, state, metrics, _ = sequence_reduce(step, start, rows)
@@ -289,9 +290,9 @@ def _plan(
     def add_epoch(epoch: jax.Array, rows: jax.Array) -> jax.Array:
         order = _order(index, jax.random.fold_in(key, epoch)) if shuffle else _order(index, None)
         # The padding at an epoch's end is overwritten by the next one.
-        return lax.dynamic_update_slice(rows, order, (epoch * per_epoch, 0))
+        return lax.dynamic_update_slice(rows, order, (epoch * per_epoch, jnp.int32(0)))
 
-    rows = lax.fori_loop(0, epochs, add_epoch, jnp.full((most + capacity, batch_size), -1, jnp.int32))
+    rows = lax.fori_loop(jnp.int32(0), epochs, add_epoch, jnp.full((most + capacity, batch_size), -1, jnp.int32))
     return Sequence(rows[:most], total)
 
 
@@ -310,7 +311,7 @@ def _order(index: jax.Array, key: jax.Array | None) -> jax.Array:
     """Returns the indices ``[S, B]`` in the order that a key draws, or as they are; padding last."""
     flat = index.reshape(-1)
     # Position i of the stream does not depend on how many follow, so neither on the padding.
-    noise = jnp.zeros(flat.shape, jnp.uint32) if key is None else jax.random.bits(key, flat.shape) >> 1
+    noise = jnp.zeros(flat.shape, jnp.uint32) if key is None else jax.random.bits(key, flat.shape, jnp.uint32) >> 1
     last = jnp.uint32(2**32 - 1)
     return flat[jnp.argsort(jnp.where(flat < 0, last, noise), stable=True)].reshape(index.shape)
 
