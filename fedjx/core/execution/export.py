@@ -65,7 +65,7 @@ def export(computation: Computation, *args: PyTree) -> bytes:
 def load(artefact: bytes) -> LoadedComputation:
     """Restores what `export` wrote.
 
-    Nothing is parsed before length and SHA-256, in the first line, are found right: on a damaged program JAX may crash the
+    Nothing is parsed before length and SHA-256, in the first line, are found right: a damaged program may crash the
     process. They tell damage, not malice; load what you would run.
 
     Raises:
