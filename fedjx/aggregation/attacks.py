@@ -17,6 +17,7 @@ from jax.scipy.special import ndtri
 from jax.typing import ArrayLike
 
 from fedjx.aggregation.mean import wrapped
+from fedjx.aggregation.norms import euclidean_norm
 from fedjx.core.execution.computation import federated_computation
 from fedjx.core.execution.process import Aggregation, Aggregator
 from fedjx.core.language.names import PyTree
@@ -28,7 +29,7 @@ from fedjx.core.language.operators import (
     federated_sum,
 )
 from fedjx.core.language.placed import FederatedValue, federated_map
-from fedjx.core.language.trees import as_float, squared_norm
+from fedjx.core.language.trees import as_float
 
 
 class Scene(NamedTuple):
@@ -156,7 +157,7 @@ class _Rescaled(NamedTuple):
     only_down: bool
 
     def __call__(self, value: PyTree) -> PyTree:
-        found = jnp.sqrt(squared_norm(value))
+        found = euclidean_norm(value)
         scale = self.norm / jnp.maximum(found, jnp.finfo(jnp.float32).tiny)
         scale = jnp.minimum(scale, 1.0) if self.only_down else scale
         return jax.tree.map(lambda x: (x * scale).astype(x.dtype), value)

@@ -12,7 +12,7 @@ import numpy as np
 
 from fedjx.core.language.checks import check_choice
 from fedjx.core.language.names import PyTree
-from fedjx.core.language.trees import number_dtype
+from fedjx.core.language.trees import as_float, number_dtype
 
 
 def joint_norm(value: PyTree, order: float = 2) -> jax.Array:
@@ -38,7 +38,20 @@ def joint_norm(value: PyTree, order: float = 2) -> jax.Array:
         return jnp.stack([jnp.max(leaf, initial=0.0) for leaf in leaves]).max() if leaves else jnp.zeros((), dtype)
     if order == 1:
         return sum((leaf.sum() for leaf in leaves), jnp.zeros((), dtype))
-    return jnp.sqrt(sum((jnp.square(leaf).sum() for leaf in leaves), jnp.zeros((), dtype)))
+    return euclidean_norm(leaves)
+
+
+def euclidean_norm(value: PyTree) -> jax.Array:
+    """Returns the Euclidean norm of all leaves, ``[]``, wide, right for all finite numbers, huge and tiny.
+
+    >>> euclidean_norm([jnp.float32([3e30, 0]), jnp.float32(4e30)]), euclidean_norm(jnp.float32([3e-30, 4e-30]))
+    (Array(5.e+30, dtype=float32), Array(5.e-30, dtype=float32))
+    """
+    zero, leaves = jnp.zeros((), number_dtype(value)), [jnp.abs(as_float(x)) for x in jax.tree.leaves(value)]
+    largest = jnp.stack([jnp.max(x, initial=0.0).astype(zero.dtype) for x in leaves]).max() if leaves else zero
+    # Squares of 1e20 and of 1e-20 are infinity and 0. What is no number stays none.
+    unit = jnp.where(jnp.isfinite(largest) & (largest > 0), largest, 1.0)
+    return unit * jnp.sqrt(sum((jnp.square(x / unit).sum() for x in leaves), zero))
 
 
 def check_order(order: float) -> None:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from fedjx.aggregation.norms import euclidean_norm
 from fedjx.core.language.checks import check_number
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.trees import cast_like, map_keeping, squared_norm
@@ -80,7 +81,7 @@ def constrain_and_scale(
         malicious = jnp.asarray(is_malicious(id), bool)
         optimizer = constrained(local.optimizer, jnp.where(malicious, alpha, 1.0), anomaly)
         update = training(params, data, key, local=local._replace(optimizer=optimizer))
-        size = jnp.maximum(jnp.sqrt(squared_norm(update.delta)), jnp.finfo(jnp.float32).tiny)
+        size = jnp.maximum(euclidean_norm(update.delta), jnp.finfo(jnp.float32).tiny)
         return _scaled(update, jnp.where(malicious, norm / size, 1.0))
 
     return client_update
@@ -141,7 +142,7 @@ def projected_descent(
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         moved = jax.tree.map(lambda p, u, c: p + u - c, params, updates, state)
-        size = jnp.maximum(jnp.sqrt(squared_norm(moved)), jnp.finfo(jnp.float32).tiny)
+        size = jnp.maximum(euclidean_norm(moved), jnp.finfo(jnp.float32).tiny)
         inside = lambda p, u, c: jnp.where(size <= radius, u, c + (p + u - c) * (radius / size) - p)  # noqa: E731
         return cast_like(updates, jax.tree.map(inside, params, updates, state)), state
 

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fedjx.aggregation.norms import euclidean_norm
 from fedjx.core.language.checks import check_number
 from fedjx.core.language.names import PyTree
-from fedjx.core.language.trees import map_keeping, number_dtype, squared_norm
+from fedjx.core.language.trees import map_keeping, number_dtype
 
 
 class DeltaSGDState(NamedTuple):
@@ -53,8 +54,8 @@ def delta_sgd(
         return DeltaSGDState(params, zeros, *first, jnp.bool_(True))
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, DeltaSGDState]:
-        moved = jnp.sqrt(squared_norm(optax.tree.sub(params, state.params)))
-        turned = jnp.sqrt(squared_norm(optax.tree.sub(updates, state.gradient)))
+        moved = euclidean_norm(optax.tree.sub(params, state.params))
+        turned = euclidean_norm(optax.tree.sub(updates, state.gradient))
         # Nothing is known of the smoothness where nothing changes.
         known = (moved > 0) & (turned > 0)
         smooth = jnp.where(known, amplification * moved / (2 * jnp.where(known, turned, 1)), jnp.inf)

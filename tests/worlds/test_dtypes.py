@@ -13,9 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjx.core.execution.computation import Computation
 from fedjx.core.language.types import type_of
-from tests.algorithms.problems import assert_trees_close
 from tests.worlds.programs import AGGREGATORS, METHODS, Program, equations, program, two_rounds
 
 # What travels in float32, whatever the parameters are: the codes of compressors, and the grid of secure sums.
