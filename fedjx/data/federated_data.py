@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fedjx.core.language.meshes import no_mesh
 from fedjx.core.language.types import ArrayType
 from fedjx.core.language.values import MASK
 from fedjx.data.random_words import digest
@@ -267,7 +268,7 @@ class FederatedData:
                 f"a pool is indexed with int32; got num_examples={self.num_examples}. Split the data set by clients."
             )
         # At first use a round may be being traced; the pool must outlive that trace.
-        with jax.ensure_compile_time_eval():
+        with no_mesh(), jax.ensure_compile_time_eval():
             return {name: _placed(name, column) for name, column in self.examples.items()}
 
     def __repr__(self) -> str:

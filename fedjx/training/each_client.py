@@ -27,7 +27,7 @@ from fedjx.training.client import (
     local_training,
     zeroed_if_non_finite,
 )
-from fedjx.training.failures import Failures, failed, fate, remaining
+from fedjx.training.failures import Failures, failed, fate, may_happen, remaining
 from fedjx.training.method import First, InitClient, Method, Reported
 
 Told = dict[str, FederatedValue]  # what clients may be told, by name, at the clients
@@ -82,9 +82,9 @@ class EachClient(NamedTuple):
         keeps, leaves = "own" in also and "own" in told, "left_out" in told
 
         def step(params: PyTree, data: PyTree, key: jax.Array, told: dict[str, PyTree] = {}) -> Reported:  # noqa: B006
-            happens = fate(failures, key) if any(failures) else None
+            happens = fate(failures, key) if any(map(may_happen, failures)) else None
             named = told_to(fn, told)
-            completed = happens.completed if happens is not None and failures.partial else None
+            completed = happens.completed if happens is not None and may_happen(failures.partial) else None
             named |= {"local": self._local(told.get("round"), completed)} if "local" in names else {}
             named |= {"weight": self.weight} if "weight" in names else {}
             found = fn(params, data if happens is None else remaining(data, happens), key, **named)
@@ -99,7 +99,7 @@ class EachClient(NamedTuple):
 
     def _local(self, round: PyTree, completed: jax.Array | None) -> Local:
         optimizer = self.optimizer(round) if callable(self.optimizer) else self.optimizer
-        return local_training(optimizer, self.weight, completed=completed, **self.amount)
+        return local_training(optimizer, self.weight, fails_after=completed, **self.amount)
 
     def check(self, given: list[str]) -> None:
         """Refuses functions that take what no round gives, and arguments that no function takes."""
@@ -117,7 +117,7 @@ class EachClient(NamedTuple):
         unused = [] if trains else [name for name in given if not (name == "client_weight" and "weight" in names)]
         if unused:
             raise TypeError(f"this method does not train as the arguments say; got {unused}. Leave them out.")
-        if self.failures.partial and not trains:
+        if may_happen(self.failures.partial) and not trains:
             raise TypeError(
                 f"a client update that is left incomplete trains with local.train; got {self.failures} for one that "
                 "does not take local. Take it by name."

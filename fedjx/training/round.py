@@ -20,6 +20,7 @@ from fedjx.aggregation.mean import mean
 from fedjx.aggregation.weights import by_examples
 from fedjx.core.execution.computation import federated_computation
 from fedjx.core.execution.process import Aggregator, Algorithm, StatefulAlgorithm, keeps_type
+from fedjx.core.language.meshes import outside_meshes
 from fedjx.core.language.names import Metrics, PyTree
 from fedjx.core.language.operators import (
     federated_keys,
@@ -191,7 +192,7 @@ def compose(
     def next_with_states(state: FederatedValue, data: FederatedValue, states: FederatedValue) -> Outcome:
         return parts.round(state, data, states)
 
-    init = jax.jit(parts.init)
+    init = outside_meshes(jax.jit(parts.init))
     return StatefulAlgorithm(init, parts.init_client, next_with_states) if parts.is_stateful else Algorithm(init, next)
 
 
