@@ -21,7 +21,7 @@ from fedjx.core.language.sequence import sequence_reduce
 from fedjx.core.language.streams import AtClients
 from fedjx.core.language.types import SERVER, FunctionType
 from fedjx.core.language.values import MASK, Batches, Clients, Sequence
-from fedjx.models.model import Batch, Model, Ratio, batch_loss, finalize_metrics, sum_metrics
+from fedjx.models.model import Batch, MetricSums, Model, Ratio, Sums, batch_loss, finalize_metrics, sum_metrics
 from fedjx.tff.data import as_clients
 from fedjx.training.client import ClientUpdate, Local, as_batches, drop_non_finite
 from fedjx.training.method import Method, ServerState
@@ -137,7 +137,7 @@ def build_federated_averaging_process(
     """
     model = model_fn()
     algorithm = compose(
-        Method(model.init, _client_work(model)),
+        Method(model.init, _client_work(model), input_spec=model.input_spec),
         client_optimizer=client_optimizer_fn(),
         server_optimizer=server_optimizer_fn(),
         aggregator=aggregation_process,
@@ -191,7 +191,7 @@ def _cohort(data: PyTree) -> AtClients:
 def _client_work(model: Model) -> Callable[..., ClientUpdate]:
     """Trains on the batches as they come, and measures the model before every step."""
 
-    def loss(params: PyTree, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Ratio]]:
+    def loss(params: PyTree, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, MetricSums]]:
         mean, (sums, _) = batch_loss(model)(params, batch, key)
         return mean, {**sum_metrics(model.metrics(params, batch), batch[MASK]), **sums}
 
@@ -217,7 +217,7 @@ def _client_work(model: Model) -> Callable[..., ClientUpdate]:
 
 
 def _finalized(sums: dict[str, PyTree]) -> dict[str, PyTree]:
-    return {**sums, **finalize_metrics({name: x for name, x in sums.items() if isinstance(x, Ratio)})}
+    return {**sums, **finalize_metrics({name: x for name, x in sums.items() if isinstance(x, (Ratio, Sums))})}
 
 
 def _parts(metrics: dict[str, PyTree]) -> tuple[Metrics, Metrics, Metrics]:
