@@ -18,7 +18,7 @@ import pytest
 
 from fedjx import parse_type, tff
 from fedjx.algorithms.personalization import fine_tuning
-from fedjx.models.flax_models import cross_entropy
+from fedjx.models.losses import cross_entropy
 from fedjx.tff import tensor_encoding as te
 
 DATA_SETS = ("celeba", "cifar100", "emnist", "gldv2", "inaturalist", "shakespeare", "stackoverflow")

@@ -8,7 +8,7 @@ import numpy as np
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_sum
 from fedjx.core.language.placed import FederatedValue, federated_map
-from fedjx.models.model import Ratio, finalize_metrics
+from fedjx.models.model import Ratio, Sums, finalize_metrics
 
 
 class Metrics(dict[str, PyTree]):
@@ -43,9 +43,9 @@ def sum_then_finalize(metrics: PyTree) -> FederatedValue:
     return federated_map(_finalized, federated_sum(metrics))
 
 
-def ratios_alone(metrics: FederatedValue) -> FederatedValue:
+def measured_alone(metrics: FederatedValue) -> FederatedValue:
     """Selects what a model measures, without the counts that every round of fedjx has."""
-    return federated_map(lambda sums: {name: x for name, x in sums.items() if isinstance(x, Ratio)}, metrics)
+    return federated_map(lambda sums: {name: x for name, x in sums.items() if isinstance(x, Ratio | Sums)}, metrics)
 
 
 def averaging_metrics(metrics: dict[str, PyTree]) -> Metrics:
@@ -71,4 +71,4 @@ def _parts(metrics: dict[str, PyTree]) -> tuple[Metrics, Metrics, Metrics]:
 
 
 def _finalized(sums: dict[str, PyTree]) -> dict[str, PyTree]:
-    return {**sums, **finalize_metrics({name: x for name, x in sums.items() if isinstance(x, Ratio)})}
+    return {**sums, **finalize_metrics({name: x for name, x in sums.items() if isinstance(x, Ratio | Sums)})}

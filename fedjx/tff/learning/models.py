@@ -8,20 +8,19 @@ import jax
 import numpy as np
 
 from fedjx.core.language.names import PyTree
-from fedjx.models.flax_models import cross_entropy, from_flax
-from fedjx.models.model import Batch, Model, PerExample
+from fedjx.models.flax_models import from_flax
+from fedjx.models.losses import cross_entropy
+from fedjx.models.model import Batch, Metric, Model, PerExample
 from fedjx.tff.simulation.data import features
-
-Value = Callable[[PyTree, Batch], PerExample]
 
 
 def from_keras_model(
     keras_model: PyTree,
     sample_batch: PyTree = None,
-    loss: Value = cross_entropy,
+    loss: Callable[[PyTree, Batch], PerExample] = cross_entropy,
     *,
     input_spec: PyTree = None,
-    metrics: Iterable[Value] = (),
+    metrics: Iterable[Callable[[PyTree, Batch], Metric]] = (),
 ) -> Model:
     """Makes a model of a Flax module, which takes the place of Keras': `fedjx.models.from_flax`.
 
@@ -30,7 +29,7 @@ def from_keras_model(
       sample_batch: A batch, a dict with the features ``"x"`` and ``"y"`` or a pair of them, or its shapes and dtypes.
       loss: ``(outputs, batch) -> [B]``.
       input_spec: The same as ``sample_batch``, such as the ``element_spec`` of a data set of batches.
-      metrics: Functions ``(outputs, batch) -> [B]``, each under its name.
+      metrics: Functions ``(outputs, batch) -> [B]``, or as `from_flax` takes them, each under its name.
     """
     spec = sample_batch if input_spec is None else input_spec
     if spec is None:

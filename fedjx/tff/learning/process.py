@@ -21,9 +21,9 @@ from fedjx.core.language.sequence import sequence_reduce
 from fedjx.core.language.streams import AtClients
 from fedjx.core.language.types import SERVER, FunctionType
 from fedjx.core.language.values import MASK, Batches, Clients, Sequence
-from fedjx.models.model import Batch, Model, Ratio, batch_loss, sum_metrics
+from fedjx.models.model import Batch, Metric, Model, batch_loss, sum_metrics
 from fedjx.tff import framework
-from fedjx.tff.learning.metrics import Metrics, averaging_metrics, learning_metrics, ratios_alone, sum_then_finalize
+from fedjx.tff.learning.metrics import Metrics, averaging_metrics, learning_metrics, measured_alone, sum_then_finalize
 from fedjx.tff.simulation.data import as_clients
 from fedjx.training.client import ClientUpdate, Local, as_batches, drop_non_finite
 from fedjx.training.method import Method, ServerState
@@ -112,7 +112,7 @@ def build_federated_averaging_process(
         aggregator=aggregation_process,
         broadcaster=broadcast_process,
         client_weight=client_weighting,
-        metrics_sum=lambda metrics: metrics_aggregator(ratios_alone(metrics)),
+        metrics_sum=lambda metrics: metrics_aggregator(measured_alone(metrics)),
     )
     return _process(algorithm, averaging_metrics, seed, lanes)
 
@@ -171,7 +171,7 @@ def _method(model: Model) -> Method[None]:
 def _client_work(model: Model) -> Callable[..., ClientUpdate]:
     """Trains on the batches as they come, and measures the model before every step."""
 
-    def loss(params: PyTree, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Ratio]]:
+    def loss(params: PyTree, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Metric]]:
         mean, (sums, _) = batch_loss(model)(params, batch, key)
         return mean, {**sum_metrics(model.metrics(params, batch), batch[MASK]), **sums}
 
