@@ -262,7 +262,7 @@ class _Round(NamedTuple):
             )
         if data.type.placement != CLIENTS:
             raise TypeError(
-                f"a round takes its clients' data at CLIENTS; got {data.type}. Pass a Cohort(data, ids, batch_size=...)."
+                f"a round takes data at CLIENTS; got {data.type}. Pass a Cohort(data, ids, batch_size=...)."
             )
         own, memory = self._apart(held)
         keys = federated_map(round_keys, state.key, state.round)
