@@ -127,7 +127,9 @@ class Traced:
         try:
             bound = self._signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise TypeError(f"{self.name} takes ({', '.join(self._parameters)}); got a call with {error}.") from None
+            raise TypeError(
+                f"{self.name} takes ({', '.join(self._parameters)}); got a call with {error}. Pass one value for each."
+            ) from None
         options = [name for name in bound.arguments if name not in self._parameters]
         if options:
             raise TypeError(
