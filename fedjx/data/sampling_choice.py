@@ -50,7 +50,8 @@ class ToldSampler(NamedTuple):
         ids, values = np.asarray(ids), np.asarray(values, np.float64)
         if ids.shape != values.shape or ids.ndim != 1:
             raise ValueError(
-                f"each client reports one number; got ids {list(ids.shape)} and values {list(values.shape)}. Give [R] each."
+                f"each client reports one number; got ids {list(ids.shape)} and values {list(values.shape)}. "
+                "Give [R] of both."
             )
         _check_clients(ids, self.num_clients)
         told = np.array(_checked(reports, self.num_clients))

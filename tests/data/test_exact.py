@@ -109,5 +109,5 @@ def test_lists_and_arrays_of_clients_keep_integers_and_stay_finite(run):
     np.testing.assert_array_equal(run(fedjx.Clients.of(INEXACT["float64"])).value, np.float32([0.1, 1, 2]))
     for name in ("int64", "a time in ms", "uint64", "float64 without end"):
         for given in (INEXACT[name], list(INEXACT[name])):
-            with pytest.raises(ValueError, match="a value must be exact in .*, as the device stores it; got"):
+            with pytest.raises(ValueError, match=r"a value must be exact in .*, as the device stores it; got"):
                 run(fedjx.Clients.of(given))

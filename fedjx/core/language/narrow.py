@@ -43,4 +43,4 @@ def is_numeric(dtype: np.dtype) -> bool:
     """Tells whether JAX has numbers of a dtype: no text, dates or times, and no floats of more than 64 bits."""
     if dtype.kind == "m" or dtype.itemsize > {"f": 8, "c": 16}.get(dtype.kind, 8):
         return False
-    return bool(jnp.issubdtype(dtype, np.number) or dtype == bool)
+    return bool(jnp.issubdtype(dtype, np.number) or dtype.kind == "b")
