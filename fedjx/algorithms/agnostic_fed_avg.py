@@ -95,4 +95,4 @@ def agnostic_fed_avg(
     def server(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
         return worst_domains(optimizer, initial, domain_learning_rate, window)
 
-    return compose(Method(model.init, client_update, server, context=context), **arguments)
+    return compose(Method(model.init, client_update, server, context=context, input_spec=model.input_spec), **arguments)

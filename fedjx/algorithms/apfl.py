@@ -93,7 +93,7 @@ def apfl(
     def init_client(state: ServerState) -> Personal:
         return Personal(state.params, jnp.float32(mixing))
 
-    return compose(Method(model.init, client_update, init_client=init_client), **arguments)
+    return compose(Method(model.init, client_update, init_client=init_client, input_spec=model.input_spec), **arguments)
 
 
 def mixture(model: Model) -> Model:

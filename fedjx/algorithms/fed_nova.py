@@ -59,7 +59,7 @@ def fed_nova(model: Model, **arguments: Unpack[TrainingArguments]) -> Algorithm[
     def server(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
         return optax.chain(scale_delta(lambda delta, metrics: metrics["effective_steps"]), optimizer)
 
-    return compose(Method(model.init, client_update, server), **arguments)
+    return compose(Method(model.init, client_update, server, input_spec=model.input_spec), **arguments)
 
 
 def _probed(model: Model) -> Model:

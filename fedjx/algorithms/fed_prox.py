@@ -61,7 +61,7 @@ def fed_prox(
         optimizer = optax.chain(proximal(context), local.optimizer)
         return local.report(params, local.train(model, params, data, key, optimizer=optimizer))
 
-    method = Method(model.init, client_update)
+    method = Method(model.init, client_update, input_spec=model.input_spec)
     if adaptive:
         method = method._replace(
             server=lambda optimizer: following_loss(optimizer, proximal_strength),

@@ -79,7 +79,8 @@ class Cohort:
         if np.size(self.ids):
             self.data.places(self.ids)  # Raises where one is no client of the data.
         object.__setattr__(self, "ids", np.array(self.ids, np.int64))
-        check_integer("[1, inf)", batch_size=self.batch_size)
+        advice = "For all of a client's examples in one batch pass data.largest."
+        check_integer("[1, inf)", advice, batch_size=self.batch_size)
         if self.lanes != "auto":
             check_integer("[1, inf)", lanes=self.lanes)
         check_choice(("resident", "streamed", "auto"), placement=self.placement)

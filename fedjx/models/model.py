@@ -55,7 +55,8 @@ class Sums:
 
 
 PerExample = jax.Array | Ratio  # a loss of the examples of a batch
-Metric = PerExample | Sums  # a metric of the examples of a batch, or its sums
+Metric = PerExample | Sums  # a metric of the examples of a batch
+MetricSums = Ratio | Sums  # the same, summed
 
 
 class Variables(NamedTuple):
@@ -164,7 +165,7 @@ def with_batch_stats(params: PyTree, batch_stats: PyTree) -> PyTree:
     return Variables(params.params, present)
 
 
-def sum_metrics(values: Mapping[str, PyTree], mask: Array) -> dict[str, Metric]:
+def sum_metrics(values: Mapping[str, PyTree], mask: Array) -> dict[str, MetricSums]:
     """Sums per-example metrics over the valid examples of a batch.
 
     Guarantees: The sums add over batches and clients to those of the union. Booleans and
@@ -187,7 +188,7 @@ def sum_metrics(values: Mapping[str, PyTree], mask: Array) -> dict[str, Metric]:
     return {name: _sum_metric(name, value, mask) for name, value in values.items()}
 
 
-def finalize_metrics(sums: Mapping[str, Metric]) -> dict[str, PyTree]:
+def finalize_metrics(sums: Mapping[str, MetricSums]) -> dict[str, PyTree]:
     """Makes metrics of their sums.
 
     Args:
@@ -231,7 +232,7 @@ def _loss_sum(values: PyTree, mask: Array) -> Ratio:
     return summed
 
 
-def _sum_metric(name: str, value: PyTree, mask: Array) -> Metric:
+def _sum_metric(name: str, value: PyTree, mask: Array) -> MetricSums:
     if isinstance(value, Ratio):
         return Ratio(*(_masked_sum(f"{name}.{field}", x, mask) for field, x in value._asdict().items()))
     if isinstance(value, Sums):
@@ -263,7 +264,7 @@ def _masked_sum(name: str, value: PyTree, mask: Array, *, of_arrays: bool = Fals
     return jnp.sum(jnp.where(valid, value.astype(dtype), 0), axis=0, dtype=dtype)
 
 
-def _finished(value: Metric, of_nothing: float) -> PyTree:
+def _finished(value: MetricSums, of_nothing: float) -> PyTree:
     return value.finish(value.values) if isinstance(value, Sums) else _divide(value, of_nothing)
 
 

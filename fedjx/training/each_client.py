@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import (
@@ -99,6 +100,11 @@ class EachClient(NamedTuple):
 
     def _local(self, round: PyTree, completed: jax.Array | None) -> Local:
         optimizer = self.optimizer(round) if callable(self.optimizer) else self.optimizer
+        if not isinstance(optimizer, optax.GradientTransformation | None):
+            raise TypeError(
+                f"client_optimizer as a function of the round makes an optimizer; got {optimizer!r} from it. Return "
+                "optax.sgd(...), not the learning rate."
+            )
         return local_training(optimizer, self.weight, completed=completed, **self.amount)
 
     def check(self, given: list[str]) -> None:
@@ -137,6 +143,18 @@ def _by_name(fn: Callable[..., object], *, required: bool = False) -> tuple[str,
         return () if required else ("local", "weight", "id", "own", "context", "first")
     names = [p for p in parameters if p.kind is p.KEYWORD_ONLY and not (required and p.default is not p.empty)]
     return tuple(p.name for p in names)
+
+
+def takes_positional(fn: Callable[..., object], number: int) -> bool:
+    """Tells whether a function can be called with so many arguments by position, whatever it needs by name."""
+    try:
+        parameters = inspect.signature(fn).parameters.values()
+    except ValueError:  # of a function that is built in nothing is known
+        return True
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return True
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return sum(p.default is p.empty for p in positional) <= number <= len(positional)
 
 
 def _reported(fn: Callable[..., Reported], found: Reported, keeps: bool) -> tuple[ClientUpdate, PyTree]:

@@ -13,7 +13,7 @@ from fedjx.core.language.names import PyTree
 from fedjx.core.language.sequence import sequence_reduce
 from fedjx.core.language.values import Sequence
 from fedjx.models.model import Batch, Model, Ratio, batch_loss
-from fedjx.training.client import ClientUpdate, as_batches, drop_non_finite
+from fedjx.training.client import ClientUpdate, as_batches, drop_non_finite, no_loss
 
 
 class LocalGradient(NamedTuple):
@@ -48,15 +48,17 @@ def local_gradient(model: Model, params: PyTree, data: Sequence, key: jax.Array)
 
     def total(params: PyTree, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Ratio]]:
         _, (sums, _) = batch_loss(model)(params, batch, key)
-        return sums["loss"].numerator / jnp.maximum(num_examples, 1), sums
+        return sums["loss"].numerator, sums
 
     def add(carry: PyTree, batch: Batch) -> PyTree:
         sums, t = carry
         found = jax.grad(total, has_aux=True)(params, batch, jax.random.fold_in(key_loss, t))
         return jax.tree.map(jnp.add, sums, found), t + 1
 
-    zero = jax.tree.map(jnp.zeros_like, params), {"loss": Ratio(jnp.float32(0), jnp.int32(0))}
+    zero = jax.tree.map(jnp.zeros_like, params), no_loss(model, params, batches, key_loss)
     (gradient, metrics), _ = sequence_reduce(add, (zero, jnp.int32(0)), Sequence(batches, data.length))
+    number = metrics["loss"].denominator
+    gradient = jax.tree.map(lambda g: (g / jnp.where(number == 0, 1, number)).astype(g.dtype), gradient)
     return LocalGradient(gradient, metrics, num_examples)
 
 

@@ -21,7 +21,7 @@ from fedjx.core.language.sequence import sequence_reduce
 from fedjx.core.language.streams import AtClients
 from fedjx.core.language.types import SERVER, FunctionType
 from fedjx.core.language.values import MASK, Batches, Clients, Sequence
-from fedjx.models.model import Batch, Metric, Model, batch_loss, sum_metrics
+from fedjx.models.model import Batch, MetricSums, Model, batch_loss, sum_metrics
 from fedjx.tff import framework
 from fedjx.tff.learning.metrics import Metrics, averaging_metrics, learning_metrics, measured_alone, sum_then_finalize
 from fedjx.tff.simulation.data import as_clients
@@ -165,13 +165,13 @@ def _cohort(data: PyTree) -> AtClients:
 
 
 def _method(model: Model) -> Method[None]:
-    return Method(model.init, _client_work(model))
+    return Method(model.init, _client_work(model), input_spec=model.input_spec)
 
 
 def _client_work(model: Model) -> Callable[..., ClientUpdate]:
     """Trains on the batches as they come, and measures the model before every step."""
 
-    def loss(params: PyTree, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Metric]]:
+    def loss(params: PyTree, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, MetricSums]]:
         mean, (sums, _) = batch_loss(model)(params, batch, key)
         return mean, {**sum_metrics(model.metrics(params, batch), batch[MASK]), **sums}
 
