@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjx.core.language.checks import check_number
+from fedjx.core.language.checks import check_number, check_params
 from fedjx.core.language.names import PyTree
 
 
@@ -50,6 +50,7 @@ def delta_sgd(
         return DeltaSGDState(params, zeros, jnp.float32(initial_step), jnp.float32(1), jnp.bool_(True))
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, DeltaSGDState]:
+        check_params("delta_sgd", params)
         moved = optax.tree.norm(optax.tree.sub(params, state.params))
         turned = optax.tree.norm(optax.tree.sub(updates, state.gradient))
         # Nothing is known of the smoothness where nothing changes.

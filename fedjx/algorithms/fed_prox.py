@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjx.core.execution.process import Algorithm
-from fedjx.core.language.checks import check_number
+from fedjx.core.language.checks import check_number, check_params
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model
@@ -31,6 +31,7 @@ def proximal(strength: float | jax.Array, center: PyTree = None) -> optax.Gradie
     """
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+        check_params("proximal", params)
         return jax.tree.map(lambda g, p, c: g + strength * (p - c), updates, params, state), state
 
     return optax.GradientTransformation(lambda params: params if center is None else center, update)
