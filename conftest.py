@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 # JAX reads these when it is first used. The flags are appended, so what the user has set stays; the last one counts.
@@ -74,3 +75,11 @@ def _resident_bytes() -> int:
 def _doctest_names(doctest_namespace: dict[str, object]) -> None:
     """Gives doctests these four names, and no others, without an import."""
     doctest_namespace.update(np=np, jnp=jnp, jax=jax, fedjx=fedjx)
+
+
+@pytest.fixture(scope="module")
+def x64() -> Iterator[None]:
+    """Runs a module's tests with 64-bit numbers."""
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)

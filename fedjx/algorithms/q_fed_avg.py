@@ -20,6 +20,7 @@ from fedjx.aggregation.weights import uniform
 from fedjx.core.execution.process import Algorithm
 from fedjx.core.language.checks import check_number
 from fedjx.core.language.names import Metrics, PyTree
+from fedjx.core.language.trees import map_keeping, squared_norm
 from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model, Ratio, finalize_metrics
 from fedjx.training.batch_stats import no_batch_stats
@@ -58,11 +59,11 @@ def q_fed_avg(
         # A loss of 0 has no negative power; who has no example has no loss, and weighs nothing.
         found = finalize_metrics(local_evaluate(model, params, data))["loss"]
         loss = jnp.where(has_examples(data), found, 0) + 1e-10
-        change = jax.tree.map(lambda p, t: lipschitz * (p - t), params, trained.params)
-        h = q * loss ** (q - 1) * optax.tree.norm(change, squared=True) + lipschitz * loss**q
+        change = map_keeping(lambda p, t: lipschitz * (p - t), params, trained.params)
+        h = q * loss ** (q - 1) * squared_norm(change) + lipschitz * loss**q
         weight = local.weight(trained.num_examples)
         metrics = {"num_examples": trained.num_examples, "curvature": Ratio(weight * h, weight)}
-        delta = jax.tree.map(lambda c: loss**q * c, change)
+        delta = map_keeping(lambda c: loss**q * c, change)
         return drop_non_finite(ClientUpdate(delta, weight, {**trained.metrics, **metrics}))
 
     def inverse(delta: PyTree, metrics: Metrics) -> jax.Array:

@@ -188,7 +188,7 @@ def calibration_error(*, num_bins: int = 15) -> Callable[[jax.Array, Batch], Sum
         confidence = jax.nn.softmax(logits.astype(jnp.float32)).max(axis=-1)
         # A bin has its upper bound, so that a probability of 1 is in the last.
         bins = jnp.clip(jnp.ceil(confidence * num_bins).astype(jnp.int32) - 1, 0, num_bins - 1)
-        own = jax.nn.one_hot(bins, num_bins)
+        own = jax.nn.one_hot(bins, num_bins, dtype=confidence.dtype)
         gap = confidence - (jnp.argmax(logits, axis=-1) == batch["y"])
         return Sums((own * gap[:, None], jnp.ones(gap.shape, jnp.int32)), _mean_gap)
 

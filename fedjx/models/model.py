@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjx.core.language.names import Array, PyTree
+from fedjx.core.language.trees import as_float, wide_dtype
 from fedjx.core.language.values import MASK
 from fedjx.models.inputs import AnySpec
 
@@ -258,7 +259,7 @@ def _masked_sum(name: str, value: PyTree, mask: Array, *, of_arrays: bool = Fals
             f"{value.shape=} and {mask.shape=}. Return it without averaging over the batch, and reduce every "
             "axis after the first; for metrics that are arrays, return Sums."
         )
-    dtype = jnp.float32 if jnp.issubdtype(value.dtype, jnp.inexact) else jnp.int32
+    dtype = wide_dtype(value.dtype) if jnp.issubdtype(value.dtype, jnp.inexact) else jnp.int32
     valid = mask.reshape(mask.shape + (1,) * (value.ndim - 1))
     # `where`, not a product: NaN * 0 is NaN.
     return jnp.sum(jnp.where(valid, value.astype(dtype), 0), axis=0, dtype=dtype)
@@ -269,6 +270,6 @@ def _finished(value: MetricSums, of_nothing: float) -> PyTree:
 
 
 def _divide(ratio: Ratio, of_nothing: float = 0.0) -> jax.Array:
-    numerator, denominator = (jnp.asarray(x, jnp.float32) for x in ratio)
+    numerator, denominator = map(as_float, ratio)
     # The inner `where` keeps the gradient finite too where the denominator is 0.
     return jnp.where(denominator == 0, of_nothing, numerator / jnp.where(denominator == 0, 1.0, denominator))

@@ -21,6 +21,7 @@ from fedjx.core.language.debugging import check_finite
 from fedjx.core.language.names import Metrics, PyTree
 from fedjx.core.language.padding import own_padding
 from fedjx.core.language.sequence import sequence_reduce
+from fedjx.core.language.trees import map_keeping
 from fedjx.core.language.values import MASK, Batches, Sequence
 from fedjx.models.model import Batch, MetricSums, Model, Ratio, batch_loss, sum_metrics, with_batch_stats
 
@@ -145,7 +146,7 @@ def local_train(
         grads, (metrics, stats) = gradient(params, batch, jax.random.fold_in(key_loss, t))
         updates, state = optimizer.update(grads, state, params)
         params = with_batch_stats(optax.apply_updates(params, updates), stats)
-        return _Progress(params, state, jax.tree.map(jnp.add, sums, metrics), t + 1)
+        return _Progress(params, state, map_keeping(jnp.add, sums, metrics), t + 1)
 
     zero = no_loss(model, params, batches, key_loss)
     start = _Progress(params, optimizer.init(params), zero, jnp.int32(0))
@@ -309,9 +310,9 @@ def _plan(
     def add_epoch(epoch: jax.Array, rows: jax.Array) -> jax.Array:
         order = _order(index, jax.random.fold_in(key, epoch)) if shuffle else _order(index, None)
         # The padding at an epoch's end is overwritten by the next one.
-        return lax.dynamic_update_slice(rows, order, (epoch * per_epoch, 0))
+        return lax.dynamic_update_slice(rows, order, (epoch * per_epoch, jnp.int32(0)))
 
-    rows = lax.fori_loop(0, epochs, add_epoch, jnp.full((most + capacity, batch_size), -1, jnp.int32))
+    rows = lax.fori_loop(jnp.int32(0), epochs, add_epoch, jnp.full((most + capacity, batch_size), -1, jnp.int32))
     return Sequence(rows[:most], total)
 
 
@@ -330,7 +331,7 @@ def _order(index: jax.Array, key: jax.Array | None) -> jax.Array:
     """Returns the indices ``[S, B]`` in the order that a key draws, or as they are; padding last."""
     flat = index.reshape(-1)
     # Position i of the stream does not depend on how many follow, so neither on the padding.
-    noise = jnp.zeros(flat.shape, jnp.uint32) if key is None else jax.random.bits(key, flat.shape) >> 1
+    noise = jnp.zeros(flat.shape, jnp.uint32) if key is None else jax.random.bits(key, flat.shape, jnp.uint32) >> 1
     last = jnp.uint32(2**32 - 1)
     return flat[jnp.argsort(jnp.where(flat < 0, last, noise), stable=True)].reshape(index.shape)
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjx.core.language.names import Metrics, PyTree
+from fedjx.core.language.trees import map_keeping, number_dtype
 from fedjx.models.inputs import AnySpec
 from fedjx.models.model import Model
 from fedjx.training.client import (
@@ -128,7 +129,7 @@ class Held(NamedTuple):
 
 
 class Scaled(NamedTuple):
-    """The state of `scale_delta`: the last round's factor, float32 ``[]``, 1 at first."""
+    """The state of `scale_delta`: the last round's factor, ``[]`` of `number_dtype`, 1 at first."""
 
     scale: jax.Array
 
@@ -139,8 +140,8 @@ def scale_delta(scale: Callable[[PyTree, Metrics], jax.Array]) -> optax.Gradient
     def update(
         updates: PyTree, state: PyTree, params: PyTree = None, metrics: PyTree = None, **_: PyTree
     ) -> tuple[PyTree, Scaled]:
-        del state, params
+        del params
         factor = scale(updates, metrics)
-        return jax.tree.map(lambda d: (factor * d).astype(d.dtype), updates), Scaled(factor)
+        return map_keeping(lambda d: factor * d, updates), Scaled(factor.astype(state.scale.dtype))
 
-    return optax.GradientTransformationExtraArgs(lambda params: Scaled(jnp.float32(1)), update)
+    return optax.GradientTransformationExtraArgs(lambda params: Scaled(jnp.ones((), number_dtype(params))), update)
