@@ -17,6 +17,7 @@ from fedjx.core.language.shares import Share
 from fedjx.core.language.streams import ids_or_nobody
 from fedjx.core.language.values import Batches, Clients, Sequence
 from fedjx.data.federated_data import ClientData, FederatedData, cached
+from fedjx.data.fingerprint import fingerprint
 
 _ALIGNMENT = 64  # bytes; of rows too, so that each device's part begins so
 
@@ -134,6 +135,14 @@ class Cohort:
         planned = self._planned(ids, is_member & (ids >= 0), Share(), num_steps)
         batches = dataclasses.replace(planned.value.elements, shared=True)  # its one part is the whole
         return dataclasses.replace(planned, value=Sequence(batches, planned.value.length))
+
+    def identity(self) -> dict[str, str]:
+        """Says what must be the same in all processes that share a round, besides the ids."""
+        return {
+            "data": fingerprint(self.data),
+            "batch_size": str(self.batch_size),
+            "placement": self.placement,
+        }
 
     def members(self, ids: np.ndarray, mask: np.ndarray, share: Share = Share()) -> Clients:
         """Plans this process's share of a chunk of the named clients; where the mask is False it is padding."""
