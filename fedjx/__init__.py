@@ -10,6 +10,7 @@ from fedjx.core.execution.computation import Computation, federated_computation
 from fedjx.core.execution.distributed import initialize_distributed
 from fedjx.core.execution.export import LoadedComputation, export, load
 from fedjx.core.execution.process import Aggregator, Algorithm, StatefulAlgorithm
+from fedjx.core.language.debugging import NonFiniteError
 from fedjx.core.language.operators import (
     federated_aggregate,
     federated_broadcast,
@@ -48,6 +49,7 @@ __all__ = [
     "FederatedValue",
     "FunctionType",
     "LoadedComputation",
+    "NonFiniteError",
     "Sequence",
     "StatefulAlgorithm",
     "Traffic",

@@ -36,7 +36,20 @@ def joint_norm(value: PyTree, order: float = 2) -> jax.Array:
         return jnp.stack([jnp.max(leaf, initial=0.0) for leaf in leaves]).max() if leaves else jnp.float32(0.0)
     if order == 1:
         return sum((leaf.sum() for leaf in leaves), jnp.float32(0.0))
-    return jnp.sqrt(sum((jnp.square(leaf).sum() for leaf in leaves), jnp.float32(0.0)))
+    return euclidean_norm(leaves)
+
+
+def euclidean_norm(value: PyTree) -> jax.Array:
+    """Returns the Euclidean norm of all leaves, float32 ``[]``, right for all finite numbers, huge and tiny.
+
+    >>> euclidean_norm([jnp.float32([3e30, 0]), jnp.float32(4e30)]), euclidean_norm(jnp.float32([3e-30, 4e-30]))
+    (Array(5.e+30, dtype=float32), Array(5.e-30, dtype=float32))
+    """
+    leaves = [jnp.abs(x.astype(jnp.float32)) for x in jax.tree.leaves(value)]
+    largest = jnp.stack([jnp.max(x, initial=0.0) for x in leaves]).max() if leaves else jnp.float32(0.0)
+    # Squares of 1e20 and of 1e-20 are infinity and 0. What is no number stays none.
+    unit = jnp.where(jnp.isfinite(largest) & (largest > 0), largest, 1.0)
+    return unit * jnp.sqrt(sum((jnp.square(x / unit).sum() for x in leaves), jnp.float32(0.0)))
 
 
 def check_order(order: float) -> None:

@@ -17,6 +17,7 @@ from jax import lax
 
 from fedjx.aggregation.weights import by_examples
 from fedjx.core.language.checks import check_integer
+from fedjx.core.language.debugging import check_finite
 from fedjx.core.language.names import Metrics, PyTree
 from fedjx.core.language.padding import own_padding
 from fedjx.core.language.sequence import sequence_reduce
@@ -38,6 +39,15 @@ class LocalAmount(TypedDict, total=False):
     num_steps: int | None
     shuffle: bool
     drop_remainder: bool
+
+
+class _Progress(NamedTuple):
+    """How far local training has come."""
+
+    params: PyTree
+    optimizer: PyTree
+    metrics: dict[str, Ratio]
+    step: jax.Array
 
 
 class LocalResult(NamedTuple):
@@ -130,15 +140,15 @@ def local_train(
 
     gradient = jax.grad(batch_loss(model, carries_stats=True), has_aux=True)
 
-    def step(carry: PyTree, batch: Batch) -> PyTree:
-        params, state, sums, t = carry
+    def step(before: _Progress, batch: Batch) -> _Progress:
+        params, state, sums, t = before
         grads, (metrics, stats) = gradient(params, batch, jax.random.fold_in(key_loss, t))
         updates, state = optimizer.update(grads, state, params)
         params = with_batch_stats(optax.apply_updates(params, updates), stats)
-        return params, state, jax.tree.map(jnp.add, sums, metrics), t + 1
+        return _Progress(params, state, jax.tree.map(jnp.add, sums, metrics), t + 1)
 
     zero = {"loss": Ratio(jnp.float32(0), jnp.int32(0))}
-    start = (params, optimizer.init(params), zero, jnp.int32(0))
+    start = _Progress(params, optimizer.init(params), zero, jnp.int32(0))
     rows = Sequence(Batches(batches.pool, plan.elements), plan.length)
     params, state, metrics, _ = sequence_reduce(step, start, rows)
     return LocalResult(params, metrics, num_examples, state)
@@ -323,6 +333,12 @@ def drop_non_finite(update: ClientUpdate) -> ClientUpdate:
     Adds the counts ``num_clients`` (that contribute) and ``num_non_finite_clients``. May be applied again to what was
     made of its result.
     """
+    check_finite(update, "in what it sends")
+    return zeroed_if_non_finite(update)
+
+
+def zeroed_if_non_finite(update: ClientUpdate) -> ClientUpdate:
+    """Does what `drop_non_finite` does, in debug mode too: where it is no mistake that a number is not finite."""
     inexact = [x for x in jax.tree.leaves(tuple(update)) if jnp.issubdtype(x.dtype, jnp.inexact)]
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in inexact]))
     delta, weight, metrics = jax.tree.map(lambda x: jnp.where(finite, x, jnp.zeros_like(x)), tuple(update))

@@ -25,6 +25,7 @@ from fedjx.training.client import (
     drop_non_finite,
     has_examples,
     local_training,
+    zeroed_if_non_finite,
 )
 from fedjx.training.failures import Failures, failed, fate, remaining
 from fedjx.training.method import First, InitClient, Method, Reported
@@ -160,7 +161,7 @@ def told_to(fn: Callable[..., object], told: dict[str, PyTree]) -> dict[str, PyT
 
 def left_out(update: ClientUpdate, is_left_out: jax.Array) -> ClientUpdate:
     """Returns a client's second update; left out, and counted once, if the first one was left out as not finite."""
-    return drop_non_finite(update._replace(weight=jnp.where(is_left_out, jnp.nan, update.weight)))
+    return zeroed_if_non_finite(update._replace(weight=jnp.where(is_left_out, jnp.nan, update.weight)))
 
 
 def kept(update: ClientUpdate, new: PyTree, own: PyTree, present: jax.Array) -> tuple[ClientUpdate, PyTree]:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.values import Sequence
-from fedjx.training.client import ClientUpdate, drop_non_finite
+from fedjx.training.client import ClientUpdate, zeroed_if_non_finite
 
 # The key's stream of fates, so that clients that do not fail draw what they would draw without failures.
 _FATE = 0xFA17
@@ -80,7 +80,7 @@ def failed(update: ClientUpdate, happens: Fate, has_examples: jax.Array) -> Clie
     """Returns what arrives of an update, and counts the failures."""
     dropped, non_finite, partial = (has_examples & kind for kind in happens[:3])
     sent = update._replace(delta=jax.tree.map(lambda x: _nan(non_finite, x), update.delta))
-    arrived = drop_non_finite(
+    arrived = zeroed_if_non_finite(
         ClientUpdate(*jax.tree.map(lambda x: jnp.where(dropped, jnp.zeros_like(x), x), tuple(sent)))
     )
     by_itself = sent.metrics.get("num_non_finite_clients", jnp.int32(0))

@@ -18,7 +18,7 @@ from fedjx.algorithms import fed_avg
 from fedjx.algorithms.personalization import fine_tuning, no_fine_tuning
 from fedjx.data import Cohort, FederatedData
 from fedjx.models import Model, from_flax
-from fedjx.models.flax_models import accuracy
+from fedjx.models.metrics import accuracy
 from fedjx.tff.learning import _client_work
 from fedjx.training import local_training
 from tests.algorithms.problems import assert_trees_close, assert_trees_equal

@@ -51,7 +51,7 @@ def _of_one_client(run: Pass, server: PyTree, clients: Clients) -> tuple[Callabl
     return one, (server, pools), (own, clients.id)
 
 
-def _member(run: Pass, server: PyTree, clients: Clients) -> tuple[tuple[PyTree, ...], PyTree]:
+def member_types(run: Pass, server: PyTree, clients: Clients) -> tuple[tuple[PyTree, ...], PyTree]:
     """Returns the types of one client's values and outputs; all clients together would take longer to trace."""
     fn, shared, own = _of_one_client(run, server, clients)
     return jax.eval_shape(fn, shared, jax.tree.map(_row_type, own))
@@ -62,7 +62,7 @@ def _row_type(x: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 
 
 def _zeros(run: Pass, server: PyTree, clients: Clients) -> tuple[PyTree, ...]:
-    values, _ = _member(run, server, clients)
+    values, _ = member_types(run, server, clients)
     return _empty(run, values)
 
 
@@ -90,7 +90,7 @@ def _fold(
     clients = padded(clients, lanes)
     # Leaves [C, ...] become [groups, lanes, ...].
     own, pools, join = per_client(map_own(lambda x: x.reshape(-1, lanes, *x.shape[1:]), clients))
-    _, member = _member(run, server, clients)
+    _, member = member_types(run, server, clients)
 
     def add(accumulators: PyTree, group: PyTree) -> tuple[PyTree, PyTree]:
         def step(accumulators: PyTree, group: PyTree) -> tuple[PyTree, PyTree]:
