@@ -67,6 +67,7 @@ def fed_dyn(
         client_update,
         server=lambda optimizer: optax.chain(accumulated(proximal_strength, num_clients), optimizer),
         init_client=lambda state: optax.tree.zeros_like(state.params),
+        input_spec=model.input_spec,
     )
     arguments.setdefault("client_weight", uniform)
     return compose(method, **arguments)

@@ -58,4 +58,4 @@ def fed_exp(model: Model, *, epsilon: float = 1e-3, **arguments: Unpack[Training
     def server(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
         return optax.chain(scale_delta(step), optimizer)
 
-    return compose(Method(model.init, client_update, server), **arguments)
+    return compose(Method(model.init, client_update, server, input_spec=model.input_spec), **arguments)

@@ -76,6 +76,7 @@ def scaffold(
         init_client=lambda state: optax.tree.zeros_like(state.params),
         sent=lambda state: (state.params, state.optimizer.control),
         delta=lambda params: (params, params),
+        input_spec=model.input_spec,
     )
     arguments.setdefault("client_weight", uniform)
     return compose(method, **arguments)

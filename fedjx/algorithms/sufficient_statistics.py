@@ -22,7 +22,7 @@ from fedjx.core.language.sequence import sequence_reduce
 from fedjx.core.language.trees import number_dtype
 from fedjx.core.language.values import MASK, Batches, Sequence
 from fedjx.models.flax_models import feature_x
-from fedjx.models.model import Batch, Ratio, sum_metrics
+from fedjx.models.model import Batch, MetricSums, sum_metrics
 from fedjx.training.client import ClientUpdate, as_batches, drop_non_finite
 from fedjx.training.method import Method, ServerState
 from fedjx.training.round import RoundArguments, compose
@@ -65,7 +65,7 @@ def sufficient_statistics(
     def client_update(params: PyTree, data: Sequence, key: jax.Array) -> ClientUpdate:
         del key
 
-        def of_batch(batch: Batch) -> tuple[PyTree, dict[str, Ratio]]:
+        def of_batch(batch: Batch) -> tuple[PyTree, dict[str, MetricSums]]:
             x, mask = points(inputs(batch), batch[MASK], number_dtype(params)), batch[MASK]
             totals, values = statistics(params, x, mask)
             return totals, sum_metrics(values, mask)

@@ -11,6 +11,7 @@ import optax
 
 from fedjx.core.language.names import Metrics, PyTree
 from fedjx.core.language.trees import map_keeping, number_dtype
+from fedjx.models.inputs import AnySpec
 from fedjx.models.model import Model
 from fedjx.training.client import (
     ClientUpdate,
@@ -79,6 +80,8 @@ class Method(NamedTuple, Generic[Init]):
         finite in the first pass, or fails, is left out of the second; whom an aggregator leaves out is not.
       delta: ``(params) -> value``, of the type of a client's delta; the parameters if not given.
       first_delta: The same of what clients send in the pass before.
+      input_spec: The model's, if the cohort's examples are what the model is given: data that it cannot have are
+        refused when they first come.
 
     >>> import optax
     >>> from fedjx.training import ClientUpdate, compose
@@ -102,12 +105,13 @@ class Method(NamedTuple, Generic[Init]):
     first: Callable[..., ClientUpdate] | None = None
     delta: Callable[[PyTree], PyTree] | None = None
     first_delta: Callable[[PyTree], PyTree] | None = None
+    input_spec: AnySpec | None = None
 
 
 def averaging(model: Model) -> Method[None]:
     """Returns federated averaging of a model: what clients do is train it."""
     client_update = local_update(model)
-    return Method(model.init, client_update)
+    return Method(model.init, client_update, input_spec=model.input_spec)
 
 
 class First(NamedTuple):

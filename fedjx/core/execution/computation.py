@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh
 
+from fedjx.core.execution.agreement import check_agreement
 from fedjx.core.execution.devices import Placer
 from fedjx.core.execution.engine import map_reduce
 from fedjx.core.execution.hosts import auto_mesh
@@ -21,7 +22,7 @@ from fedjx.core.language.meshes import outside_meshes
 from fedjx.core.language.names import PyTree, Type
 from fedjx.core.language.placed import FederatedValue
 from fedjx.core.language.streams import Planned, is_planned, is_stream, whole
-from fedjx.core.language.traced import Traced
+from fedjx.core.language.traced import Hooks, Traced
 from fedjx.core.language.types import type_of
 from fedjx.core.language.values import Clients, check_same_clients, per_client, stack_cohorts
 
@@ -65,9 +66,9 @@ class Computation(Traced, Generic[P, R]):
     runs as a host loop; where it is part of a traced program, a `Cohort` is taken whole.
     """
 
-    def __init__(self, fn: Callable[..., PyTree], types: tuple[Type, ...] | None = None):
+    def __init__(self, fn: Callable[..., PyTree], types: tuple[Type, ...] | None = None, hooks: Hooks = Hooks()):
         functools.update_wrapper(self, fn)
-        super().__init__(fn, types)
+        super().__init__(fn, types, hooks)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Runs the computation; within another one, becomes part of it."""
@@ -94,6 +95,7 @@ class Computation(Traced, Generic[P, R]):
         """
         _check_lanes(lanes)
         placer = None if mesh is None else Placer(auto_mesh(mesh))
+        agreed: set[tuple[Type, ...]] = set()  # by type, what processes that share the mesh have compared
 
         @jax.jit
         def compiled(*values: PyTree) -> PyTree:
@@ -110,9 +112,13 @@ class Computation(Traced, Generic[P, R]):
             self.check_arrays(values)
             check_same_clients([v for v in values if isinstance(v, Clients)])
             if placer is not None and not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(values)):
+                if mesh is not None and mesh.is_multi_process:
+                    self._check_agreement(values, mesh, agreed)
                 # Or the second round, whose state comes from the mesh, would compile again.
                 values = [placer.clients(v) if isinstance(v, Clients) else placer.server(v) for v in values]
-            return compiled(*values)
+            result = compiled(*values)
+            self.hooks.result(result)
+            return result
 
         return run
 
@@ -142,6 +148,7 @@ class Computation(Traced, Generic[P, R]):
                 "Keep client states on disk or in memory, and call round by round."
             )
         step: Callable[..., PyTree] = self.in_graph(mesh=mesh, lanes=lanes, differentiable=False)
+        agreed: set[tuple[Type, ...]] = set()
 
         @outside_meshes
         def all_rounds(state: PyTree, cohorts: Iterable[Clients | Planned]) -> R:
@@ -149,7 +156,12 @@ class Computation(Traced, Generic[P, R]):
                 raise TypeError(
                     f"several rounds take a list of cohorts; got a {type(cohorts).__name__} alone. Wrap it: [...]."
                 )
-            return run(state, stack_cohorts(map(whole, cohorts)))
+            cohorts = [whole(self.hooks.argument(cohort)) for cohort in cohorts]
+            if mesh is not None and mesh.is_multi_process and cohorts:
+                self._check_agreement([state, cohorts[0]], mesh, agreed)
+            result = run(state, stack_cohorts(cohorts))
+            self.hooks.result(result)
+            return result
 
         @jax.jit
         def run(state: PyTree, cohorts: Clients) -> PyTree:
@@ -196,6 +208,12 @@ class Computation(Traced, Generic[P, R]):
         stream: Stream[P, R] = Stream(self, mesh, lanes, sink, debug)
         functools.update_wrapper(stream, self._fn)
         return stream
+
+    def _check_agreement(self, values: list[PyTree], mesh: Mesh, agreed: set[tuple[Type, ...]]) -> None:
+        types = tuple(map(type_of, values))
+        if types not in agreed:
+            check_agreement(self.name, self.trace(types), self.named(values), mesh)
+            agreed.add(types)
 
     @functools.cached_property
     def _in_graph(self) -> Callable[P, R]:
