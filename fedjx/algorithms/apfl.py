@@ -24,7 +24,7 @@ from fedjx.core.language.checks import check_number, check_params
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.trees import map_keeping, number_dtype
 from fedjx.core.language.values import Sequence
-from fedjx.models.model import Batch, Model
+from fedjx.models.model import Batch, Model, Ratio, map_loss
 from fedjx.training.batch_stats import no_batch_stats
 from fedjx.training.client import ClientUpdate, Local
 from fedjx.training.method import Method, ServerState
@@ -102,7 +102,8 @@ def mixture(model: Model) -> Model:
 
     def loss(pair: _Pair, batch: Batch, key: jax.Array) -> jax.Array:
         personal = model.loss(personal_params(lax.stop_gradient(pair.shared), pair.own), batch, key)
-        return model.loss(pair.shared, batch, key) + personal - lax.stop_gradient(personal)
+        own = personal.numerator if isinstance(personal, Ratio) else personal
+        return map_loss(lambda loss, _: loss + own - lax.stop_gradient(own), model.loss(pair.shared, batch, key))
 
     return model._replace(loss=loss)
 

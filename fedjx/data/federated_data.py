@@ -9,10 +9,10 @@ from collections.abc import Sequence as PySequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fedjx.core.language.narrow import is_numeric
 from fedjx.core.language.types import ArrayType
 from fedjx.core.language.values import MASK
 from fedjx.data.pool import pool_of
@@ -349,7 +349,7 @@ def checked_examples(examples: Mapping[str, np.ndarray], owner: str = "") -> int
     if MASK in examples:
         raise ValueError(f"'{MASK}' names the padding of a batch; got it as a feature{owner}. Rename the feature.")
     for name, column in examples.items():
-        if not (jnp.issubdtype(column.dtype, np.number) or column.dtype == bool):
+        if not is_numeric(column.dtype):
             raise TypeError(
                 f"features{owner} need to be numeric; got '{name}' of dtype {column.dtype}. Leave it out, or encode it "
                 "first, text with fedjx.data.tokenize."
