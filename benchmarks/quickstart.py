@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from fedjx import traffic
+from fedjx import initialize_distributed, traffic
 from fedjx.algorithms import fed_avg
 from fedjx.data import Cohort, central, digits, label_counts, uniform_sampler
 from fedjx.data.sampling import Sampler, check_description
@@ -87,10 +87,7 @@ def main(flags: argparse.Namespace) -> dict[str, Any]:
 
     history, timing = train(flags, data, algorithm, evaluate)
     centralised = float(evaluate(train_centrally(jax.random.key(flags.seed)))["accuracy"])
-    draw(flags.output / "curves.png", history, centralised, label_counts(data, num_classes=10))
     accuracy = history[-1]["test_accuracy"]
-    print(f"\n{'':<14}test accuracy\nfederated     {accuracy:.4f}         {data.num_clients} clients")
-    print(f"centralised   {centralised:.4f}         the same images, pooled\n\nResults are in {flags.output}.")
     report = {
         "test_accuracy": round(accuracy, 4),
         "centralised_accuracy": round(centralised, 4),
@@ -98,22 +95,31 @@ def main(flags: argparse.Namespace) -> dict[str, Any]:
         "num_clients": data.num_clients,
         **timing,
     }
-    print(json.dumps(report))
+    if jax.process_index() == 0:
+        draw(flags.output / "curves.png", history, centralised, label_counts(data, num_classes=10))
+        print(f"\n{'':<14}test accuracy\nfederated     {accuracy:.4f}         {data.num_clients} clients")
+        print(f"centralised   {centralised:.4f}         the same images, pooled\n\nResults are in {flags.output}.")
+        print(json.dumps(report))
     return report
 
 
 def train(flags: argparse.Namespace, data: Any, algorithm: Any, evaluate: Any) -> tuple[list[dict], dict[str, float]]:
     """Runs the rounds that are left to do; returns the history of evaluations, and the speed."""
     state = algorithm.init(jax.random.key(flags.seed))
-    with open_checkpoints(flags) as checkpoints, SummaryWriter(str(flags.output)) as events:
+    with (
+        open_checkpoints(flags) as checkpoints,
+        SummaryWriter(str(flags.output), write_to_disk=jax.process_index() == 0) as events,
+    ):
         sample = uniform_sampler(data.num_clients, flags.clients_per_round, seed=flags.seed)
         state, history = restore(checkpoints, state, flags, sample)
         done = int(state.round)
         history = history or [{"round": done, "test_accuracy": float(evaluate(state.params)["accuracy"])}]
         # What one client receives and sends in a round; the bill needs types alone.
         sent = traffic(algorithm.next, state, Cohort(data, sample(done + 1)[:1], batch_size=flags.batch_size).whole())
-        num_examples, started = 0, time.perf_counter()
-        progress = tqdm(range(done + 1, flags.num_rounds + 1), "training", unit=" rounds", smoothing=0)
+        num_examples, started, is_other = 0, time.perf_counter(), jax.process_index() > 0
+        progress = tqdm(
+            range(done + 1, flags.num_rounds + 1), "training", unit=" rounds", smoothing=0, disable=is_other
+        )
         for number in progress:
             ids = sample(number)
             clients = Cohort(data, ids, batch_size=flags.batch_size, lanes=flags.lanes)
@@ -217,4 +223,5 @@ def draw(path: Path, history: list[dict], centralised: float, counts: np.ndarray
 
 
 if __name__ == "__main__":
+    initialize_distributed()  # where it was started several times, as one program
     main(parse_flags())
