@@ -22,8 +22,9 @@ from jax import lax
 
 from fedjx.core.execution.process import Algorithm
 from fedjx.core.language.names import PyTree
+from fedjx.core.language.trees import map_keeping, number_dtype
 from fedjx.core.language.values import Sequence
-from fedjx.models.model import Batch, Model, Ratio
+from fedjx.models.model import Batch, Model, Ratio, map_loss
 from fedjx.training.batch_stats import no_batch_stats
 from fedjx.training.client import ClientUpdate, Local, drop_non_finite, local_update
 from fedjx.training.method import Method, ServerState, scale_delta
@@ -51,15 +52,15 @@ def fed_nova(model: Model, **arguments: Unpack[TrainingArguments]) -> Algorithm[
     train = local_update(_probed(model))
 
     def client_update(params: PyTree, data: Sequence, key: jax.Array, *, local: Local) -> ClientUpdate:
-        (delta, steps), weight, metrics = train((params, jnp.float32(0)), data, key, local=local)
-        normalised = jax.tree.map(lambda d: d / jnp.where(steps == 0, 1, steps), delta)
+        (delta, steps), weight, metrics = train((params, jnp.zeros((), number_dtype(params))), data, key, local=local)
+        normalised = map_keeping(lambda d: d / jnp.where(steps == 0, 1, steps), delta)
         metrics = {**metrics, "effective_steps": Ratio(weight * steps, weight)}
         return drop_non_finite(ClientUpdate(normalised, weight, metrics))
 
     def server(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
         return optax.chain(scale_delta(lambda delta, metrics: metrics["effective_steps"]), optimizer)
 
-    return compose(Method(model.init, client_update, server), **arguments)
+    return compose(Method(model.init, client_update, server, input_spec=model.input_spec), **arguments)
 
 
 def _probed(model: Model) -> Model:
@@ -67,6 +68,7 @@ def _probed(model: Model) -> Model:
 
     def loss(params: PyTree, batch: Batch, key: jax.Array) -> jax.Array:
         params, probe = params
-        return model.loss(params, batch, key) + probe - lax.stop_gradient(probe)
+        nothing = probe - lax.stop_gradient(probe)
+        return map_loss(lambda loss, count: loss + count * nothing, model.loss(params, batch, key))
 
     return model._replace(loss=loss)

@@ -43,6 +43,11 @@ class Feature(NamedTuple):
     only: tuple[float, ...] | None = None
     advice: str = "Scale or renumber it."
 
+    @property
+    def has_range(self) -> bool:
+        """Tells whether there are values that the model does not take."""
+        return (self.low, self.high, self.only) != (None, None, None)
+
     def __str__(self) -> str:
         axes = "[...]" if self.shape is None else ",".join("?" if n is None else str(n) for n in self.shape)
         shape = f" [{axes}]" if self.shape else " of any shape" if self.shape is None else ""
@@ -122,7 +127,7 @@ def check_values(name: str, feature: Feature, values: np.ndarray, owner: Callabl
     Raises:
       ValueError: If one is not in the range, with the range that is there and the one that must be.
     """
-    if (feature.low, feature.high, feature.only) == (None, None, None) or not values.size:
+    if not feature.has_range or not values.size:
         return
     wrong = outside(feature, values)
     if wrong.any():

@@ -25,12 +25,12 @@ class Loss(NamedTuple):
 
     Attributes:
       of: ``(outputs [B, ...], labels [B, ...]) -> [B]`` or ``Ratio([B], [B])``; NaN for labels out of range.
-      labels: From the shape of one example's outputs to the labels that go with them.
+      labels: From the shape of one example's outputs, None for an axis of any length, to the labels that go with them.
       metrics: By name, metrics that fit, ``(outputs, batch) -> [B]``, `Ratio` or `Sums`.
     """
 
     of: Callable[[jax.Array, jax.Array], PerExample]
-    labels: Callable[[tuple[int, ...]], Feature]
+    labels: Callable[[tuple[int | None, ...]], Feature]
     metrics: Mapping[str, OutputMetric]
 
     def __call__(self, outputs: PyTree, batch: Batch) -> PerExample:
@@ -60,8 +60,8 @@ def softmax_cross_entropy(*, class_weights: Sequence[float] | None = None, ignor
     if class_weights is not None:
         check_number("[0, inf)", class_weights=class_weights)
 
-    def labels(shape: tuple[int, ...]) -> Feature:
-        if not shape:
+    def labels(shape: tuple[int | None, ...]) -> Feature:
+        if not shape or shape[-1] is None:
             raise ValueError("logits need an axis of classes, [B, K]; got [B]. Take sigmoid_cross_entropy for one.")
         advice = (
             "Renumber the labels from 0, give the model more classes, or say with "

@@ -188,7 +188,7 @@ def calibration_error(*, num_bins: int = 15) -> Callable[[jax.Array, Batch], Sum
         confidence = jax.nn.softmax(logits.astype(jnp.float32)).max(axis=-1)
         # A bin has its upper bound, so that a probability of 1 is in the last.
         bins = jnp.clip(jnp.ceil(confidence * num_bins).astype(jnp.int32) - 1, 0, num_bins - 1)
-        own = jax.nn.one_hot(bins, num_bins)
+        own = jax.nn.one_hot(bins, num_bins, dtype=confidence.dtype)
         gap = confidence - (jnp.argmax(logits, axis=-1) == batch["y"])
         return Sums((own * gap[:, None], jnp.ones(gap.shape, jnp.int32)), _mean_gap)
 
@@ -221,20 +221,29 @@ def _as_ratio(values: jax.Array | Ratio) -> Ratio:
 
 
 def _exponential_mean(sums: Ratio) -> jax.Array:
-    return jnp.exp(sums.numerator / sums.denominator)
+    return jnp.exp(_mean(sums))
 
 
 # --- numbers --------------------------------------------------------------------------------------
 
 
-def absolute_error(outputs: jax.Array, batch: Batch) -> jax.Array:
-    """Computes the absolute error of each example's prediction, ``[B]``; the mean if it has several."""
-    return _mean_of_outputs(jnp.abs(outputs.reshape(batch["y"].shape) - batch["y"]))
+def absolute_error(outputs: jax.Array, batch: Batch) -> Sums:
+    """Computes the mean absolute error of predictions, each a number or a mean over several; NaN over none."""
+    return _mean_error(jnp.abs(outputs.reshape(batch["y"].shape) - batch["y"]))
 
 
-def squared_error(outputs: jax.Array, batch: Batch) -> jax.Array:
-    """Computes the squared error of each example's prediction, ``[B]``; the mean if it has several."""
-    return _mean_of_outputs((outputs.reshape(batch["y"].shape) - batch["y"]) ** 2)
+def squared_error(outputs: jax.Array, batch: Batch) -> Sums:
+    """Computes the mean squared error of predictions, each a number or a mean over several; NaN over none."""
+    return _mean_error((outputs.reshape(batch["y"].shape) - batch["y"]) ** 2)
+
+
+def _mean_error(values: jax.Array) -> Sums:
+    # The mean over nobody is no number: 0 would be the best of all errors.
+    return Sums(_as_ratio(_mean_of_outputs(values)), _mean)
+
+
+def _mean(sums: Ratio) -> jax.Array:
+    return sums.numerator / sums.denominator
 
 
 # --- sums -----------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjx.core.language.names import Array, PyTree
+from fedjx.core.language.trees import as_float, wide_dtype
 from fedjx.core.language.values import MASK
 from fedjx.models.inputs import AnySpec
 
@@ -55,7 +56,8 @@ class Sums:
 
 
 PerExample = jax.Array | Ratio  # a loss of the examples of a batch
-Metric = PerExample | Sums  # a metric of the examples of a batch, or its sums
+Metric = PerExample | Sums  # a metric of the examples of a batch
+MetricSums = Ratio | Sums  # the same, summed
 
 
 class Variables(NamedTuple):
@@ -150,6 +152,22 @@ def batch_loss(
     return loss
 
 
+def map_loss(fn: Callable[[jax.Array, jax.Array], jax.Array], losses: PyTree) -> PyTree:
+    """Changes the losses of a batch, and nothing of how much each example counts.
+
+    Args:
+      fn: From what the examples add to the loss, ``[B]``, and how much they count, to what they add instead. A term
+        of the mean loss is ``lambda loss, count: loss + count * term``.
+      losses: ``[B]``, of examples that count 1, or ``Ratio([B], [B])``.
+
+    >>> map_loss(lambda loss, count: loss + count * 10, Ratio(jnp.array([1.0]), jnp.array([2.0])))
+    Ratio(numerator=Array([21.], dtype=float32), denominator=Array([2.], dtype=float32))
+    """
+    if isinstance(losses, Ratio):
+        return Ratio(fn(*losses), losses.denominator)
+    return fn(losses, jnp.int32(1))
+
+
 def with_batch_stats(params: PyTree, batch_stats: PyTree) -> PyTree:
     """Replaces the batch statistics of `Variables`, those that it has; returns other parameters as they are.
 
@@ -164,7 +182,7 @@ def with_batch_stats(params: PyTree, batch_stats: PyTree) -> PyTree:
     return Variables(params.params, present)
 
 
-def sum_metrics(values: Mapping[str, PyTree], mask: Array) -> dict[str, Metric]:
+def sum_metrics(values: Mapping[str, PyTree], mask: Array) -> dict[str, MetricSums]:
     """Sums per-example metrics over the valid examples of a batch.
 
     Guarantees: The sums add over batches and clients to those of the union. Booleans and
@@ -187,7 +205,7 @@ def sum_metrics(values: Mapping[str, PyTree], mask: Array) -> dict[str, Metric]:
     return {name: _sum_metric(name, value, mask) for name, value in values.items()}
 
 
-def finalize_metrics(sums: Mapping[str, Metric]) -> dict[str, PyTree]:
+def finalize_metrics(sums: Mapping[str, MetricSums]) -> dict[str, PyTree]:
     """Makes metrics of their sums.
 
     Args:
@@ -231,7 +249,7 @@ def _loss_sum(values: PyTree, mask: Array) -> Ratio:
     return summed
 
 
-def _sum_metric(name: str, value: PyTree, mask: Array) -> Metric:
+def _sum_metric(name: str, value: PyTree, mask: Array) -> MetricSums:
     if isinstance(value, Ratio):
         return Ratio(*(_masked_sum(f"{name}.{field}", x, mask) for field, x in value._asdict().items()))
     if isinstance(value, Sums):
@@ -257,17 +275,17 @@ def _masked_sum(name: str, value: PyTree, mask: Array, *, of_arrays: bool = Fals
             f"{value.shape=} and {mask.shape=}. Return it without averaging over the batch, and reduce every "
             "axis after the first; for metrics that are arrays, return Sums."
         )
-    dtype = jnp.float32 if jnp.issubdtype(value.dtype, jnp.inexact) else jnp.int32
+    dtype = wide_dtype(value.dtype) if jnp.issubdtype(value.dtype, jnp.inexact) else jnp.int32
     valid = mask.reshape(mask.shape + (1,) * (value.ndim - 1))
     # `where`, not a product: NaN * 0 is NaN.
     return jnp.sum(jnp.where(valid, value.astype(dtype), 0), axis=0, dtype=dtype)
 
 
-def _finished(value: Metric, of_nothing: float) -> PyTree:
+def _finished(value: MetricSums, of_nothing: float) -> PyTree:
     return value.finish(value.values) if isinstance(value, Sums) else _divide(value, of_nothing)
 
 
 def _divide(ratio: Ratio, of_nothing: float = 0.0) -> jax.Array:
-    numerator, denominator = (jnp.asarray(x, jnp.float32) for x in ratio)
+    numerator, denominator = map(as_float, ratio)
     # The inner `where` keeps the gradient finite too where the denominator is 0.
     return jnp.where(denominator == 0, of_nothing, numerator / jnp.where(denominator == 0, 1.0, denominator))

@@ -6,6 +6,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -181,7 +182,8 @@ class _Recurrent(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         zeros = jnp.zeros((x.shape[0], self.width), x.dtype)
-        return self.rnn(x, initial_carry=(zeros, zeros))
+        outputs: Any = self.rnn(x, initial_carry=(zeros, zeros))
+        return outputs
 
 
 def _of_arrays(

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import (
@@ -30,6 +31,8 @@ from fedjx.training.client import (
 from fedjx.training.failures import Failures, failed, fate, remaining
 from fedjx.training.method import First, InitClient, Method, Reported
 
+# From a number of examples, and by name the client's id if it takes that, to the client's weight.
+ClientWeight = Callable[..., jax.Array]
 Told = dict[str, FederatedValue]  # what clients may be told, by name, at the clients
 
 
@@ -38,7 +41,7 @@ class EachClient(NamedTuple):
 
     method: Method[InitClient | None]
     optimizer: ClientOptimizer | None
-    weight: Callable[[jax.Array], jax.Array]
+    weight: ClientWeight
     amount: LocalAmount
     failures: Failures
 
@@ -77,6 +80,7 @@ class EachClient(NamedTuple):
     ) -> FederatedValue:
         """Maps a function of one client, told what it takes by name; it fails, and keeps its state, as is said."""
         names = _by_name(fn)
+        also = (*also, *(("id",) if self._weighs_by_id and {"local", "weight"} & {*names} else ()))
         needed = {*names, *also, *(("round",) if "local" in names else ())}
         told = {name: value for name, value in told.items() if name in needed}
         keeps, leaves = "own" in also and "own" in told, "left_out" in told
@@ -85,8 +89,10 @@ class EachClient(NamedTuple):
             happens = fate(failures, key) if any(failures) else None
             named = told_to(fn, told)
             completed = happens.completed if happens is not None and failures.partial else None
-            named |= {"local": self._local(told.get("round"), completed)} if "local" in names else {}
-            named |= {"weight": self.weight} if "weight" in names else {}
+            by_id = self._weighs_by_id and "id" in told  # not told where nobody is weighed
+            weight = functools.partial(self.weight, id=told["id"]) if by_id else self.weight
+            named |= {"local": self._local(told.get("round"), completed, weight)} if "local" in names else {}
+            named |= {"weight": weight} if "weight" in names else {}
             found = fn(params, data if happens is None else remaining(data, happens), key, **named)
             update, own = _reported(fn, found, keeps)
             update = drop_non_finite(update) if fn is self.method.first else update
@@ -97,9 +103,18 @@ class EachClient(NamedTuple):
         step.__qualname__ = getattr(fn, "__qualname__", repr(fn))  # errors name the user's function
         return federated_map(step, params, data, keys, *([told] if told else []))
 
-    def _local(self, round: PyTree, completed: jax.Array | None) -> Local:
+    @property
+    def _weighs_by_id(self) -> bool:
+        return "id" in inspect.signature(self.weight).parameters
+
+    def _local(self, round: PyTree, completed: jax.Array | None, weight: ClientWeight) -> Local:
         optimizer = self.optimizer(round) if callable(self.optimizer) else self.optimizer
-        return local_training(optimizer, self.weight, completed=completed, **self.amount)
+        if not isinstance(optimizer, optax.GradientTransformation | None):
+            raise TypeError(
+                f"client_optimizer as a function of the round makes an optimizer; got {optimizer!r} from it. Return "
+                "optax.sgd(...), not the learning rate."
+            )
+        return local_training(optimizer, weight, completed=completed, **self.amount)
 
     def check(self, given: list[str]) -> None:
         """Refuses functions that take what no round gives, and arguments that no function takes."""
@@ -137,6 +152,18 @@ def _by_name(fn: Callable[..., object], *, required: bool = False) -> tuple[str,
         return () if required else ("local", "weight", "id", "own", "context", "first")
     names = [p for p in parameters if p.kind is p.KEYWORD_ONLY and not (required and p.default is not p.empty)]
     return tuple(p.name for p in names)
+
+
+def takes_positional(fn: Callable[..., object], number: int) -> bool:
+    """Tells whether a function can be called with so many arguments by position, whatever it needs by name."""
+    try:
+        parameters = inspect.signature(fn).parameters.values()
+    except ValueError:  # of a function that is built in nothing is known
+        return True
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return True
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return sum(p.default is p.empty for p in positional) <= number <= len(positional)
 
 
 def _reported(fn: Callable[..., Reported], found: Reported, keeps: bool) -> tuple[ClientUpdate, PyTree]:

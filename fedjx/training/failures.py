@@ -52,7 +52,7 @@ class Fate(NamedTuple):
 
 def fate(failures: Failures, key: jax.Array) -> Fate:
     """Draws what happens to a client in a round from its key."""
-    kind, part = jax.random.uniform(jax.random.fold_in(key, _FATE), (2,))
+    kind, part = jax.random.uniform(jax.random.fold_in(key, _FATE), (2,), jnp.float32)
     first, second, third = failures.dropped, failures.dropped + failures.non_finite, sum(failures)
     partial = (second <= kind) & (kind < third)
     return Fate(kind < first, (first <= kind) & (kind < second), partial, jnp.where(partial, 1 - part, 1.0))

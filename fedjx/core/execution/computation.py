@@ -21,7 +21,7 @@ from fedjx.core.execution.whole import run_whole
 from fedjx.core.language.names import PyTree, Type
 from fedjx.core.language.placed import FederatedValue
 from fedjx.core.language.streams import Planned, is_planned, is_stream, whole
-from fedjx.core.language.traced import Traced
+from fedjx.core.language.traced import Hooks, Traced
 from fedjx.core.language.types import type_of
 from fedjx.core.language.values import Clients, check_same_clients, per_client, stack_cohorts
 
@@ -65,9 +65,9 @@ class Computation(Traced, Generic[P, R]):
     runs as a host loop; where it is part of a traced program, a `Cohort` is taken whole.
     """
 
-    def __init__(self, fn: Callable[..., PyTree], types: tuple[Type, ...] | None = None):
+    def __init__(self, fn: Callable[..., PyTree], types: tuple[Type, ...] | None = None, hooks: Hooks = Hooks()):
         functools.update_wrapper(self, fn)
-        super().__init__(fn, types)
+        super().__init__(fn, types, hooks)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Runs the computation; within another one, becomes part of it."""
@@ -113,7 +113,9 @@ class Computation(Traced, Generic[P, R]):
                 self._check_agreement(values, mesh, agreed)
                 # Or the second round, whose state comes from the mesh, would compile again.
                 values = [placer.clients(v) if isinstance(v, Clients) else placer.server(v) for v in values]
-            return compiled(*values)
+            result = compiled(*values)
+            self.hooks.result(result)
+            return result
 
         return run
 
@@ -150,10 +152,12 @@ class Computation(Traced, Generic[P, R]):
                 raise TypeError(
                     f"several rounds take a list of cohorts; got a {type(cohorts).__name__} alone. Wrap it: [...]."
                 )
-            cohorts = [whole(cohort) for cohort in cohorts]
+            cohorts = [whole(self.hooks.argument(cohort)) for cohort in cohorts]
             for first in cohorts[:1]:
                 self._check_agreement([state, first], mesh, agreed)
-            return run(state, stack_cohorts(cohorts))
+            result = run(state, stack_cohorts(cohorts))
+            self.hooks.result(result)
+            return result
 
         @jax.jit
         def run(state: PyTree, cohorts: Clients) -> PyTree:

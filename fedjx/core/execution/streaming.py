@@ -81,7 +81,9 @@ class Stream(Generic[P, R]):
         else:
             self._levels = [Level(int(lanes), 1.0)] if lanes else []
         self.lanes = self._levels[0].lanes if self._levels else None
-        return compiled.run(server, chunks, self._levels, self._sink)
+        result = compiled.run(server, chunks, self._levels, self._sink)
+        self._computation.hooks.result(result)
+        return result
 
     def ahead(self, cohorts: Iterable[Planned], *, num_chunks: int = 4, max_bytes: int = 1 << 30) -> Iterator[Planned]:
         """Yields cohorts whose chunks a background thread makes while the device computes.
@@ -112,7 +114,7 @@ class Stream(Generic[P, R]):
         if self._debug:
             yield from cohorts
             return
-        cohorts = iter(cohorts)
+        cohorts = map(self._computation.hooks.argument, cohorts)
         for first in itertools.islice(cohorts, 1):
             yield first
             if not self._levels:
