@@ -108,7 +108,7 @@ def check_same_length(advice: str = "Give one element for each.", /, **columns: 
         raise ValueError(f"{' and '.join(columns)} must have the same length; got {got}. {advice}")
 
 
-def check_alike(first: PyTree, rest: list[PyTree], *, is_leaf: Callable[[object], bool]) -> None:
+def check_alike(first: PyTree, rest: list[PyTree], *, is_leaf: Callable[[object], bool] | None = None) -> None:
     """Refuses members of a cohort that are not of one structure and of the same shapes.
 
     Args:
