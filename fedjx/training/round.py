@@ -27,7 +27,7 @@ from fedjx.core.language.operators import (
     federated_zip,
 )
 from fedjx.core.language.placed import FederatedValue, federated_map
-from fedjx.core.language.types import children
+from fedjx.core.language.types import CLIENTS, children
 from fedjx.models.model import Ratio, Sums, finalize_metrics
 from fedjx.training.batch_stats import trained_alone
 from fedjx.training.checks import check_delta, check_key, check_method, check_parts
@@ -259,6 +259,10 @@ class _Round(NamedTuple):
             raise TypeError(
                 f"a round takes the server's state, then the cohort; got {state.type} first. Pass the state that "
                 "`init` or the round before returned."
+            )
+        if data.type.placement != CLIENTS:
+            raise TypeError(
+                f"a round takes data at CLIENTS; got {data.type}. Pass a Cohort(data, ids, batch_size=...)."
             )
         own, memory = self._apart(held)
         keys = federated_map(round_keys, state.key, state.round)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fedjx.core.execution.agreement import check_agreement
 from fedjx.core.execution.ahead import fed
 from fedjx.core.execution.chunks import Chunks, Level
 from fedjx.core.execution.debug import one_by_one
@@ -65,6 +66,10 @@ class Stream(Generic[P, R]):
             return self._one_by_one(values)
         shown = self._computation.converted(shown)
         compiled = self._compile(shown)
+        if not compiled.is_agreed:
+            arguments = self._computation.named([v if is_stream(v) else s for v, s in zip(values, shown, strict=True)])
+            check_agreement(self._computation.name, compiled.program, arguments, self._mesh)
+            compiled.is_agreed = True
         server = self._placer.server(compiled.program.server_arguments(shown))
         at_clients = [v if is_stream(v) else s for v, s in zip(values, shown, strict=True) if isinstance(s, Clients)]
         self._result_bytes = compiled.program.result_bytes()
@@ -165,6 +170,7 @@ class _Compiled:
         stages = [functools.partial(self._finish, level) for level in range(program.num_passes)]
         self._finishes = [jax.jit(stage, out_shardings=whole) for stage in stages]
         self.levels: list[Level] = []  # the fastest lanes and fewer, once measured
+        self.is_agreed = False  # whether all processes have said that they run it on the same arguments
 
     def _finish(
         self, level: int, environment: Environment, accumulators: PyTree, members: PyTree, mask: PyTree

@@ -76,6 +76,12 @@ def check_number(interval: str, advice: str = "", /, **values: object) -> None:
             raise ValueError(f"{name} must be {what}; got {name}={value!r}. {advice}")
 
 
+def check_params(name: str, params: object) -> None:
+    """Refuses to update without the current parameters, which optax lets a caller leave out."""
+    if params is None:
+        raise ValueError(f"{name} needs the current params; got params=None. Call update(updates, state, params).")
+
+
 def check_choice(choices: Collection[object], /, **values: object) -> None:
     """Refuses values that are not one of some.
 
