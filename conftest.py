@@ -3,11 +3,13 @@
 This file is at the root, and not in `tests/`, because the doctests of `fedjx/` need it too.
 """
 
+import ctypes
 import gc
 import importlib.metadata
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 # JAX reads these when it is first used. The flags are appended, so what the user has set stays; the last one counts.
@@ -70,6 +72,9 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     if nextitem is not None and nextitem.path != item.path and _resident_bytes() > 1.5e9:
         jax.clear_caches()
         gc.collect()
+        # glibc keeps what is free, in many small pieces: without this every file from here on would begin anew.
+        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+            trim(0)
 
 
 def _resident_bytes() -> int:
@@ -84,3 +89,11 @@ def _resident_bytes() -> int:
 def _doctest_names(doctest_namespace: dict[str, object]) -> None:
     """Gives doctests these four names, and no others, without an import."""
     doctest_namespace.update(np=np, jnp=jnp, jax=jax, fedjx=fedjx)
+
+
+@pytest.fixture(scope="module")
+def x64() -> Iterator[None]:
+    """Runs a module's tests with 64-bit numbers."""
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)

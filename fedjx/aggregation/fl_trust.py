@@ -13,12 +13,14 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from fedjx.aggregation.norms import euclidean_norm
 from fedjx.aggregation.votes import Vote, measurements, votes
 from fedjx.core.execution.computation import federated_computation
 from fedjx.core.execution.process import Aggregation, Aggregator
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_broadcast, federated_client_ids, federated_mean, federated_sum
 from fedjx.core.language.placed import FederatedValue, federated_map
+from fedjx.core.language.trees import as_float
 
 
 def fl_trust(is_trusted: Callable[[jax.Array], ArrayLike]) -> Aggregator:
@@ -63,12 +65,14 @@ def _only(weight: jax.Array, trusted: ArrayLike) -> jax.Array:
 
 
 def _judge(vote: Vote, trusted: ArrayLike, reference: PyTree) -> _Judged:
-    value, reference = (jax.tree.map(lambda x: x.astype(jnp.float32), tree) for tree in (vote.value, reference))
-    norm, reference_norm = optax.tree.norm(value), optax.tree.norm(reference)
+    value, reference = (jax.tree.map(as_float, tree) for tree in (vote.value, reference))
+    norm, reference_norm = euclidean_norm(value), euclidean_norm(reference)
     tiny = jnp.finfo(jnp.float32).tiny
-    # One division after the other: the product of two small norms is 0.
-    direction = jax.tree.map(lambda x: x / jnp.maximum(norm, tiny), value)
-    cosine = optax.tree.vdot(direction, reference) / jnp.maximum(reference_norm, tiny)
+    direction, towards = (
+        jax.tree.map(lambda x, length=length: x / jnp.maximum(length, tiny), tree)
+        for tree, length in ((value, norm), (reference, reference_norm))
+    )
+    cosine = optax.tree.vdot(direction, towards)
     sound = jnp.isfinite(norm) & ~jnp.asarray(trusted, bool)
     trust = jnp.where(sound, vote.weight * jnp.maximum(cosine, 0.0), 0.0)
     scaled = jax.tree.map(lambda d, x: (d * reference_norm).astype(x.dtype), direction, vote.value)

@@ -12,10 +12,11 @@ import numpy as np
 
 from fedjx.core.language.checks import check_choice
 from fedjx.core.language.names import PyTree
+from fedjx.core.language.trees import as_float, number_dtype
 
 
 def joint_norm(value: PyTree, order: float = 2) -> jax.Array:
-    """Returns the norm of all leaves taken as one vector, float32 ``[]``.
+    """Returns the norm of all leaves taken as one vector, ``[]``, float32 or that of the widest leaf.
 
     Args:
       value: A pytree of numbers; leaves of any shape, 0-d included.
@@ -30,13 +31,27 @@ def joint_norm(value: PyTree, order: float = 2) -> jax.Array:
     check_order(order)
     arrays = [jnp.asarray(leaf) for leaf in jax.tree.leaves(value)]
     # Widened before the magnitude: -128 has none in int8.
-    leaves = [jnp.abs(x.astype(jnp.promote_types(x.dtype, jnp.float32))).astype(jnp.float32) for x in arrays]
+    dtype = number_dtype(arrays)
+    leaves = [jnp.abs(x.astype(jnp.promote_types(x.dtype, jnp.float32))).astype(dtype) for x in arrays]
     if order == np.inf:
         # Not the built-in max: it would lose a NaN, which compares false.
-        return jnp.stack([jnp.max(leaf, initial=0.0) for leaf in leaves]).max() if leaves else jnp.float32(0.0)
+        return jnp.stack([jnp.max(leaf, initial=0.0) for leaf in leaves]).max() if leaves else jnp.zeros((), dtype)
     if order == 1:
-        return sum((leaf.sum() for leaf in leaves), jnp.float32(0.0))
-    return jnp.sqrt(sum((jnp.square(leaf).sum() for leaf in leaves), jnp.float32(0.0)))
+        return sum((leaf.sum() for leaf in leaves), jnp.zeros((), dtype))
+    return euclidean_norm(leaves)
+
+
+def euclidean_norm(value: PyTree) -> jax.Array:
+    """Returns the Euclidean norm of all leaves, ``[]``, wide, right for all finite numbers, huge and tiny.
+
+    >>> euclidean_norm([jnp.float32([3e30, 0]), jnp.float32(4e30)]), euclidean_norm(jnp.float32([3e-30, 4e-30]))
+    (Array(5.e+30, dtype=float32), Array(5.e-30, dtype=float32))
+    """
+    zero, leaves = jnp.zeros((), number_dtype(value)), [jnp.abs(as_float(x)) for x in jax.tree.leaves(value)]
+    largest = jnp.stack([jnp.max(x, initial=0.0).astype(zero.dtype) for x in leaves]).max() if leaves else zero
+    # Squares of 1e20 and of 1e-20 are infinity and 0. What is no number stays none.
+    unit = jnp.where(jnp.isfinite(largest) & (largest > 0), largest, 1.0)
+    return unit * jnp.sqrt(sum((jnp.square(x / unit).sum() for x in leaves), zero))
 
 
 def check_order(order: float) -> None:
@@ -60,6 +75,6 @@ def follow_quantile(estimate: jax.Array, fraction: jax.Array, *, quantile: float
     >>> print(f"{follow_quantile(jnp.float32(0.1), jnp.float32(0.0), quantile=0.5, learning_rate=0.2):.5f}")
     0.11052
     """
-    limits = jnp.finfo(jnp.float32)
+    limits = jnp.finfo(jnp.float32)  # also of a float64 one: it is reported beside float32 numbers
     # At 0 it would stay forever.
     return jnp.clip(estimate * jnp.exp(-learning_rate * (fraction - quantile)), limits.tiny, limits.max)

@@ -5,7 +5,7 @@ from fedjx.algorithms.apfl import Personal, apfl, personal_params
 from fedjx.algorithms.delta_sgd import delta_sgd
 from fedjx.algorithms.ditto import ditto
 from fedjx.algorithms.ema import EmaState, ema
-from fedjx.algorithms.evaluation import federated_evaluation
+from fedjx.algorithms.evaluation import Distribution, distribution, federated_evaluation
 from fedjx.algorithms.fed_avg import fed_avg
 from fedjx.algorithms.fed_bn import fed_bn
 from fedjx.algorithms.fed_dyn import fed_dyn
@@ -40,6 +40,7 @@ from fedjx.algorithms.sufficient_statistics import sufficient_statistics
 __all__ = [
     "Clusters",
     "Components",
+    "Distribution",
     "EmaState",
     "Mixture",
     "Personal",
@@ -47,6 +48,7 @@ __all__ = [
     "apfl",
     "client_clusters",
     "delta_sgd",
+    "distribution",
     "ditto",
     "ema",
     "fed_adagrad",

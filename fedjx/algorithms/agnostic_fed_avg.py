@@ -66,7 +66,7 @@ def agnostic_fed_avg(
     model = no_batch_stats(model, "agnostic_fed_avg")
     check_integer("[1, inf)", window=window)
     check_number("[0, inf]", domain_learning_rate=domain_learning_rate)
-    initial = np.asarray(domain_weights, np.float32)
+    initial = np.asarray(domain_weights)
     if initial.ndim != 1 or not (np.all(initial >= 0) and abs(initial.sum() - 1) < 1e-5):
         raise ValueError(f"domain weights are non-negative and sum to 1; got {domain_weights=}. Divide by their sum.")
     if "client_weight" in arguments:
@@ -95,4 +95,4 @@ def agnostic_fed_avg(
     def server(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
         return worst_domains(optimizer, initial, domain_learning_rate, window)
 
-    return compose(Method(model.init, client_update, server, context=context), **arguments)
+    return compose(Method(model.init, client_update, server, context=context, input_spec=model.input_spec), **arguments)

@@ -15,8 +15,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fedjx.aggregation.norms import euclidean_norm
 from fedjx.core.language.checks import check_number
 from fedjx.core.language.names import PyTree
+from fedjx.core.language.trees import map_keeping, number_dtype
 
 
 class DeltaSGDState(NamedTuple):
@@ -47,17 +49,19 @@ def delta_sgd(
 
     def init(params: PyTree) -> DeltaSGDState:
         zeros = jax.tree.map(jnp.zeros_like, params)
-        return DeltaSGDState(params, zeros, jnp.float32(initial_step), jnp.float32(1), jnp.bool_(True))
+        dtype = number_dtype(params)
+        first = jnp.asarray(initial_step, dtype), jnp.ones((), dtype)
+        return DeltaSGDState(params, zeros, *first, jnp.bool_(True))
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, DeltaSGDState]:
-        moved = optax.tree.norm(optax.tree.sub(params, state.params))
-        turned = optax.tree.norm(optax.tree.sub(updates, state.gradient))
+        moved = euclidean_norm(optax.tree.sub(params, state.params))
+        turned = euclidean_norm(optax.tree.sub(updates, state.gradient))
         # Nothing is known of the smoothness where nothing changes.
         known = (moved > 0) & (turned > 0)
         smooth = jnp.where(known, amplification * moved / (2 * jnp.where(known, turned, 1)), jnp.inf)
         grown = jnp.sqrt(1 + growth * state.ratio) * state.step
         step = jnp.where(state.is_first, state.step, jnp.minimum(smooth, grown))
         after = DeltaSGDState(params, updates, step, step / state.step, jnp.bool_(False))
-        return jax.tree.map(lambda g: -step * g, updates), after
+        return map_keeping(lambda g: -step * g, updates), after
 
     return optax.GradientTransformation(init, update)

@@ -16,6 +16,7 @@ import optax
 from fedjx.core.execution.process import Algorithm
 from fedjx.core.language.checks import check_number
 from fedjx.core.language.names import Metrics, PyTree
+from fedjx.core.language.trees import squared_norm
 from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model, Ratio
 from fedjx.training.batch_stats import no_batch_stats
@@ -48,14 +49,13 @@ def fed_exp(model: Model, *, epsilon: float = 1e-3, **arguments: Unpack[Training
 
     def client_update(params: PyTree, data: Sequence, key: jax.Array, *, local: Local) -> ClientUpdate:
         delta, weight, metrics = train(params, data, key, local=local)
-        squared_norm = optax.tree.norm(delta, squared=True)
-        metrics = {**metrics, "squared_norm": Ratio(weight * squared_norm, weight)}
+        metrics = {**metrics, "squared_norm": Ratio(weight * squared_norm(delta), weight)}
         return drop_non_finite(ClientUpdate(delta, weight, metrics))
 
     def step(delta: PyTree, metrics: Metrics) -> jax.Array:
-        return jnp.maximum(1, metrics["squared_norm"] / (2 * (optax.tree.norm(delta, squared=True) + epsilon)))
+        return jnp.maximum(1, metrics["squared_norm"] / (2 * (squared_norm(delta) + epsilon)))
 
     def server(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
         return optax.chain(scale_delta(step), optimizer)
 
-    return compose(Method(model.init, client_update, server), **arguments)
+    return compose(Method(model.init, client_update, server, input_spec=model.input_spec), **arguments)

@@ -22,6 +22,7 @@ from jax import lax
 
 from fedjx.core.execution.process import Algorithm
 from fedjx.core.language.names import PyTree
+from fedjx.core.language.trees import map_keeping, number_dtype
 from fedjx.core.language.values import Sequence
 from fedjx.models.model import Batch, Model, Ratio
 from fedjx.training.batch_stats import no_batch_stats
@@ -51,15 +52,15 @@ def fed_nova(model: Model, **arguments: Unpack[TrainingArguments]) -> Algorithm[
     train = local_update(_probed(model))
 
     def client_update(params: PyTree, data: Sequence, key: jax.Array, *, local: Local) -> ClientUpdate:
-        (delta, steps), weight, metrics = train((params, jnp.float32(0)), data, key, local=local)
-        normalised = jax.tree.map(lambda d: d / jnp.where(steps == 0, 1, steps), delta)
+        (delta, steps), weight, metrics = train((params, jnp.zeros((), number_dtype(params))), data, key, local=local)
+        normalised = map_keeping(lambda d: d / jnp.where(steps == 0, 1, steps), delta)
         metrics = {**metrics, "effective_steps": Ratio(weight * steps, weight)}
         return drop_non_finite(ClientUpdate(normalised, weight, metrics))
 
     def server(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
         return optax.chain(scale_delta(lambda delta, metrics: metrics["effective_steps"]), optimizer)
 
-    return compose(Method(model.init, client_update, server), **arguments)
+    return compose(Method(model.init, client_update, server, input_spec=model.input_spec), **arguments)
 
 
 def _probed(model: Model) -> Model:

@@ -26,6 +26,7 @@ import optax
 from fedjx.core.execution.process import Algorithm
 from fedjx.core.language.checks import check_number
 from fedjx.core.language.names import PyTree
+from fedjx.core.language.trees import map_keeping
 from fedjx.models.model import Model
 from fedjx.training.method import ServerState, averaging
 from fedjx.training.round import ClientArguments, compose
@@ -75,9 +76,9 @@ def _adaptive(
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, Moments]:
         del params
-        first = jax.tree.map(lambda m, d: b1 * m + (1 - b1) * d, state.first, updates)
-        second = jax.tree.map(lambda v, d: second_moment(v, d * d), state.second, updates)
-        return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + tau), first, second), Moments(first, second)
+        first = map_keeping(lambda m, d: b1 * m + (1 - b1) * d, state.first, updates)
+        second = map_keeping(lambda v, d: second_moment(v, d * d), state.second, updates)
+        return map_keeping(lambda m, v: m / (jnp.sqrt(v) + tau), first, second), Moments(first, second)
 
     return optax.chain(optax.GradientTransformation(init, update), optax.scale_by_learning_rate(learning_rate))
 

@@ -81,13 +81,13 @@ def kmeans_start(
 
         def highest(carry: tuple[Drawn, jax.Array], batch: Batch) -> tuple[Drawn, jax.Array]:
             (best, num_non_finite), t = carry
-            x = points(inputs(batch), batch[MASK])
+            x = points(inputs(batch), batch[MASK], centers.dtype)
             finite = jnp.isfinite(x).all(axis=1)
             distances = jnp.where(chosen, squared_distances(x, centers), jnp.inf).min(axis=1)
             # The least positive weight lets a point be drawn where all points are centres.
             limits = jnp.finfo(jnp.float32)
             weights = jnp.where(round > 0, jnp.clip(distances, limits.tiny, limits.max), 1.0)
-            lots = jnp.log(weights) + jax.random.gumbel(jax.random.fold_in(key, t), weights.shape)
+            lots = jnp.log(weights) + jax.random.gumbel(jax.random.fold_in(key, t), weights.shape, jnp.float32)
             lots = jnp.where(batch[MASK] & finite, lots, -jnp.inf)
             drawn = Candidate(x[lots.argmax()], lots.max())
             # Padding is 0, which is finite.
@@ -98,7 +98,7 @@ def kmeans_start(
         return sequence_reduce(highest, start, Sequence(batches, data.length))[0]
 
     def nobody() -> Candidate:
-        return Candidate(jnp.zeros(num_features), jnp.float32(-jnp.inf))
+        return Candidate(jnp.zeros(num_features), jnp.full((), -jnp.inf))
 
     def add(state: StartState, drawn: Candidate) -> StartState:
         is_new = (jnp.arange(num_clusters) == state.round) & (drawn.lot > -jnp.inf)

@@ -73,6 +73,7 @@ def mime(
         server=lambda optimizer: mimicked(base, optimizer),
         context=lambda state: state.optimizer.statistics,
         first=gradient_update(model),
+        input_spec=model.input_spec,
     )
     return compose(method, server_optimizer=server_optimizer, **arguments)
 

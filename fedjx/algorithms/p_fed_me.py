@@ -17,6 +17,7 @@ from jax import lax
 from fedjx.core.execution.process import Algorithm
 from fedjx.core.language.checks import check_integer, check_number
 from fedjx.core.language.names import PyTree
+from fedjx.core.language.trees import squared_norm
 from fedjx.models.model import Batch, Model, batch_loss
 from fedjx.training.method import ServerState, averaging
 from fedjx.training.round import TrainingArguments, compose
@@ -80,4 +81,4 @@ def moreau_envelope(model: Model, *, strength: float, optimizer: optax.GradientT
 
 
 def _distance(theta: PyTree, params: PyTree, strength: float) -> jax.Array:
-    return strength / 2 * optax.tree.norm(optax.tree.sub(theta, params), squared=True)
+    return strength / 2 * squared_norm(optax.tree.sub(theta, params))

@@ -20,10 +20,11 @@ from fedjx.aggregation.weights import uniform
 from fedjx.core.execution.process import Algorithm
 from fedjx.core.language.checks import check_number
 from fedjx.core.language.names import Metrics, PyTree
+from fedjx.core.language.trees import map_keeping, squared_norm
 from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model, Ratio, finalize_metrics
 from fedjx.training.batch_stats import no_batch_stats
-from fedjx.training.client import ClientUpdate, Local, drop_non_finite, local_evaluate
+from fedjx.training.client import ClientUpdate, Local, drop_non_finite, has_examples, local_evaluate
 from fedjx.training.method import Method, ServerState, scale_delta
 from fedjx.training.round import TrainingArguments, compose
 
@@ -55,13 +56,14 @@ def q_fed_avg(
 
     def client_update(params: PyTree, data: Sequence, key: jax.Array, *, local: Local) -> ClientUpdate:
         trained = local.train(model, params, data, key, optimizer=local.optimizer)
-        # A loss of 0 has no negative power.
-        loss = finalize_metrics(local_evaluate(model, params, data))["loss"] + 1e-10
-        change = jax.tree.map(lambda p, t: lipschitz * (p - t), params, trained.params)
-        h = q * loss ** (q - 1) * optax.tree.norm(change, squared=True) + lipschitz * loss**q
+        # A loss of 0 has no negative power; who has no example has no loss, and weighs nothing.
+        found = finalize_metrics(local_evaluate(model, params, data))["loss"]
+        loss = jnp.where(has_examples(data), found, 0) + 1e-10
+        change = map_keeping(lambda p, t: lipschitz * (p - t), params, trained.params)
+        h = q * loss ** (q - 1) * squared_norm(change) + lipschitz * loss**q
         weight = local.weight(trained.num_examples)
         metrics = {"num_examples": trained.num_examples, "curvature": Ratio(weight * h, weight)}
-        delta = jax.tree.map(lambda c: loss**q * c, change)
+        delta = map_keeping(lambda c: loss**q * c, change)
         return drop_non_finite(ClientUpdate(delta, weight, {**trained.metrics, **metrics}))
 
     def inverse(delta: PyTree, metrics: Metrics) -> jax.Array:
@@ -71,4 +73,4 @@ def q_fed_avg(
         return optax.chain(scale_delta(inverse), optimizer)
 
     arguments.setdefault("client_weight", uniform)
-    return compose(Method(model.init, client_update, server), **arguments)
+    return compose(Method(model.init, client_update, server, input_spec=model.input_spec), **arguments)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import (
@@ -25,6 +26,7 @@ from fedjx.training.client import (
     drop_non_finite,
     has_examples,
     local_training,
+    zeroed_if_non_finite,
 )
 from fedjx.training.failures import Failures, failed, fate, remaining
 from fedjx.training.method import First, InitClient, Method, Reported
@@ -98,6 +100,11 @@ class EachClient(NamedTuple):
 
     def _local(self, round: PyTree, completed: jax.Array | None) -> Local:
         optimizer = self.optimizer(round) if callable(self.optimizer) else self.optimizer
+        if not isinstance(optimizer, optax.GradientTransformation | None):
+            raise TypeError(
+                f"client_optimizer as a function of the round makes an optimizer; got {optimizer!r} from it. Return "
+                "optax.sgd(...), not the learning rate."
+            )
         return local_training(optimizer, self.weight, completed=completed, **self.amount)
 
     def check(self, given: list[str]) -> None:
@@ -138,6 +145,18 @@ def _by_name(fn: Callable[..., object], *, required: bool = False) -> tuple[str,
     return tuple(p.name for p in names)
 
 
+def takes_positional(fn: Callable[..., object], number: int) -> bool:
+    """Tells whether a function can be called with so many arguments by position, whatever it needs by name."""
+    try:
+        parameters = inspect.signature(fn).parameters.values()
+    except ValueError:  # of a function that is built in nothing is known
+        return True
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return True
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return sum(p.default is p.empty for p in positional) <= number <= len(positional)
+
+
 def _reported(fn: Callable[..., Reported], found: Reported, keeps: bool) -> tuple[ClientUpdate, PyTree]:
     """Returns what a function of one client reports, and keeps; refuses what is neither."""
     pair = found if keeps and type(found) is tuple and len(found) == 2 else (found, None)
@@ -160,7 +179,7 @@ def told_to(fn: Callable[..., object], told: dict[str, PyTree]) -> dict[str, PyT
 
 def left_out(update: ClientUpdate, is_left_out: jax.Array) -> ClientUpdate:
     """Returns a client's second update; left out, and counted once, if the first one was left out as not finite."""
-    return drop_non_finite(update._replace(weight=jnp.where(is_left_out, jnp.nan, update.weight)))
+    return zeroed_if_non_finite(update._replace(weight=jnp.where(is_left_out, jnp.nan, update.weight)))
 
 
 def kept(update: ClientUpdate, new: PyTree, own: PyTree, present: jax.Array) -> tuple[ClientUpdate, PyTree]:

@@ -18,7 +18,7 @@ from fedjx.aggregation.broadcast import Broadcaster, broadcast
 from fedjx.aggregation.error_feedback import StatefulAggregator
 from fedjx.aggregation.mean import mean
 from fedjx.aggregation.weights import by_examples
-from fedjx.core.execution.computation import federated_computation
+from fedjx.core.execution.computation import Computation
 from fedjx.core.execution.process import Aggregator, Algorithm, StatefulAlgorithm, keeps_type
 from fedjx.core.language.names import Metrics, PyTree
 from fedjx.core.language.operators import (
@@ -27,9 +27,10 @@ from fedjx.core.language.operators import (
     federated_zip,
 )
 from fedjx.core.language.placed import FederatedValue, federated_map
-from fedjx.core.language.types import children, member_type, notation
-from fedjx.models.model import Ratio, finalize_metrics
+from fedjx.core.language.types import children
+from fedjx.models.model import Ratio, Sums, finalize_metrics
 from fedjx.training.batch_stats import trained_alone
+from fedjx.training.checks import check_delta, check_key, check_method, check_parts
 from fedjx.training.client import (
     ClientOptimizer,
     LocalAmount,
@@ -37,6 +38,7 @@ from fedjx.training.client import (
 )
 from fedjx.training.each_client import EachClient
 from fedjx.training.failures import Failures, checked_failures
+from fedjx.training.meeting import data_hooks, round_hooks
 from fedjx.training.method import Held, InitClient, Method, ServerState
 
 Outcome = tuple[FederatedValue, ...]  # state and metrics at the server, and what the clients hold, if anything
@@ -165,6 +167,7 @@ def compose(
     """
     if not isinstance(method, Method):
         raise TypeError(f"compose takes a Method; got {type(method).__name__}. For a model, say averaging(model).")
+    check_method(method)
     check_amount(num_epochs, num_steps)
     check_parts(client_optimizer, server_optimizer, aggregator, broadcaster, client_weight, failures)
     amount: LocalAmount = {"num_epochs": num_epochs, "num_steps": num_steps}
@@ -183,16 +186,18 @@ def compose(
         metrics_sum,
     )
 
-    @federated_computation
     def next(state: FederatedValue, data: FederatedValue) -> Outcome:
         return parts.round(state, data)
 
-    @federated_computation
     def next_with_states(state: FederatedValue, data: FederatedValue, states: FederatedValue) -> Outcome:
         return parts.round(state, data, states)
 
     init = jax.jit(parts.init)
-    return StatefulAlgorithm(init, parts.init_client, next_with_states) if parts.is_stateful else Algorithm(init, next)
+    # Who asked for updates that are not finite need not be told of them.
+    hooks = data_hooks(method.input_spec) if failures.non_finite else round_hooks(method.input_spec)
+    if parts.is_stateful:
+        return StatefulAlgorithm(init, parts.init_client, Computation(next_with_states, hooks=hooks))
+    return Algorithm(init, Computation(next, hooks=hooks))
 
 
 class _Aggregated(NamedTuple):
@@ -324,65 +329,8 @@ class _Round(NamedTuple):
         return ServerState(params, optimizer, aggregator, broadcaster, state.key, state.round + 1)
 
 
-def check_delta(
-    name: str, update: FederatedValue, state: FederatedValue, like: Callable[[PyTree], PyTree] | None
-) -> None:
-    """Refuses deltas that are not of the structure and shapes for which the aggregator's state was made."""
-    params, found = state.type.member.params, update.type.member.delta
-    expected = params if like is None else jax.eval_shape(like, params)
-    shapes = [(jax.tree.structure(tree), [x.shape for x in jax.tree.leaves(tree)]) for tree in (expected, found)]
-    if shapes[0] != shapes[1]:
-        raise TypeError(
-            f"what clients send is like the parameters, or like what Method({name}=...) makes of them; got "
-            f"{notation(found)} instead of {notation(expected)}. Say what it is like."
-        )
-
-
-def check_key(key: jax.Array) -> None:
-    """Refuses what is no random key."""
-    of_old = jnp.shape(key) == (2,) and key.dtype == jnp.uint32  # jax.random.PRNGKey
-    if not of_old and (jnp.shape(key) or not jnp.issubdtype(jnp.result_type(key), jax.dtypes.prng_key)):
-        raise TypeError(f"init takes a random key; got {notation(member_type(key))}. Pass jax.random.key(0).")
-
-
-def check_parts(
-    client_optimizer: object,
-    server_optimizer: object,
-    aggregator: object,
-    broadcaster: object,
-    client_weight: object,
-    failures: object,
-) -> None:
-    """Refuses arguments of a round that are something else, when the algorithm is built."""
-    if getattr(client_optimizer, "__module__", "").startswith("optax") and callable(client_optimizer):
-        raise TypeError(
-            f"client_optimizer is an optimizer, or a function of the round; got {client_optimizer!r} itself. Call it: "
-            "optax.sgd(0.1)."
-        )
-    kinds: dict[str, tuple[object, type | tuple[type, ...], str]] = {
-        "client_optimizer": (
-            client_optimizer if not callable(client_optimizer) else None,
-            optax.GradientTransformation,
-            "optax.sgd(0.1)",
-        ),
-        "server_optimizer": (server_optimizer, optax.GradientTransformation, "optax.sgd(1.0)"),
-        "aggregator": (aggregator, (Aggregator, StatefulAggregator), "one of fedjx.aggregation, called"),
-        "broadcaster": (broadcaster, Broadcaster, "fedjx.aggregation.broadcast()"),
-        "failures": (failures, Failures, "fedjx.training.Failures(dropped=0.1)"),
-    }
-    for name, (given, kind, example) in kinds.items():
-        if given is not None and not isinstance(given, kind):
-            names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-            raise TypeError(f"{name} must be a value of {names}; got {given!r}. Pass {example}.")
-    if client_weight is not None and not callable(client_weight):
-        raise TypeError(
-            f"client_weight is a function of a client's number of examples; got {client_weight!r}. Pass "
-            "fedjx.aggregation.uniform."
-        )
-
-
 def round_metrics(sums: Metrics, measured: Metrics) -> Metrics:
     """Divides the summed ratios, passes on the counts, and adds what aggregators measured."""
-    ratios = {name: x for name, x in sums.items() if isinstance(x, Ratio)}
+    ratios = {name: x for name, x in sums.items() if isinstance(x, (Ratio, Sums))}
     counts = {name: x for name, x in sums.items() if name not in ratios}
     return {**finalize_metrics(ratios), **counts, **measured}

@@ -33,7 +33,7 @@ _SPLIT, _WHOLE = PartitionSpec(AXIS), PartitionSpec()
 # --- one chunk ----------------------------------------------------------------------------------
 
 
-def _traced(run: Pass, server: PyTree, clients: Clients) -> Traced:
+def client_traced(run: Pass, server: PyTree, clients: Clients) -> Traced:
     """Traces what a pass does for one client; all clients together would take longer."""
     own, pools, join = per_client(clients.value)
 
@@ -119,7 +119,7 @@ def map_reduce(
       The reduced values, and the outputs ``[C, ...]``.
     """
     if mesh is None:
-        one = _traced(run, server, clients)
+        one = client_traced(run, server, clients)
         accumulators, outputs = _fold(run, one, _zeros(run, one), server, clients, lanes)
         return _report(run, accumulators), outputs
 
@@ -134,7 +134,7 @@ def map_reduce(
 
     def device(server: PyTree, own: PyTree, pools: PyTree) -> PyTree:
         shard = join(own, pools)
-        one = _traced(run, server, shard)
+        one = client_traced(run, server, shard)
         accumulators, outputs = _fold(run, one, _zeros(run, one), server, shard, lanes)
         return _report(run, _all_reduce(run, accumulators)), outputs
 
@@ -313,19 +313,19 @@ class PassStream:
         own, pools, join = per_client(clients)
 
         def device(server: PyTree, own: PyTree, pools: PyTree) -> PyTree:
-            self._one = _traced(self._run, server, join(own, pools))
+            self._one = client_traced(self._run, server, join(own, pools))
             return _stacked(_zeros(self._run, self._one))
 
-        return _by_device(
-            device, self.mesh, in_specs=(_WHOLE, _SPLIT, _pool_specs(clients)), out_specs=_SPLIT
-        )(server, own, pools)
+        return _by_device(device, self.mesh, in_specs=(_WHOLE, _SPLIT, _pool_specs(clients)), out_specs=_SPLIT)(
+            server, own, pools
+        )
 
     def _sharded_step(self, accumulators: PyTree, server: PyTree, clients: Clients, lanes: int | None) -> PyTree:
         own, pools, join = per_client(clients)
 
         def device(accumulators: PyTree, server: PyTree, own: PyTree, pools: PyTree) -> PyTree:
             shard, accumulators = join(own, pools), _unstacked(accumulators)
-            one = self._one or _traced(self._run, server, shard)
+            one = self._one or client_traced(self._run, server, shard)
             _check_same_shapes(accumulators, _zeros(self._run, one))
             updated, outputs = _fold(self._run, one, accumulators, server, shard, lanes)
             # Donated accumulators cannot be waited on; this small array can.

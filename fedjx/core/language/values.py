@@ -12,6 +12,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from fedjx.core.language.checks import check_alike
 from fedjx.core.language.names import Array, PyTree
 from fedjx.core.language.shares import own_rows
 
@@ -296,6 +297,7 @@ def stack(members: Iterable[PyTree]) -> PyTree:
     if not members:
         raise ValueError("a cohort needs at least one client; got 0. Sample again, or skip the round.")
     first, *rest = members
+    check_alike(first, rest, is_leaf=_is_sequence)
     return jax.tree.map(_stack_leaf, first, *rest, is_leaf=_is_sequence)
 
 
