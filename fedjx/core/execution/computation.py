@@ -112,8 +112,7 @@ class Computation(Traced, Generic[P, R]):
             self.check_arrays(values)
             check_same_clients([v for v in values if isinstance(v, Clients)])
             if placer is not None and not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(values)):
-                if mesh is not None and mesh.is_multi_process:
-                    self._check_agreement(values, mesh, agreed)
+                self._check_agreement(values, mesh, agreed)
                 # Or the second round, whose state comes from the mesh, would compile again.
                 values = [placer.clients(v) if isinstance(v, Clients) else placer.server(v) for v in values]
             result = compiled(*values)
@@ -157,8 +156,8 @@ class Computation(Traced, Generic[P, R]):
                     f"several rounds take a list of cohorts; got a {type(cohorts).__name__} alone. Wrap it: [...]."
                 )
             cohorts = [whole(self.hooks.argument(cohort)) for cohort in cohorts]
-            if mesh is not None and mesh.is_multi_process and cohorts:
-                self._check_agreement([state, cohorts[0]], mesh, agreed)
+            for first in cohorts[:1]:
+                self._check_agreement([state, first], mesh, agreed)
             result = run(state, stack_cohorts(cohorts))
             self.hooks.result(result)
             return result
@@ -209,7 +208,9 @@ class Computation(Traced, Generic[P, R]):
         functools.update_wrapper(stream, self._fn)
         return stream
 
-    def _check_agreement(self, values: list[PyTree], mesh: Mesh, agreed: set[tuple[Type, ...]]) -> None:
+    def _check_agreement(self, values: list[PyTree], mesh: Mesh | None, agreed: set[tuple[Type, ...]]) -> None:
+        if mesh is None or not mesh.is_multi_process or self._is_local(self._types):
+            return
         types = tuple(map(type_of, values))
         if types not in agreed:
             check_agreement(self.name, self.trace(types), self.named(values), mesh)
