@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from fedjx import traffic
+from fedjx import initialize_distributed, traffic
 from fedjx.algorithms import fed_avg
 from fedjx.data import Cohort, central, digits, label_counts, uniform_sampler
 from fedjx.experiment import Checkpoint, RunError, event_writer, last_checkpoint, open_run, save_checkpoint
@@ -86,10 +86,7 @@ def main(flags: argparse.Namespace) -> dict[str, Any]:
 
     history, timing = train(flags, data, algorithm, evaluate)
     centralised = float(evaluate(train_centrally(jax.random.key(flags.seed)))["accuracy"])
-    draw(flags.output / "curves.png", history, centralised, label_counts(data, num_classes=10))
     accuracy = history[-1]["test_accuracy"]
-    print(f"\n{'':<14}test accuracy\nfederated     {accuracy:.4f}         {data.num_clients} clients")
-    print(f"centralised   {centralised:.4f}         the same images, pooled\n\nResults are in {flags.output}.")
     report = {
         "test_accuracy": round(accuracy, 4),
         "centralised_accuracy": round(centralised, 4),
@@ -97,14 +94,18 @@ def main(flags: argparse.Namespace) -> dict[str, Any]:
         "num_clients": data.num_clients,
         **timing,
     }
-    print(json.dumps(report))
+    if jax.process_index() == 0:
+        draw(flags.output / "curves.png", history, centralised, label_counts(data, num_classes=10))
+        print(f"\n{'':<14}test accuracy\nfederated     {accuracy:.4f}         {data.num_clients} clients")
+        print(f"centralised   {centralised:.4f}         the same images, pooled\n\nResults are in {flags.output}.")
+        print(json.dumps(report))
     return report
 
 
 def train(flags: argparse.Namespace, data: Any, algorithm: Any, evaluate: Any) -> tuple[list[dict], dict[str, float]]:
     """Runs the rounds that are left to do; returns the history of evaluations, and the speed."""
     sample = uniform_sampler(data.num_clients, flags.clients_per_round, seed=flags.seed)
-    state = algorithm.init(jax.random.key(flags.seed))
+    state, is_first = algorithm.init(jax.random.key(flags.seed)), jax.process_index() == 0
     first = Cohort(data, sample(1), batch_size=flags.batch_size)
     about = {
         "flags": {k: v for k, v in vars(flags).items() if k not in ("num_rounds", "output", "resume", "overwrite")},
@@ -113,14 +114,14 @@ def train(flags: argparse.Namespace, data: Any, algorithm: Any, evaluate: Any) -
     }
     with open_run(flags.output, about, resume=flags.resume, overwrite=flags.overwrite) as run:
         last = last_checkpoint(run, state) if flags.resume else None
-        if flags.resume:
+        if flags.resume and is_first:
             print(f"Resuming after round {last.round if last else 0}.")
         history = [{"round": 0, "test_accuracy": float(evaluate(state.params)["accuracy"])}]
         done, state, history = last or Checkpoint(0, state, history)
         # What one client receives and sends in a round; the bill needs types alone.
         sent = traffic(algorithm.next, state, first.whole())
-        num_examples, started = 0, time.perf_counter()
-        progress = tqdm(range(done + 1, flags.num_rounds + 1), "training", unit=" rounds", smoothing=0)
+        num_examples, started, rounds = 0, time.perf_counter(), range(done + 1, flags.num_rounds + 1)
+        progress = tqdm(rounds, "training", unit=" rounds", smoothing=0, disable=not is_first)
         events = event_writer(run, after=done)
         for number in progress:
             ids = sample(number)
@@ -176,6 +177,7 @@ def draw(path: Path, history: list[dict], centralised: float, counts: np.ndarray
 
 
 if __name__ == "__main__":
+    initialize_distributed()  # where it was started several times, as one program
     try:
         main(parse_flags())
     except RunError as error:
