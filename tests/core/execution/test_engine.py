@@ -414,6 +414,20 @@ def test_results_of_clients_are_gathered_without_a_sink():
     assert of_clients.members() == {c: 2.0 * (c // 2) for c in range(10)}
 
 
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_a_client_may_return_numbers_of_python(lanes):
+    @federated_computation
+    def numbers(x):
+        members = federated_map(lambda v: (v, 1, 2.0, True, np.int8(3)), x)
+        return members, federated_sum(members)
+
+    clients = Clients.of(np.ones(3, np.float32))
+    for run in (numbers.in_graph(lanes=lanes), numbers.streamed(lanes=lanes)):
+        members, total = run(clients)
+        assert [float(x) for x in total] == [3, 3, 6, 3, 9]
+        assert [x.dtype.name for x in members.value] == ["float32", "int32", "float32", "bool", "int8"]
+
+
 def test_keys_of_clients_are_gathered():
     drawn = federated_computation(lambda key, x: (federated_keys(key), federated_sum(x)))
     args = jax.random.key(0), Clients.of(np.ones(3, np.float32), ids=[5, 6, 7])
