@@ -18,6 +18,7 @@ from fedjx.core.execution.engine import map_reduce
 from fedjx.core.execution.hosts import auto_mesh
 from fedjx.core.execution.streaming import Sink, Stream
 from fedjx.core.execution.whole import run_whole
+from fedjx.core.language.meshes import outside_meshes
 from fedjx.core.language.names import PyTree, Type
 from fedjx.core.language.placed import FederatedValue
 from fedjx.core.language.streams import Planned, is_planned, is_stream, whole
@@ -104,6 +105,7 @@ class Computation(Traced, Generic[P, R]):
             sweep = functools.partial(map_reduce, lanes=lanes, mesh=mesh)
             return run_whole(program, values, sweep, differentiable=differentiable)
 
+        @outside_meshes
         @functools.wraps(self._fn)
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
             values = self.converted([whole(value) for value in self.bind(args, kwargs)])
@@ -147,6 +149,7 @@ class Computation(Traced, Generic[P, R]):
         step: Callable[..., PyTree] = self.in_graph(mesh=mesh, lanes=lanes, differentiable=False)
         agreed: set[tuple[Type, ...]] = set()
 
+        @outside_meshes
         def all_rounds(state: PyTree, cohorts: Iterable[Clients | Planned]) -> R:
             if is_planned(cohorts) or isinstance(cohorts, Clients):
                 raise TypeError(
