@@ -109,9 +109,9 @@ NAMED = {
 
 def test_processes_that_disagree_are_refused_and_told_in_what(results):
     _, (first, second) = results
-    assert first["refused"] == second["refused"]
-    assert first["refused"].keys() == hosts_worker.CASES.keys() == NAMED.keys()
-    for name, error in first["refused"].items():
+    assert first["own/refused"] == second["own/refused"]
+    assert first["own/refused"].keys() == hosts_worker.CASES.keys() == NAMED.keys()
+    for name, error in first["own/refused"].items():
         sentence = r"processes that share a mesh must run .*; \w+ got others than process 0 has: (.*)\. Give all .*"
         (listed,) = re.fullmatch(sentence, error).groups()
         parts = {part.removesuffix(" in process 1").partition(" (")[0] for part in listed.split("; ")}
