@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import compression, measuring, robustness
+from benchmarks import compression, measuring
 from fedjx.models import mlp
 
 RUNS = {
@@ -21,16 +21,12 @@ RUNS = {
     "--variants float32",
     "limit": "--workload logistic --clients 4 --rounds 1 --lanes 1 --seconds 0.01 --sizes 64 --megabytes 1",
     "quickstart": "--model mlp --num-clients 8 --clients-per-round 4 --num-rounds 2 --eval-every 2 --lanes 1",
-    "robustness": "--num-clients 11 --num-rounds 1",
     "round_time": "--workload logistic --clients 4 --rounds 1 --lanes 1",
 }
 
 
 def make_small() -> None:
-    """Leaves of the slowest benchmarks what is enough to be compared."""
-    rules, threats = robustness.rules, robustness.threats
-    robustness.rules = lambda *args: {k: v for k, v in rules(*args).items() if k in ("mean", "FLTrust")}
-    robustness.threats = lambda *args: {k: v for k, v in threats(*args).items() if k in ("none", "backdoor")}
+    """Leaves of the slowest benchmark what is enough to be compared."""
     compression.network = lambda *args, **options: mlp(10, input_shape=(8, 8, 1), hidden=())
 
 

@@ -18,6 +18,7 @@ from fedjx.core.execution.engine import map_reduce
 from fedjx.core.execution.hosts import auto_mesh
 from fedjx.core.execution.streaming import Sink, Stream
 from fedjx.core.execution.whole import run_whole
+from fedjx.core.language.meshes import outside_meshes
 from fedjx.core.language.names import PyTree, Type
 from fedjx.core.language.placed import FederatedValue
 from fedjx.core.language.streams import Planned, is_planned, is_stream, whole
@@ -104,14 +105,14 @@ class Computation(Traced, Generic[P, R]):
             sweep = functools.partial(map_reduce, lanes=lanes, mesh=mesh)
             return run_whole(program, values, sweep, differentiable=differentiable)
 
+        @outside_meshes
         @functools.wraps(self._fn)
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
             values = self.converted([whole(value) for value in self.bind(args, kwargs)])
             self.check_arrays(values)
             check_same_clients([v for v in values if isinstance(v, Clients)])
             if placer is not None and not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(values)):
-                if mesh is not None and mesh.is_multi_process:
-                    self._check_agreement(values, mesh, agreed)
+                self._check_agreement(values, mesh, agreed)
                 # Or the second round, whose state comes from the mesh, would compile again.
                 values = [placer.clients(v) if isinstance(v, Clients) else placer.server(v) for v in values]
             result = compiled(*values)
@@ -148,14 +149,15 @@ class Computation(Traced, Generic[P, R]):
         step: Callable[..., PyTree] = self.in_graph(mesh=mesh, lanes=lanes, differentiable=False)
         agreed: set[tuple[Type, ...]] = set()
 
+        @outside_meshes
         def all_rounds(state: PyTree, cohorts: Iterable[Clients | Planned]) -> R:
             if is_planned(cohorts) or isinstance(cohorts, Clients):
                 raise TypeError(
                     f"several rounds take a list of cohorts; got a {type(cohorts).__name__} alone. Wrap it: [...]."
                 )
             cohorts = [whole(self.hooks.argument(cohort)) for cohort in cohorts]
-            if mesh is not None and mesh.is_multi_process and cohorts:
-                self._check_agreement([state, cohorts[0]], mesh, agreed)
+            for first in cohorts[:1]:
+                self._check_agreement([state, first], mesh, agreed)
             result = run(state, stack_cohorts(cohorts))
             self.hooks.result(result)
             return result
@@ -206,7 +208,9 @@ class Computation(Traced, Generic[P, R]):
         functools.update_wrapper(stream, self._fn)
         return stream
 
-    def _check_agreement(self, values: list[PyTree], mesh: Mesh, agreed: set[tuple[Type, ...]]) -> None:
+    def _check_agreement(self, values: list[PyTree], mesh: Mesh | None, agreed: set[tuple[Type, ...]]) -> None:
+        if mesh is None or not mesh.is_multi_process or self._is_local(self._types):
+            return
         types = tuple(map(type_of, values))
         if types not in agreed:
             check_agreement(self.name, self.trace(types), self.named(values), mesh)

@@ -21,6 +21,7 @@ from fedjx.core.execution.devices import Placer
 from fedjx.core.execution.engine import PassStream
 from fedjx.core.execution.hosts import agreed, auto_mesh, device_memory, share_of
 from fedjx.core.execution.whole import run_whole
+from fedjx.core.language.meshes import outside_meshes
 from fedjx.core.language.names import Array, PyTree
 from fedjx.core.language.program import Environment, Program
 from fedjx.core.language.shares import AXIS, own_rows
@@ -57,6 +58,9 @@ class Stream(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Runs every pass over the cohort's chunks."""
+        return outside_meshes(self._run)(*args, **kwargs)
+
+    def _run(self, *args: P.args, **kwargs: P.kwargs) -> R:
         values = self._computation.bind(args, kwargs)
         shown = [first_chunk(value) for value in values]
         if any(isinstance(leaf, jax.core.Tracer) for leaf in [jnp.zeros(()), *jax.tree.leaves(shown)]):
@@ -126,10 +130,13 @@ class Stream(Generic[P, R]):
         def chunks(cohort: Planned) -> Chunks:
             return Chunks([cohort], self._share, result_bytes=self._result_bytes)
 
+        def make(cohort: Planned, ids: np.ndarray, mask: np.ndarray) -> Clients:
+            return self._placer.chunk(cohort.members(ids, mask, self._share), are_fresh=True)
+
         yield from fed(
             cohorts,
             order=lambda cohort: [(ids, mask) for _, ids, mask in chunks(cohort).order(self._levels)],
-            make=lambda cohort, ids, mask: self._placer.chunk(cohort.members(ids, mask, self._share), are_fresh=True),
+            make=outside_meshes(make),
             num_chunks=num_chunks,
             max_bytes=max_bytes,
             share=self._share,
@@ -163,7 +170,8 @@ class _Compiled:
 
     def __init__(self, program: Program, mesh: Mesh, placer: Placer):
         self.program = program
-        whole = NamedSharding(mesh, PartitionSpec())
+        # What users have spread over further axes of the mesh stays so.
+        whole = NamedSharding(mesh, PartitionSpec()) if mesh.size == mesh.shape[AXIS] else None
         passes = [program.client_pass(k)._replace(differentiable=False) for k in range(program.num_passes)]
         self._passes = [PassStream(run, mesh, placer) for run in passes]
         self._first = jax.jit(functools.partial(program.server_stage, 0), out_shardings=whole)
