@@ -80,7 +80,9 @@ MISTAKES = {
     "a data set for a cohort": Mistake(
         lambda: algorithm().next(state(), DATA), "takes arrays, Clients and cohorts; got .*Cohort"
     ),
-    "ids for a cohort": Mistake(lambda: algorithm().next(state(), [0, 1]), "got .*(Cohort|cohort)"),
+    "ids for a cohort": Mistake(
+        lambda: algorithm().next(state(), [0, 1]), "data at CLIENTS; got .*@SERVER. Pass a Cohort"
+    ),
     "a sampler for a cohort": Mistake(
         lambda: algorithm().next(state(), uniform_sampler(3, 2, seed=0)),
         "cohorts; got <function uniform_sampler.*Cohort",
@@ -109,7 +111,7 @@ MISTAKES = {
     ),
     "no client state": Mistake(
         lambda: scaffold(MODEL, num_clients=3, client_optimizer=SGD).next(state(), cohort()),
-        "missing a required argument",
+        r"takes \(state, data, states\); got .* missing .*'states'. Pass one",
     ),
     "a seed for a key": Mistake(
         lambda: algorithm().init(0), r"takes a random key; got int32. Pass jax.random.key\(0\)"
@@ -133,10 +135,15 @@ MISTAKES = {
         lambda: fed_avg(MODEL, client_optimizer=SGD, aggregator="mean"),
         "aggregator must be .*; got 'mean'. Pass one of",
     ),
-    "an aggregator that is not called": Mistake(lambda: clip_by_norm(max_norm=1.0, inner=mean), "got .*mean"),
-    "a compressor of an aggregator": Mistake(lambda: compress(quantize(8)), "got .*"),
+    "an aggregator that is not called": Mistake(
+        lambda: clip_by_norm(max_norm=1.0, inner=mean), "must be an Aggregator, .*; got function. Pass one"
+    ),
+    "a compressor of an aggregator": Mistake(
+        lambda: compress(quantize(8)), "takes a Compressor, .*; got Aggregator. Pass what"
+    ),
     "a memory inside a clip": Mistake(
-        lambda: clip_by_norm(max_norm=1.0, inner=error_feedback(top_k(fraction=0.1))), "got .*"
+        lambda: clip_by_norm(max_norm=1.0, inner=error_feedback(top_k(fraction=0.1))),
+        "got StatefulAggregator.*goes outermost",
     ),
     "half an epoch": Mistake(
         lambda: fed_avg(MODEL, client_optimizer=SGD, num_epochs=0.5), "got num_epochs=0.5. Pass 1"

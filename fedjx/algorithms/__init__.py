@@ -3,9 +3,10 @@
 from fedjx.algorithms.agnostic_fed_avg import agnostic_fed_avg
 from fedjx.algorithms.apfl import Personal, apfl, personal_params
 from fedjx.algorithms.delta_sgd import delta_sgd
+from fedjx.algorithms.distribution import Distribution, distribution
 from fedjx.algorithms.ditto import ditto
 from fedjx.algorithms.ema import EmaState, ema
-from fedjx.algorithms.evaluation import Distribution, distribution, federated_evaluation
+from fedjx.algorithms.evaluation import federated_evaluation
 from fedjx.algorithms.fed_avg import fed_avg
 from fedjx.algorithms.fed_bn import fed_bn
 from fedjx.algorithms.fed_dyn import fed_dyn

@@ -27,7 +27,7 @@ from fedjx.core.language.values import MASK, Sequence
 from fedjx.models.model import Batch, Model
 from fedjx.training.batch_stats import no_batch_stats
 from fedjx.training.client import ClientUpdate, Local, as_batches, report_update
-from fedjx.training.domains import domain_losses, worst_domains
+from fedjx.training.domains import domain_losses, one_each, worst_domains
 from fedjx.training.method import Method, ServerState
 from fedjx.training.round import TrainingArguments, compose
 
@@ -81,7 +81,7 @@ def agnostic_fed_avg(
 
         def weighted_loss(params: PyTree, batch: Batch, key: jax.Array) -> jax.Array:
             share = context[batch[domain_feature]] * jnp.sum(batch[MASK]) / jnp.where(beta == 0, 1, beta)
-            return share * model.loss(params, batch, key)  # `local_train` divides by the size of the batch
+            return share * one_each(model.loss(params, batch, key))  # `local_train` divides by the size of the batch
 
         weighted = model._replace(loss=weighted_loss)
         trained = local.train(weighted, params, data, key, optimizer=local.optimizer)

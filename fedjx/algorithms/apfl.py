@@ -20,11 +20,11 @@ import optax
 from jax import lax
 
 from fedjx.core.execution.process import StatefulAlgorithm
-from fedjx.core.language.checks import check_number
+from fedjx.core.language.checks import check_number, check_params
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.trees import map_keeping, number_dtype
 from fedjx.core.language.values import Sequence
-from fedjx.models.model import Batch, Model
+from fedjx.models.model import Batch, Model, Ratio, map_loss
 from fedjx.training.batch_stats import no_batch_stats
 from fedjx.training.client import ClientUpdate, Local
 from fedjx.training.method import Method, ServerState
@@ -102,12 +102,15 @@ def mixture(model: Model) -> Model:
 
     def loss(pair: _Pair, batch: Batch, key: jax.Array) -> jax.Array:
         personal = model.loss(personal_params(lax.stop_gradient(pair.shared), pair.own), batch, key)
-        return model.loss(pair.shared, batch, key) + personal - lax.stop_gradient(personal)
+        own = personal.numerator if isinstance(personal, Ratio) else personal
+        return map_loss(lambda loss, _: loss + own - lax.stop_gradient(own), model.loss(pair.shared, batch, key))
 
     return model._replace(loss=loss)
 
 
 def _within_0_1() -> optax.GradientTransformation:
-    return optax.stateless(
-        lambda updates, params: jax.tree.map(lambda u, p: jnp.clip(p + u, 0, 1) - p, updates, params)
-    )
+    def within(updates: PyTree, params: PyTree) -> PyTree:
+        check_params("apfl's mixing", params)
+        return jax.tree.map(lambda u, p: jnp.clip(p + u, 0, 1) - p, updates, params)
+
+    return optax.stateless(within)

@@ -24,7 +24,7 @@ from fedjx.core.execution.process import Algorithm
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.trees import map_keeping, number_dtype
 from fedjx.core.language.values import Sequence
-from fedjx.models.model import Batch, Model, Ratio
+from fedjx.models.model import Batch, Model, Ratio, map_loss
 from fedjx.training.batch_stats import no_batch_stats
 from fedjx.training.client import ClientUpdate, Local, drop_non_finite, local_update
 from fedjx.training.method import Method, ServerState, scale_delta
@@ -68,6 +68,7 @@ def _probed(model: Model) -> Model:
 
     def loss(params: PyTree, batch: Batch, key: jax.Array) -> jax.Array:
         params, probe = params
-        return model.loss(params, batch, key) + probe - lax.stop_gradient(probe)
+        nothing = probe - lax.stop_gradient(probe)
+        return map_loss(lambda loss, count: loss + count * nothing, model.loss(params, batch, key))
 
     return model._replace(loss=loss)

@@ -17,7 +17,7 @@ from fedjx.core.execution.process import Algorithm
 from fedjx.core.language.checks import check_choice, check_number
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.trees import map_keeping
-from fedjx.models.model import Batch, Model, batch_loss
+from fedjx.models.model import Batch, Model, batch_loss, map_loss
 from fedjx.training.method import ServerState, averaging
 from fedjx.training.round import TrainingArguments, compose
 from fedjx.training.surrogate import with_gradient
@@ -75,7 +75,7 @@ def meta_model(model: Model, *, learning_rate: float, variant: Variant, differen
         elif variant == "hessian_free":
             ahead, behind = (gradient(2, _moved(params, d, meta)) for d in (difference, -difference))
             meta = map_keeping(lambda g, a, b: g - learning_rate * (a - b) / (2 * difference), meta, ahead, behind)
-        return with_gradient(model.loss(personal, batch, key), params, meta)
+        return map_loss(lambda loss, count: with_gradient(loss, params, meta, count), model.loss(personal, batch, key))
 
     return model._replace(loss=loss)
 

@@ -152,6 +152,22 @@ def batch_loss(
     return loss
 
 
+def map_loss(fn: Callable[[jax.Array, jax.Array], jax.Array], losses: PyTree) -> PyTree:
+    """Changes the losses of a batch, and nothing of how much each example counts.
+
+    Args:
+      fn: From what the examples add to the loss, ``[B]``, and how much they count, to what they add instead. A term
+        of the mean loss is ``lambda loss, count: loss + count * term``.
+      losses: ``[B]``, of examples that count 1, or ``Ratio([B], [B])``.
+
+    >>> map_loss(lambda loss, count: loss + count * 10, Ratio(jnp.array([1.0]), jnp.array([2.0])))
+    Ratio(numerator=Array([21.], dtype=float32), denominator=Array([2.], dtype=float32))
+    """
+    if isinstance(losses, Ratio):
+        return Ratio(fn(*losses), losses.denominator)
+    return fn(losses, jnp.int32(1))
+
+
 def with_batch_stats(params: PyTree, batch_stats: PyTree) -> PyTree:
     """Replaces the batch statistics of `Variables`, those that it has; returns other parameters as they are.
 

@@ -19,12 +19,19 @@ def domain_losses(model: Model, params: PyTree, data: Sequence, feature: str, nu
     """Sums one client's losses, and counts its examples, by domain: a `Ratio` of ``[D]`` and int32 ``[D]``."""
 
     def metrics(params: PyTree, batch: Batch) -> dict[str, Ratio]:
-        loss = model.metrics(params, batch)["loss"]
+        loss = one_each(model.metrics(params, batch)["loss"])
         own = [batch[feature] == i for i in range(num_domains)]
         return {str(i): Ratio(jnp.where(own[i], loss, 0), own[i]) for i in range(num_domains)}
 
     sums = local_evaluate(model._replace(metrics=metrics), params, data)
     return jax.tree.map(lambda *xs: jnp.stack(xs), *[sums[str(i)] for i in range(num_domains)])
+
+
+def one_each(losses: PyTree) -> jax.Array:
+    """Returns the losses of examples that count 1 each, and refuses others: domains have their own weights."""
+    if isinstance(losses, Ratio):
+        raise TypeError("agnostic averaging weights examples by their domains; got a loss as Ratio. Return [B].")
+    return losses
 
 
 class WorstDomains(NamedTuple):

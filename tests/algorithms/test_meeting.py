@@ -1,16 +1,18 @@
 """Where a model meets data: labels that it cannot have are refused by every method, however the data come."""
 
+import importlib
 import inspect
 import re
 import warnings
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flax import nnx
 
-from fedjx import algorithms
+from fedjx import CLIENTS, FederatedType, algorithms
 from fedjx.algorithms import fed_avg, federated_evaluation
 from fedjx.data import Cohort, FederatedData, Store, StoreWriter, preprocess
 from fedjx.models import Model, batch_loss, from_flax, linear, matrix_factorization
@@ -37,6 +39,11 @@ def shifted(by, only_client=None):
     return data(np.where((client == only_client) | (only_client is None), good + by, good))
 
 
+# Modules, whose names the methods have in the package.
+apfl, fed_nova, mime, p_fed_me, per_fed_avg = (
+    importlib.import_module(f"fedjx.algorithms.{name}")
+    for name in ("apfl", "fed_nova", "mime", "p_fed_me", "per_fed_avg")
+)
 TRAINING = {"client_optimizer": SGD}
 FED_OPT = {**TRAINING, "learning_rate": 0.1}
 HEAD = {"is_local": lambda name: name.startswith("head")}
@@ -98,6 +105,55 @@ def test_every_method_and_evaluation_refuses_labels_that_its_model_cannot_have()
         with pytest.raises(Exception, match=r"^(?!.*from 0 to 2; got)"):  # what is good is not refused for its labels
             run(None, good, *others)
     assert seen == set(ARGUMENTS)
+
+
+def test_every_method_takes_losses_of_examples_that_count_differently():
+    """A round is traced of each, with weights of classes; agnostic averaging has weights of its own, and says so."""
+    model = linear(3, input_shape=(2,), loss=softmax_cross_entropy(class_weights=[1.0, 0.5, 3.0]))
+    cohort = Cohort(data(), [0, 1, 3], batch_size=2)
+    for name, function in methods_of_a_model():
+        made = function(model, **ARGUMENTS[name]) if ARGUMENTS[name] is not None else None
+        if made is None or not hasattr(made, "next"):
+            continue
+        state = jax.eval_shape(made.init, KEY)
+        states = []
+        if hasattr(made, "init_client"):
+            states = [FederatedType(jax.eval_shape(made.init_client, state), CLIENTS)]
+        if name == "agnostic_fed_avg":
+            with pytest.raises(TypeError, match="by their domains; got a loss as Ratio"):
+                made.next.type_signature(state, cohort)
+        else:
+            assert made.next.type_signature(state, cohort, *states).result[1].member["num_examples"].dtype == np.int32
+
+
+def test_weights_that_are_equal_change_no_gradient_of_any_client_rule():
+    """Of methods that change the model's loss: whatever each example counts, the mean is the same."""
+    plain, doubled = (
+        linear(3, input_shape=(2,), loss=softmax_cross_entropy(**w)) for w in ({}, {"class_weights": [2.0] * 3})
+    )
+    params, other = (plain.init(jax.random.key(seed)) for seed in (0, 1))
+    batch = {
+        "x": np.random.default_rng(1).normal(size=(6, 2)).astype(np.float32),
+        "y": np.arange(6) % 3,
+        "mask": np.arange(6) < 5,
+    }
+    envelope = {"strength": 0.5, "optimizer": SGD, "num_steps": 1}
+    meta = {"learning_rate": 0.1, "variant": "exact", "difference": 0.1}
+    pair = apfl._Pair(params, apfl.Personal(other, jnp.float32(0.3)))
+    rules = {
+        "nova": (fed_nova._probed, (params, jnp.float32(2))),
+        "envelope": (lambda model: p_fed_me.moreau_envelope(model, **envelope), params),
+        "meta": (lambda model: per_fed_avg.meta_model(model, **meta), params),
+        "centred": (lambda model: mime.centred(model, other), params),
+        "mixture": (apfl.mixture, pair),
+    }
+    for name, (rule, at) in rules.items():
+        (one, sums), (two, _) = (
+            jax.jit(jax.grad(batch_loss(rule(model)), has_aux=True))(at, batch, KEY) for model in (plain, doubled)
+        )
+        assert sums.sums["loss"].denominator == 5
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 ALGORITHM = fed_avg(MODEL, client_optimizer=SGD)

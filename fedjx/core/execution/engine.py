@@ -33,7 +33,7 @@ _SPLIT, _WHOLE = PartitionSpec(AXIS), PartitionSpec()
 # --- one chunk ----------------------------------------------------------------------------------
 
 
-def client_traced(run: Pass, server: PyTree, clients: Clients) -> Traced:
+def trace_one(run: Pass, server: PyTree, clients: Clients) -> Traced:
     """Traces what a pass does for one client; all clients together would take longer."""
     own, pools, join = per_client(clients.value)
 
@@ -119,7 +119,7 @@ def map_reduce(
       The reduced values, and the outputs ``[C, ...]``.
     """
     if mesh is None:
-        one = client_traced(run, server, clients)
+        one = trace_one(run, server, clients)
         accumulators, outputs = _fold(run, one, _zeros(run, one), server, clients, lanes)
         return _report(run, accumulators), outputs
 
@@ -134,7 +134,7 @@ def map_reduce(
 
     def device(server: PyTree, own: PyTree, pools: PyTree) -> PyTree:
         shard = join(own, pools)
-        one = client_traced(run, server, shard)
+        one = trace_one(run, server, shard)
         accumulators, outputs = _fold(run, one, _zeros(run, one), server, shard, lanes)
         return _report(run, _all_reduce(run, accumulators)), outputs
 
@@ -144,8 +144,9 @@ def map_reduce(
         in_specs=(_WHOLE, _SPLIT, _pool_specs(clients)),
         out_specs=(_WHOLE, _SPLIT),
     )(server, own, pools)
-    # Said, not only computed: where processes share the mesh, each can then read what is at the server.
-    reduced = lax.with_sharding_constraint(reduced, NamedSharding(mesh, _WHOLE))
+    if not run.in_step:
+        # Said, not only computed: where processes share the mesh, each can then read what is at the server.
+        reduced = lax.with_sharding_constraint(reduced, NamedSharding(mesh, _WHOLE))
     return reduced, jax.tree.map(lambda x: x[:num_clients], outputs)
 
 
@@ -313,7 +314,7 @@ class PassStream:
         own, pools, join = per_client(clients)
 
         def device(server: PyTree, own: PyTree, pools: PyTree) -> PyTree:
-            self._one = client_traced(self._run, server, join(own, pools))
+            self._one = trace_one(self._run, server, join(own, pools))
             return _stacked(_zeros(self._run, self._one))
 
         return _by_device(device, self.mesh, in_specs=(_WHOLE, _SPLIT, _pool_specs(clients)), out_specs=_SPLIT)(
@@ -325,7 +326,7 @@ class PassStream:
 
         def device(accumulators: PyTree, server: PyTree, own: PyTree, pools: PyTree) -> PyTree:
             shard, accumulators = join(own, pools), _unstacked(accumulators)
-            one = self._one or client_traced(self._run, server, shard)
+            one = self._one or trace_one(self._run, server, shard)
             _check_same_shapes(accumulators, _zeros(self._run, one))
             updated, outputs = _fold(self._run, one, accumulators, server, shard, lanes)
             # Donated accumulators cannot be waited on; this small array can.

@@ -127,7 +127,9 @@ class Traced:
         try:
             bound = self._signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise TypeError(f"{self.name} takes ({', '.join(self._parameters)}); got a call with {error}.") from None
+            raise TypeError(
+                f"{self.name} takes ({', '.join(self._parameters)}); got a call with {error}. Pass one value for each."
+            ) from None
         options = [name for name in bound.arguments if name not in self._parameters]
         if options:
             raise TypeError(
@@ -138,6 +140,10 @@ class Traced:
         if self._types is None and any(isinstance(v, list) and not v for v in values):
             raise ValueError("a cohort needs at least one client; got []. Sample again, or skip the round.")
         return values
+
+    def named(self, values: list[PyTree]) -> dict[str, PyTree]:
+        """Returns arguments, in the order of the parameters, by name."""
+        return dict(zip(self._parameters, values, strict=True))
 
     def check_arrays(self, values: list[PyTree]) -> None:
         """Refuses an argument that holds what is no array and no number, such as a whole data set."""
