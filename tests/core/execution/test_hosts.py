@@ -26,8 +26,8 @@ ROOT = Path(__file__).resolve().parents[3]
 def together(commands, folder, timeout=200):
     """Runs commands beside the block and waits; if one fails or takes too long, ends all and shows what they wrote."""
     # The devices are the worker's own choice; the machine code is made as in this process, and by each for itself.
-    flags = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_ENABLE_COMPILATION_CACHE": "0"}
-    environment = {**os.environ, **flags}
+    flags = " ".join(flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag)
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_ENABLE_COMPILATION_CACHE": "0"}
     logs = [folder / f"log{rank}" for rank in range(len(commands))]
     processes = []
     try:
