@@ -20,7 +20,7 @@ import optax
 from jax import lax
 
 from fedjx.core.execution.process import StatefulAlgorithm
-from fedjx.core.language.checks import check_number
+from fedjx.core.language.checks import check_number, check_params
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.trees import map_keeping, number_dtype
 from fedjx.core.language.values import Sequence
@@ -109,6 +109,8 @@ def mixture(model: Model) -> Model:
 
 
 def _within_0_1() -> optax.GradientTransformation:
-    return optax.stateless(
-        lambda updates, params: jax.tree.map(lambda u, p: jnp.clip(p + u, 0, 1) - p, updates, params)
-    )
+    def within(updates: PyTree, params: PyTree) -> PyTree:
+        check_params("apfl's mixing", params)
+        return jax.tree.map(lambda u, p: jnp.clip(p + u, 0, 1) - p, updates, params)
+
+    return optax.stateless(within)

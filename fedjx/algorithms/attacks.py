@@ -19,7 +19,7 @@ import optax
 from jax.typing import ArrayLike
 
 from fedjx.aggregation.norms import euclidean_norm
-from fedjx.core.language.checks import check_number
+from fedjx.core.language.checks import check_number, check_params
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.trees import cast_like, map_keeping, squared_norm
 from fedjx.core.language.values import Sequence
@@ -127,6 +127,7 @@ def constrained(
     anomaly = _squared_distance if anomaly is None else anomaly
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+        check_params("constrained", params)
         back = jax.grad(anomaly)(params, state)
         # Honest clients, of alpha = 1, are not to depend on an anomaly, even one without a gradient.
         pulled = lambda g, b: alpha * g + jnp.where(alpha == 1, 0, (1 - alpha) * b)  # noqa: E731
@@ -141,6 +142,7 @@ def projected_descent(
     """Projects the parameters after every step to the ball of a radius around the first ones."""
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+        check_params("projected_descent", params)
         moved = jax.tree.map(lambda p, u, c: p + u - c, params, updates, state)
         size = jnp.maximum(euclidean_norm(moved), jnp.finfo(jnp.float32).tiny)
         inside = lambda p, u, c: jnp.where(size <= radius, u, c + (p + u - c) * (radius / size) - p)  # noqa: E731

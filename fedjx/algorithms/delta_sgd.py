@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjx.aggregation.norms import euclidean_norm
-from fedjx.core.language.checks import check_number
+from fedjx.core.language.checks import check_number, check_params
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.trees import map_keeping, number_dtype
 
@@ -54,6 +54,7 @@ def delta_sgd(
         return DeltaSGDState(params, zeros, *first, jnp.bool_(True))
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, DeltaSGDState]:
+        check_params("delta_sgd", params)
         moved = euclidean_norm(optax.tree.sub(params, state.params))
         turned = euclidean_norm(optax.tree.sub(updates, state.gradient))
         # Nothing is known of the smoothness where nothing changes.

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjx.core.execution.process import Algorithm
-from fedjx.core.language.checks import check_number
+from fedjx.core.language.checks import check_number, check_params
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.trees import map_keeping, number_dtype
 from fedjx.core.language.values import Sequence
@@ -32,6 +32,7 @@ def proximal(strength: float | jax.Array, center: PyTree = None) -> optax.Gradie
     """
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+        check_params("proximal", params)
         return map_keeping(lambda g, p, c: g + strength * (p - c), updates, params, state), state
 
     return optax.GradientTransformation(lambda params: params if center is None else center, update)

@@ -13,12 +13,13 @@ from numpy.typing import ArrayLike
 from fedjx.core.execution.chunks import arranged
 from fedjx.core.execution.hosts import device_memory
 from fedjx.core.language.checks import check_choice, check_integer
+from fedjx.core.language.narrow import narrowed
 from fedjx.core.language.shares import Share
 from fedjx.core.language.streams import ids_or_nobody
 from fedjx.core.language.values import Batches, Clients, Sequence
 from fedjx.data.buckets import bucket, chunk_steps, part_rows
 from fedjx.data.federated_data import ClientData, FederatedData, cached
-from fedjx.data.pool import narrowed
+from fedjx.data.fingerprint import fingerprint
 
 _ALIGNMENT = 64  # bytes; of rows too, so that each device's part begins so
 
@@ -139,6 +140,14 @@ class Cohort:
         batches = dataclasses.replace(planned.value.elements, shared=True)  # its one part is the whole
         return dataclasses.replace(planned, value=Sequence(batches, planned.value.length))
 
+    def identity(self) -> dict[str, str]:
+        """Says what must be the same in all processes that share a round, besides the ids."""
+        return {
+            "data": fingerprint(self.data),
+            "batch_size": str(self.batch_size),
+            "placement": self.placement,
+        }
+
     def members(self, ids: np.ndarray, mask: np.ndarray, share: Share = Share()) -> Clients:
         """Plans this process's share of a chunk of the named clients; where the mask is False it is padding."""
         longest, most = self._batches_of(ids).max(), _num_batches(self.data.largest, self.batch_size)
@@ -233,7 +242,7 @@ def _parts(data: ClientData, ids: np.ndarray, share: Share) -> tuple[dict[str, n
     for device, length in enumerate(ends[:, -1]):
         part = slice(device * num_rows, device * num_rows + length)
         data.read(ids[device][new[device]], out={name: column[part] for name, column in pool.items()})
-    return {name: _aligned(narrowed(name, column)) for name, column in pool.items()}, first.reshape(-1)
+    return {name: _aligned(narrowed(column, f"feature '{name}'")) for name, column in pool.items()}, first.reshape(-1)
 
 
 def _aligned(column: np.ndarray) -> np.ndarray:

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjx.core.language.meshes import no_mesh
+from fedjx.core.language.narrow import narrowed
 from fedjx.data.buckets import pool_rows
 
 
@@ -21,34 +23,10 @@ def pool_of(examples: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     if num_rows > np.iinfo(np.int32).max:
         raise ValueError(f"a pool is indexed with int32; got num_examples={num_rows}. Split the data set by clients.")
     # At first use a round may be being traced; the pool must outlive that trace.
-    with jax.ensure_compile_time_eval():
-        columns = {name: narrowed(name, column) for name, column in examples.items()}
+    with no_mesh(), jax.ensure_compile_time_eval():
+        columns = {name: narrowed(column, f"feature '{name}'") for name, column in examples.items()}
         num_rows = pool_rows(num_rows, sum(column.nbytes for column in columns.values()) // num_rows)
         return {name: _placed(column, num_rows) for name, column in columns.items()}
-
-
-def narrowed(name: str, column: np.ndarray) -> np.ndarray:
-    """Returns a column in the dtype that it has on the device: without jax_enable_x64 one of at most 32 bits.
-
-    Raises:
-      ValueError: If that would change a value.
-
-    >>> narrowed("x", np.arange(3)).dtype
-    dtype('int32')
-    """
-    dtype = jax.dtypes.canonicalize_dtype(column.dtype)
-    if dtype == column.dtype:
-        return column
-    with np.errstate(over="ignore", invalid="ignore"):
-        narrow = column.astype(dtype)
-    changed = (narrow.astype(column.dtype) != column) & (column == column)  # NaN stays NaN
-    if changed.any():
-        raise ValueError(
-            f"a feature needs to be exact in {dtype}, which is what the device has; got {column.dtype} '{name}' with "
-            f"{column[changed][0]}, which would be {narrow[changed][0]}. Convert it first, as by astype(np.{dtype}), "
-            "or enable jax_enable_x64."
-        )
-    return narrow
 
 
 def _placed(column: np.ndarray, num_rows: int) -> jax.Array:

@@ -28,9 +28,11 @@ from fedjx.training.client import (
     local_training,
     zeroed_if_non_finite,
 )
-from fedjx.training.failures import Failures, failed, fate, remaining
+from fedjx.training.failures import Failures, failed, fate, may_happen, remaining
 from fedjx.training.method import First, InitClient, Method, Reported
 
+# From a number of examples, and by name the client's id if it takes that, to the client's weight.
+ClientWeight = Callable[..., jax.Array]
 Told = dict[str, FederatedValue]  # what clients may be told, by name, at the clients
 
 
@@ -39,7 +41,7 @@ class EachClient(NamedTuple):
 
     method: Method[InitClient | None]
     optimizer: ClientOptimizer | None
-    weight: Callable[[jax.Array], jax.Array]
+    weight: ClientWeight
     amount: LocalAmount
     failures: Failures
 
@@ -78,16 +80,19 @@ class EachClient(NamedTuple):
     ) -> FederatedValue:
         """Maps a function of one client, told what it takes by name; it fails, and keeps its state, as is said."""
         names = _by_name(fn)
+        also = (*also, *(("id",) if self._weighs_by_id and {"local", "weight"} & {*names} else ()))
         needed = {*names, *also, *(("round",) if "local" in names else ())}
         told = {name: value for name, value in told.items() if name in needed}
         keeps, leaves = "own" in also and "own" in told, "left_out" in told
 
         def step(params: PyTree, data: PyTree, key: jax.Array, told: dict[str, PyTree] = {}) -> Reported:  # noqa: B006
-            happens = fate(failures, key) if any(failures) else None
+            happens = fate(failures, key) if any(map(may_happen, failures)) else None
             named = told_to(fn, told)
-            completed = happens.completed if happens is not None and failures.partial else None
-            named |= {"local": self._local(told.get("round"), completed)} if "local" in names else {}
-            named |= {"weight": self.weight} if "weight" in names else {}
+            completed = happens.completed if happens is not None and may_happen(failures.partial) else None
+            by_id = self._weighs_by_id and "id" in told  # not told where nobody is weighed
+            weight = functools.partial(self.weight, id=told["id"]) if by_id else self.weight
+            named |= {"local": self._local(told.get("round"), completed, weight)} if "local" in names else {}
+            named |= {"weight": weight} if "weight" in names else {}
             found = fn(params, data if happens is None else remaining(data, happens), key, **named)
             update, own = _reported(fn, found, keeps)
             update = drop_non_finite(update) if fn is self.method.first else update
@@ -98,14 +103,18 @@ class EachClient(NamedTuple):
         step.__qualname__ = getattr(fn, "__qualname__", repr(fn))  # errors name the user's function
         return federated_map(step, params, data, keys, *([told] if told else []))
 
-    def _local(self, round: PyTree, completed: jax.Array | None) -> Local:
+    @property
+    def _weighs_by_id(self) -> bool:
+        return "id" in inspect.signature(self.weight).parameters
+
+    def _local(self, round: PyTree, completed: jax.Array | None, weight: ClientWeight) -> Local:
         optimizer = self.optimizer(round) if callable(self.optimizer) else self.optimizer
         if not isinstance(optimizer, optax.GradientTransformation | None):
             raise TypeError(
                 f"client_optimizer as a function of the round makes an optimizer; got {optimizer!r} from it. Return "
                 "optax.sgd(...), not the learning rate."
             )
-        return local_training(optimizer, self.weight, completed=completed, **self.amount)
+        return local_training(optimizer, weight, fails_after=completed, **self.amount)
 
     def check(self, given: list[str]) -> None:
         """Refuses functions that take what no round gives, and arguments that no function takes."""
@@ -123,7 +132,7 @@ class EachClient(NamedTuple):
         unused = [] if trains else [name for name in given if not (name == "client_weight" and "weight" in names)]
         if unused:
             raise TypeError(f"this method does not train as the arguments say; got {unused}. Leave them out.")
-        if self.failures.partial and not trains:
+        if may_happen(self.failures.partial) and not trains:
             raise TypeError(
                 f"a client update that is left incomplete trains with local.train; got {self.failures} for one that "
                 "does not take local. Take it by name."

@@ -97,7 +97,7 @@ def averaged() -> optax.GradientTransformation:
     """Passes gradients on as they are and keeps their mean in its state."""
 
     def init(params: PyTree) -> GradientMean:
-        return GradientMean(jnp.int32(0), jax.tree.map(lambda w: jnp.zeros(w.shape, wide_dtype(w.dtype)), params))
+        return GradientMean(jnp.int32(0), jax.tree.map(lambda w: jnp.zeros_like(w, wide_dtype(w.dtype)), params))
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, GradientMean]:
         del params

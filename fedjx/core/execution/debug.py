@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjx.core.execution.engine import member_types
+from fedjx.core.execution.engine import trace_one
 from fedjx.core.language.debugging import check_finite, watched
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.padding import own_padding
@@ -20,7 +20,7 @@ def one_by_one(run: Pass, server: PyTree, clients: Clients) -> tuple[tuple[PyTre
     Raises:
       NonFiniteError: In the place where a client's numbers stop being finite, or the sum to which they are added.
     """
-    values, outputs = member_types(run, server, clients)
+    values, outputs = trace_one(run, server, clients).result
     accumulators = tuple(r.zero(value) for r, value in zip(run.reductions, values, strict=True))
     kept = [jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), outputs)] * clients.num_clients
     for row in np.flatnonzero(np.asarray(clients.mask)):

@@ -76,6 +76,12 @@ def check_number(interval: str, advice: str = "", /, **values: object) -> None:
             raise ValueError(f"{name} must be {what}; got {name}={value!r}. {advice}")
 
 
+def check_params(name: str, params: object) -> None:
+    """Refuses to update without the current parameters, which optax lets a caller leave out."""
+    if params is None:
+        raise ValueError(f"{name} needs the current params; got params=None. Call update(updates, state, params).")
+
+
 def check_choice(choices: Collection[object], /, **values: object) -> None:
     """Refuses values that are not one of some.
 
@@ -108,7 +114,7 @@ def check_same_length(advice: str = "Give one element for each.", /, **columns: 
         raise ValueError(f"{' and '.join(columns)} must have the same length; got {got}. {advice}")
 
 
-def check_alike(first: PyTree, rest: list[PyTree], *, is_leaf: Callable[[object], bool]) -> None:
+def check_alike(first: PyTree, rest: list[PyTree], *, is_leaf: Callable[[object], bool] | None = None) -> None:
     """Refuses members of a cohort that are not of one structure and of the same shapes.
 
     Args:
@@ -128,7 +134,7 @@ def check_alike(first: PyTree, rest: list[PyTree], *, is_leaf: Callable[[object]
                 "Give all the same fields."
             )
         for (path, mine), leaf in zip(paths, leaves, strict=True):
-            if not is_leaf(mine) and np.shape(leaf) != np.shape(mine):
+            if not (is_leaf and is_leaf(mine)) and np.shape(leaf) != np.shape(mine):
                 raise ValueError(
                     f"the members of a cohort need the same shapes; got {list(np.shape(leaf))} for member {k} and "
                     f"{list(np.shape(mine))} for member 0{jax.tree_util.keystr(path)}. Pad them to one shape, or run "

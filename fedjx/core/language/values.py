@@ -14,6 +14,7 @@ import numpy as np
 
 from fedjx.core.language.checks import check_alike
 from fedjx.core.language.names import Array, PyTree
+from fedjx.core.language.narrow import is_numeric, narrowed
 from fedjx.core.language.shares import own_rows
 
 MASK = "mask"
@@ -125,7 +126,8 @@ class Clients:
         """
         value = stack(value) if isinstance(value, list) else value
         for leaf in own_leaves(value):
-            check_32_bits(leaf)
+            if isinstance(leaf, np.ndarray) and is_numeric(leaf.dtype):
+                narrowed(leaf, "a value", may_round=True)
         sizes = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else None for leaf in own_leaves(value)}
         sizes |= {len(x) for x in (ids, mask) if x is not None}
         if len(sizes) != 1 or None in sizes:
@@ -154,18 +156,6 @@ class Clients:
         """
         value, mask, ids = jax.device_get(own_rows((self.value, self.mask, self.id)))
         return {int(ids[c]): jax.tree.map(lambda x, c=c: x[c], value) for c in np.flatnonzero(mask)}
-
-
-def check_32_bits(leaf: object) -> None:
-    """Refuses integers that JAX would wrap around in silence when it stores them in 32 bits."""
-    if not isinstance(leaf, np.ndarray) or leaf.dtype not in (np.int64, np.uint64) or not leaf.size:
-        return
-    kept = leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype))
-    if not np.array_equal(kept, leaf):
-        raise ValueError(
-            f"integers must fit in 32 bits; got values from {leaf.min()} to {leaf.max()}. "
-            "Subtract an offset, use floats, or enable jax_enable_x64."
-        )
 
 
 def strongly_typed(value: PyTree) -> PyTree:
@@ -359,6 +349,8 @@ def _lengthened(cohort: Clients, capacities: list[int]) -> Clients:
 
 def _stack_leaf(*leaves: Any) -> Any:
     if isinstance(leaves[0], Sequence):
+        first, *rest = [jax.tree.map(lambda x: np.broadcast_to(0, np.shape(x)[1:]), s.elements) for s in leaves]
+        check_alike(first, rest)  # one element of each
         capacity = max(_capacity(s) for s in leaves)
         donor = next((s for s in leaves if _capacity(s)), None)
         padded = [_padded(s, capacity, donor) for s in leaves]

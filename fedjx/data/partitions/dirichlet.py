@@ -65,7 +65,7 @@ def dirichlet_partition(
     """
     _, codes = classes(labels)
     concentration = np.asarray(alpha, float)
-    check_number("(0, inf)", "Use iid_partition for no skew.", alpha=alpha)
+    check_number("(0, inf)", "Near 0 it is all skew; iid_partition has none.", alpha=alpha)
     check_integer("[0, inf)", min_examples=min_examples)
     check_enough(len(codes), num_clients, min_examples)
     if concentration.shape not in ((), (num_clients,)):
