@@ -68,7 +68,7 @@ def test_float64_and_what_is_beside_it(name):
         found[dtype] = two_rounds(run, trace.lower().compile())
         keeps_its_types(run, found[dtype][0])
     assert_near(found[jnp.float64], found[jnp.float32], WIDE.get(name, 1e-5))
-    if name not in CODED:  # whose values jump
+    if name not in CODED and name not in WIDE:  # whose values jump, or that divide by a variance of two numbers
         assert_near(found[jnp.bfloat16], found[jnp.float32], NARROW)
 
 
