@@ -36,7 +36,7 @@ def joint_norm(value: PyTree, order: float = 2) -> jax.Array:
         return jnp.stack([jnp.max(leaf, initial=0.0) for leaf in leaves]).max() if leaves else jnp.float32(0.0)
     if order == 1:
         return sum((leaf.sum() for leaf in leaves), jnp.float32(0.0))
-    return euclidean_norm(leaves)
+    return jnp.sqrt(sum((jnp.square(leaf).sum() for leaf in leaves), jnp.float32(0.0)))
 
 
 def euclidean_norm(value: PyTree) -> jax.Array:
@@ -45,11 +45,36 @@ def euclidean_norm(value: PyTree) -> jax.Array:
     >>> euclidean_norm([jnp.float32([3e30, 0]), jnp.float32(4e30)]), euclidean_norm(jnp.float32([3e-30, 4e-30]))
     (Array(5.e+30, dtype=float32), Array(5.e-30, dtype=float32))
     """
-    leaves = [jnp.abs(x.astype(jnp.float32)) for x in jax.tree.leaves(value)]
-    largest = jnp.stack([jnp.max(x, initial=0.0) for x in leaves]).max() if leaves else jnp.float32(0.0)
-    # Squares of 1e20 and of 1e-20 are infinity and 0. What is no number stays none.
-    unit = jnp.where(jnp.isfinite(largest) & (largest > 0), largest, 1.0)
-    return unit * jnp.sqrt(sum((jnp.square(x / unit).sum() for x in leaves), jnp.float32(0.0)))
+    leaves = [x.astype(jnp.float32) for x in jax.tree.leaves(value)]
+    of_largest = unit(leaves)
+    return of_largest * jnp.sqrt(sum((jnp.square(x / of_largest).sum() for x in leaves), jnp.float32(0.0)))
+
+
+def unit(value: PyTree) -> jax.Array:
+    """Returns the power of two, float32 ``[]``, that is nearest below the largest magnitude of a pytree.
+
+    In parts of it numbers have squares, which those of 1e20 and 1e-20 have not, and dividing by it rounds nothing. It
+    is 1 if all are 0, or one is not finite.
+
+    >>> unit({"w": jnp.float32([0.3, -5.0]), "b": jnp.float32(1)})
+    Array(4., dtype=float32)
+    """
+    largest = joint_norm(value, np.inf)
+    exponent = jnp.clip(jnp.frexp(largest)[1] - 1, -126, 127)
+    return jnp.where(jnp.isfinite(largest) & (largest > 0), jnp.ldexp(jnp.float32(1), exponent), 1.0)
+
+
+def all_finite(value: PyTree, where: PyTree = None) -> jax.Array:
+    """Tells whether all numbers of a pytree are finite, bool ``[]``.
+
+    Args:
+      value: The pytree.
+      where: Another of its structure; if given, what is not finite there need not be.
+    """
+    leaves = jax.tree.leaves(value)
+    others = [jnp.zeros_like(x) for x in leaves] if where is None else jax.tree.leaves(where)
+    pairs = [pair for pair in zip(leaves, others, strict=True) if jnp.issubdtype(pair[0].dtype, jnp.inexact)]
+    return jnp.all(jnp.stack([jnp.array(True), *(jnp.all(jnp.isfinite(x) | ~jnp.isfinite(o)) for x, o in pairs)]))
 
 
 def check_order(order: float) -> None:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from fedjx.aggregation.norms import all_finite
 from fedjx.core.execution.computation import federated_computation
 from fedjx.core.execution.process import Aggregation, Aggregator
 from fedjx.core.language.names import PyTree
@@ -50,7 +51,7 @@ def votes(value: PyTree, weight: PyTree, *, weighted: bool) -> FederatedValue:
 
     def vote(value: PyTree, weight: jax.Array) -> Vote:
         weight = jnp.asarray(weight, jnp.float32)
-        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in [weight, *jax.tree.leaves(value)]]))
+        finite = all_finite((weight, value))
         counts = finite & (weight > 0)
         value = jax.tree.map(lambda x: jnp.where(counts, x, jnp.zeros_like(x)), value)
         weighs = jnp.where(counts, weight if weighted else 1.0, 0.0)

@@ -113,6 +113,39 @@ def projected_boosting(
     return client_update
 
 
+def lying(
+    is_malicious: Callable[[jax.Array], ArrayLike], *, factor: float
+) -> Callable[[jax.Array, ClientUpdate], ClientUpdate]:
+    """Lets malicious clients say a multiple of the truth in all but the delta: of weight, metrics and counts.
+
+    Args:
+      is_malicious: From a client's id, int32 ``[]``, to whether it is.
+      factor: The multiple; a huge one, a tiny one, or a negative one.
+
+    Returns:
+      What `fedjx.training.Failures` takes as ``forged``.
+
+    >>> from fedjx.training import ClientUpdate, Failures
+    >>> failures = Failures(forged=lying(lambda client: client == 3, factor=1e6))
+    >>> said = failures.forged(jnp.int32(3), ClientUpdate(jnp.float32(1), jnp.float32(1), {"loss": jnp.float32(2)}))
+    >>> [float(x) for x in jax.tree.leaves(said)]
+    [1.0, 1000000.0, 2000000.0]
+    """
+
+    def forged(id: jax.Array, update: ClientUpdate) -> ClientUpdate:
+        malicious = jnp.asarray(is_malicious(id), bool)
+        weight, metrics = jax.tree.map(lambda x: jnp.where(malicious, _times(x, factor), x), tuple(update[1:]))
+        return update._replace(weight=jnp.abs(weight), metrics=metrics)
+
+    return forged
+
+
+def _times(x: jax.Array, factor: float) -> jax.Array:
+    if jnp.issubdtype(x.dtype, jnp.inexact):
+        return x * factor
+    return jnp.clip(x * factor, -(2.0**24), 2.0**24).astype(x.dtype)
+
+
 # --- optimizers that remember where they began ----------------------------------------------------
 
 

@@ -76,12 +76,12 @@ class EachClient(NamedTuple):
     ) -> FederatedValue:
         """Maps a function of one client, told what it takes by name; it fails, and keeps its state, as is said."""
         names = _by_name(fn)
-        needed = {*names, *also, *(("round",) if "local" in names else ())}
+        needed = {*names, *also, *(("round",) if "local" in names else ()), *(("id",) if failures.forged else ())}
         told = {name: value for name, value in told.items() if name in needed}
         keeps, leaves = "own" in also and "own" in told, "left_out" in told
 
         def step(params: PyTree, data: PyTree, key: jax.Array, told: dict[str, PyTree] = {}) -> Reported:  # noqa: B006
-            happens = fate(failures, key) if any(failures) else None
+            happens = fate(failures, key) if any(failures.probabilities) else None
             named = told_to(fn, told)
             completed = happens.completed if happens is not None and failures.partial else None
             named |= {"local": self._local(told.get("round"), completed)} if "local" in names else {}
@@ -90,6 +90,7 @@ class EachClient(NamedTuple):
             update, own = _reported(fn, found, keeps)
             update = drop_non_finite(update) if fn is self.method.first else update
             update = update if happens is None else failed(update, happens, has_examples(data))
+            update = update if failures.forged is None else drop_non_finite(failures.forged(told["id"], update))
             update = left_out(update, told["left_out"] > 0) if leaves else update
             return kept(update, own, told["own"], has_examples(data)) if keeps else update
 

@@ -17,6 +17,7 @@ import optax
 from fedjx.aggregation.broadcast import Broadcaster, broadcast
 from fedjx.aggregation.error_feedback import StatefulAggregator
 from fedjx.aggregation.mean import mean
+from fedjx.aggregation.norms import all_finite
 from fedjx.aggregation.weights import by_examples
 from fedjx.core.execution.computation import federated_computation
 from fedjx.core.execution.process import Aggregator, Algorithm, StatefulAlgorithm, keeps_type
@@ -27,17 +28,19 @@ from fedjx.core.language.operators import (
     federated_zip,
 )
 from fedjx.core.language.placed import FederatedValue, federated_map
-from fedjx.core.language.types import children, member_type, notation
+from fedjx.core.language.types import children
 from fedjx.models.model import Ratio, finalize_metrics
 from fedjx.training.batch_stats import trained_alone
 from fedjx.training.client import (
     ClientOptimizer,
+    ClientUpdate,
     LocalAmount,
     check_amount,
 )
 from fedjx.training.each_client import EachClient
 from fedjx.training.failures import Failures, checked_failures
 from fedjx.training.method import Held, InitClient, Method, ServerState
+from fedjx.training.round_checks import check_bounded, check_delta, check_key, check_parts
 
 Outcome = tuple[FederatedValue, ...]  # state and metrics at the server, and what the clients hold, if anything
 
@@ -174,6 +177,7 @@ def compose(
     clients = EachClient(method, client_optimizer, client_weight or by_examples, amount, failures)
     training = {"client_optimizer": client_optimizer, "client_weight": client_weight, **amount}
     clients.check([name for name, x in training.items() if x is not None])
+    check_bounded(method, aggregator)
     parts = _Round(
         method,
         clients,
@@ -264,6 +268,7 @@ class _Round(NamedTuple):
             update, own = self.clients.update(sent, data, client_keys, told)
             check_delta("delta", update, state, self.method.delta)
             last = self._aggregated(keys.aggregator, state.aggregator, update, memory)
+            update = self._measured(keys.aggregator, state.aggregator, update)
             return self._finished(state, held, broadcaster_state, update, own, [last])
         key_first, key_last = federated_map(lambda key: tuple(jax.random.split(key)), keys.aggregator)
         before = self.clients.first(sent, data, client_keys, told)
@@ -272,6 +277,7 @@ class _Round(NamedTuple):
         update, own = self.clients.update(sent, data, client_keys, told, before, first.result)
         check_delta("delta", update, state, self.method.delta)
         last = self._aggregated(key_last, state.aggregator[1], update, None if memory is None else memory[1])
+        update = self._measured(key_last, state.aggregator[1], update)
         return self._finished(state, held, broadcaster_state, update, own, [first, last])
 
     def _apart(self, held: FederatedValue | None) -> tuple[FederatedValue | None, FederatedValue | None]:
@@ -290,6 +296,18 @@ class _Round(NamedTuple):
             found = _aggregated(self.aggregator.next(*arguments), "(state, result, measurements)", 3)
         return found._replace(state=keeps_type("an aggregator", state, found.state))
 
+    def _measured(self, key: FederatedValue, state: FederatedValue, update: FederatedValue) -> FederatedValue:
+        """Returns the update with what the method's server takes of it as the aggregator lets it through."""
+        measure, bounded = self.method.bounded_metrics, getattr(self.aggregator, "bounded", None)
+        if measure is None or bounded is None:
+            return update
+
+        def measured(update: ClientUpdate, delta: PyTree, weight: jax.Array) -> ClientUpdate:
+            through = update._replace(delta=delta, weight=weight)
+            return update._replace(metrics={**update.metrics, **measure(through)})
+
+        return federated_map(measured, update, *bounded(key, state, update.delta, update.weight))
+
     def _finished(
         self,
         state: FederatedValue,
@@ -305,7 +323,9 @@ class _Round(NamedTuple):
         metrics = federated_map(round_metrics, self.metrics_sum(update.metrics), measured)
         aggregators = tuple(one.state for one in passes) if first else last.state
         results = [one.result for one in first]
-        after = federated_map(self._finish, state, (aggregators, broadcaster_state), last.result, metrics, *results)
+        after, metrics = federated_map(
+            self._finish, state, (aggregators, broadcaster_state), last.result, metrics, *results
+        )
         held = [] if own is None else [own]
         if isinstance(self.aggregator, StatefulAggregator):
             held.append(federated_zip(tuple(one.memory for one in passes)) if first else last.memory)
@@ -316,69 +336,17 @@ class _Round(NamedTuple):
 
     def _finish(
         self, state: ServerState, inner: tuple[PyTree, PyTree], delta: PyTree, metrics: Metrics, *first: PyTree
-    ) -> ServerState:
+    ) -> tuple[ServerState, Metrics]:
         extra = {"metrics": metrics, **({"first": first[0]} if first else {})}
         extra |= {"value": metrics["loss"]} if "loss" in metrics else {}
         updates, optimizer = self.server.update(delta, state.optimizer, state.params, **extra)
         params, (aggregator, broadcaster) = optax.apply_updates(state.params, updates), inner
-        return ServerState(params, optimizer, aggregator, broadcaster, state.key, state.round + 1)
-
-
-def check_delta(
-    name: str, update: FederatedValue, state: FederatedValue, like: Callable[[PyTree], PyTree] | None
-) -> None:
-    """Refuses deltas that are not of the structure and shapes for which the aggregator's state was made."""
-    params, found = state.type.member.params, update.type.member.delta
-    expected = params if like is None else jax.eval_shape(like, params)
-    shapes = [(jax.tree.structure(tree), [x.shape for x in jax.tree.leaves(tree)]) for tree in (expected, found)]
-    if shapes[0] != shapes[1]:
-        raise TypeError(
-            f"what clients send is like the parameters, or like what Method({name}=...) makes of them; got "
-            f"{notation(found)} instead of {notation(expected)}. Say what it is like."
-        )
-
-
-def check_key(key: jax.Array) -> None:
-    """Refuses what is no random key."""
-    of_old = jnp.shape(key) == (2,) and key.dtype == jnp.uint32  # jax.random.PRNGKey
-    if not of_old and (jnp.shape(key) or not jnp.issubdtype(jnp.result_type(key), jax.dtypes.prng_key)):
-        raise TypeError(f"init takes a random key; got {notation(member_type(key))}. Pass jax.random.key(0).")
-
-
-def check_parts(
-    client_optimizer: object,
-    server_optimizer: object,
-    aggregator: object,
-    broadcaster: object,
-    client_weight: object,
-    failures: object,
-) -> None:
-    """Refuses arguments of a round that are something else, when the algorithm is built."""
-    if getattr(client_optimizer, "__module__", "").startswith("optax") and callable(client_optimizer):
-        raise TypeError(
-            f"client_optimizer is an optimizer, or a function of the round; got {client_optimizer!r} itself. Call it: "
-            "optax.sgd(0.1)."
-        )
-    kinds: dict[str, tuple[object, type | tuple[type, ...], str]] = {
-        "client_optimizer": (
-            client_optimizer if not callable(client_optimizer) else None,
-            optax.GradientTransformation,
-            "optax.sgd(0.1)",
-        ),
-        "server_optimizer": (server_optimizer, optax.GradientTransformation, "optax.sgd(1.0)"),
-        "aggregator": (aggregator, (Aggregator, StatefulAggregator), "one of fedjx.aggregation, called"),
-        "broadcaster": (broadcaster, Broadcaster, "fedjx.aggregation.broadcast()"),
-        "failures": (failures, Failures, "fedjx.training.Failures(dropped=0.1)"),
-    }
-    for name, (given, kind, example) in kinds.items():
-        if given is not None and not isinstance(given, kind):
-            names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-            raise TypeError(f"{name} must be a value of {names}; got {given!r}. Pass {example}.")
-    if client_weight is not None and not callable(client_weight):
-        raise TypeError(
-            f"client_weight is a function of a client's number of examples; got {client_weight!r}. Pass "
-            "fedjx.aggregation.uniform."
-        )
+        after = ServerState(params, optimizer, aggregator, broadcaster, state.key, state.round + 1)
+        # What was not finite before, such as the best loss of nobody, may stay so.
+        rejected = ~(all_finite((delta, first)) & all_finite(after, where=state))
+        after = jax.tree.map(lambda old, new: jnp.where(rejected, old, new), state, after)
+        metrics = {**metrics, "num_non_finite_aggregates": rejected.astype(jnp.int32)}
+        return after._replace(round=state.round + 1), metrics
 
 
 def round_metrics(sums: Metrics, measured: Metrics) -> Metrics:
