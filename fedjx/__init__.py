@@ -9,6 +9,7 @@ from fedjx.algorithms import fed_avg, federated_evaluation
 from fedjx.core.execution.computation import Computation, federated_computation
 from fedjx.core.execution.export import LoadedComputation, export, load
 from fedjx.core.execution.process import Aggregator, Algorithm, StatefulAlgorithm
+from fedjx.core.language.debugging import NonFiniteError
 from fedjx.core.language.operators import (
     federated_aggregate,
     federated_broadcast,
@@ -47,6 +48,7 @@ __all__ = [
     "FederatedValue",
     "FunctionType",
     "LoadedComputation",
+    "NonFiniteError",
     "Sequence",
     "StatefulAlgorithm",
     "Traffic",

@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.flatten_util import ravel_pytree
 from jax.scipy.special import ndtri
 from jax.typing import ArrayLike
 
 from fedjx.aggregation.mean import wrapped
+from fedjx.aggregation.norms import euclidean_norm
 from fedjx.core.execution.computation import federated_computation
 from fedjx.core.execution.process import Aggregation, Aggregator, bounded_after
 from fedjx.core.language.names import PyTree
@@ -29,6 +29,7 @@ from fedjx.core.language.operators import (
     federated_sum,
 )
 from fedjx.core.language.placed import FederatedValue, federated_map
+from fedjx.core.language.trees import as_float
 
 
 class Scene(NamedTuple):
@@ -73,7 +74,7 @@ def attacked(
 
     def sent(key: FederatedValue, value: FederatedValue, weight: FederatedValue) -> FederatedValue:
         malicious = federated_map(lambda client: jnp.asarray(is_malicious(client), bool), federated_client_ids())
-        weight_of = federated_map(lambda weight: jnp.asarray(weight, jnp.float32), weight)
+        weight_of = federated_map(as_float, weight)
         # A stream of its own: the inner aggregator draws from the same key.
         key_attack = federated_map(lambda key: jax.random.fold_in(key, 0x61747461), key)
         forged = attack(Scene(key_attack, value, weight_of, malicious))
@@ -123,7 +124,7 @@ def gaussian(*, stddev: float) -> Attack:
 
     def noise(value: PyTree, key: jax.Array) -> PyTree:
         flat, unravel = ravel_pytree(value)  # one draw: a generator is long to compile
-        return unravel((stddev * jax.random.normal(key, flat.shape)).astype(flat.dtype))
+        return unravel((stddev * jax.random.normal(key, flat.shape, jnp.float32)).astype(flat.dtype))
 
     return lambda scene: federated_map(noise, scene.value, federated_keys(scene.key))
 
@@ -162,7 +163,7 @@ class _Rescaled(NamedTuple):
     only_down: bool
 
     def __call__(self, value: PyTree) -> PyTree:
-        found = optax.tree.norm(jax.tree.map(lambda x: x.astype(jnp.float32), value))
+        found = euclidean_norm(value)
         scale = self.norm / jnp.maximum(found, jnp.finfo(jnp.float32).tiny)
         scale = jnp.minimum(scale, 1.0) if self.only_down else scale
         return jax.tree.map(lambda x: (x * scale).astype(x.dtype), value)

@@ -15,6 +15,7 @@ from fedjx.core.language.checks import check_number
 from fedjx.core.language.names import Metrics, PyTree
 from fedjx.core.language.operators import federated_broadcast, federated_secure_sum, federated_sum, federated_value
 from fedjx.core.language.placed import FederatedValue, federated_map
+from fedjx.core.language.trees import number_dtype
 from fedjx.core.language.types import SERVER
 
 Bound = float | jax.Array  # a fixed one, or one that follows the norms
@@ -44,7 +45,7 @@ class BoundState(NamedTuple):
     """The state of an adaptive bound.
 
     Attributes:
-      estimate: float32 ``[]``; of the quantile.
+      estimate: ``[]``; of the quantile.
       inner: The inner aggregator's state.
     """
 
@@ -103,7 +104,7 @@ def adaptive_bound(adaptive: Adaptive, inner: Aggregator, order: float, change: 
     check_number("[0, 1]", quantile=adaptive.quantile)
 
     def init(member: PyTree) -> BoundState:
-        return BoundState(jnp.float32(adaptive.initial), inner.init(member))
+        return BoundState(jnp.asarray(adaptive.initial, number_dtype(member)), inner.init(member))
 
     def of(estimate: jax.Array) -> jax.Array:
         return adaptive.multiplier * estimate + adaptive.increment
@@ -112,7 +113,7 @@ def adaptive_bound(adaptive: Adaptive, inner: Aggregator, order: float, change: 
         return _bound(value, weight, estimate, of(estimate), order, change)
 
     def follow(estimate: jax.Array, votes: dict[str, jax.Array]) -> jax.Array:
-        at_most = fraction(votes["at_most"], votes)
+        at_most = fraction(votes["at_most"].astype(estimate.dtype), votes)
         moved = follow_quantile(estimate, at_most, quantile=adaptive.quantile, learning_rate=adaptive.learning_rate)
         return jnp.where(votes["client"] > 0, moved, estimate)
 

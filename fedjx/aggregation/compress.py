@@ -69,7 +69,10 @@ def is_large(leaf: Leaf) -> bool:
 def check_compressor(name: str, compressor: object) -> None:
     """Refuses what is no `Compressor`, such as an aggregator."""
     if not isinstance(compressor, Compressor):
-        raise TypeError(f"{name} takes a Compressor, such as uniform_quantizer(8); got {type(compressor).__name__}.")
+        raise TypeError(
+            f"{name} takes a Compressor, such as uniform_quantizer(8); got {type(compressor).__name__}. "
+            "Pass what an aggregator is made of, not the aggregator."
+        )
 
 
 def compress(

@@ -90,7 +90,7 @@ def lloyd_quantizer(num_bits: int, *, num_iterations: int = 20) -> Compressor:
         sample = jnp.sort(x[:: -(-x.size // _MOST_SAMPLED)])
         mean = sample.mean()
         sums = jnp.pad(jnp.cumsum(sample - mean), (1, 0))
-        start = jnp.quantile(sample, (jnp.arange(2**num_bits) + 0.5) / 2**num_bits)
+        start = jnp.quantile(sample, (jnp.arange(2**num_bits, dtype=sample.dtype) + 0.5) / 2**num_bits)
 
         def step(levels: jax.Array, _: None) -> tuple[jax.Array, None]:
             inner = jnp.searchsorted(sample, _thresholds(levels))

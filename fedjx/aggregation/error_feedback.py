@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from fedjx.aggregation.bounding import with_own
 from fedjx.aggregation.compress import Compressor, Leaf, check_compressor, decode_tree, encode_tree, is_large
 from fedjx.aggregation.mean import wrapped
-from fedjx.aggregation.norms import all_finite
 from fedjx.core.execution.computation import federated_computation
 from fedjx.core.execution.process import Aggregator
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_decode, federated_keys, federated_sum, federated_zip
 from fedjx.core.language.placed import FederatedValue, federated_map
+from fedjx.core.language.trees import all_finite
 
 # An aggregator's state, result and measurements at the server, and the clients' memory.
 StatefulAggregation = tuple[FederatedValue, FederatedValue, FederatedValue, FederatedValue]

@@ -74,7 +74,7 @@ def _encoded(grid: FixedPoint, x: jax.Array, key: jax.Array | None) -> jax.Array
         return jnp.round(x).astype(jnp.int32)
     # The fraction is exact; a random number added to a large float would be rounded away.
     whole = jnp.floor(x)
-    return (whole + (jax.random.uniform(key, x.shape) < x - whole)).astype(jnp.int32)
+    return (whole + (jax.random.uniform(key, x.shape, jnp.float32) < x - whole)).astype(jnp.int32)
 
 
 def decode(grid: FixedPoint, total: PyTree) -> PyTree:

@@ -20,6 +20,7 @@ from fedjx.core.execution.process import Aggregation, Aggregator
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_broadcast, federated_client_ids, federated_mean, federated_sum
 from fedjx.core.language.placed import FederatedValue, federated_map
+from fedjx.core.language.trees import as_float
 
 
 def fl_trust(is_trusted: Callable[[jax.Array], ArrayLike]) -> Aggregator:
@@ -64,7 +65,7 @@ def _only(weight: jax.Array, trusted: ArrayLike) -> jax.Array:
 
 
 def _judge(vote: Vote, trusted: ArrayLike, reference: PyTree) -> _Judged:
-    value, reference = (jax.tree.map(lambda x: x.astype(jnp.float32), tree) for tree in (vote.value, reference))
+    value, reference = (jax.tree.map(as_float, tree) for tree in (vote.value, reference))
     norm, reference_norm = euclidean_norm(value), euclidean_norm(reference)
     tiny = jnp.finfo(jnp.float32).tiny
     direction, towards = (

@@ -18,6 +18,7 @@ from fedjx.core.language.checks import check_integer, check_number
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_broadcast, federated_collect, federated_mean, federated_value
 from fedjx.core.language.placed import FederatedValue, federated_map
+from fedjx.core.language.trees import as_float
 from fedjx.core.language.types import SERVER, Placement
 from fedjx.core.language.values import Sequence
 
@@ -93,9 +94,8 @@ class _Reweighted(NamedTuple):
 
 
 def distance_between(value: PyTree, centre: PyTree) -> jax.Array:
-    """Returns the Euclidean distance between two pytrees, float32 ``[]``."""
-    differences = jax.tree.map(lambda v, c: v.astype(jnp.float32) - c.astype(jnp.float32), value, centre)
-    return euclidean_norm(differences)
+    """Returns the Euclidean distance between two pytrees, ``[]``, wide."""
+    return euclidean_norm(jax.tree.map(lambda v, c: as_float(v) - as_float(c), value, centre))
 
 
 def zeros_at(placement: Placement, value: FederatedValue) -> FederatedValue:

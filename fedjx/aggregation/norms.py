@@ -12,10 +12,11 @@ import numpy as np
 
 from fedjx.core.language.checks import check_choice
 from fedjx.core.language.names import PyTree
+from fedjx.core.language.trees import as_float, number_dtype
 
 
 def joint_norm(value: PyTree, order: float = 2) -> jax.Array:
-    """Returns the norm of all leaves taken as one vector, float32 ``[]``.
+    """Returns the norm of all leaves taken as one vector, ``[]``, float32 or that of the widest leaf.
 
     Args:
       value: A pytree of numbers; leaves of any shape, 0-d included.
@@ -30,28 +31,29 @@ def joint_norm(value: PyTree, order: float = 2) -> jax.Array:
     check_order(order)
     arrays = [jnp.asarray(leaf) for leaf in jax.tree.leaves(value)]
     # Widened before the magnitude: -128 has none in int8.
-    leaves = [jnp.abs(x.astype(jnp.promote_types(x.dtype, jnp.float32))).astype(jnp.float32) for x in arrays]
+    dtype = number_dtype(arrays)
+    leaves = [jnp.abs(x.astype(jnp.promote_types(x.dtype, jnp.float32))).astype(dtype) for x in arrays]
     if order == np.inf:
         # Not the built-in max: it would lose a NaN, which compares false.
-        return jnp.stack([jnp.max(leaf, initial=0.0) for leaf in leaves]).max() if leaves else jnp.float32(0.0)
+        return jnp.stack([jnp.max(leaf, initial=0.0) for leaf in leaves]).max() if leaves else jnp.zeros((), dtype)
     if order == 1:
-        return sum((leaf.sum() for leaf in leaves), jnp.float32(0.0))
-    return jnp.sqrt(sum((jnp.square(leaf).sum() for leaf in leaves), jnp.float32(0.0)))
+        return sum((leaf.sum() for leaf in leaves), jnp.zeros((), dtype))
+    return jnp.sqrt(sum((jnp.square(leaf).sum() for leaf in leaves), jnp.zeros((), dtype)))
 
 
 def euclidean_norm(value: PyTree) -> jax.Array:
-    """Returns the Euclidean norm of all leaves, float32 ``[]``, right for all finite numbers, huge and tiny.
+    """Returns the Euclidean norm of all leaves, ``[]``, wide, right for all finite numbers, huge and tiny.
 
     >>> euclidean_norm([jnp.float32([3e30, 0]), jnp.float32(4e30)]), euclidean_norm(jnp.float32([3e-30, 4e-30]))
     (Array(5.e+30, dtype=float32), Array(5.e-30, dtype=float32))
     """
-    leaves = [x.astype(jnp.float32) for x in jax.tree.leaves(value)]
+    zero, leaves = jnp.zeros((), number_dtype(value)), [as_float(x) for x in jax.tree.leaves(value)]
     of_largest = unit(leaves)
-    return of_largest * jnp.sqrt(sum((jnp.square(x / of_largest).sum() for x in leaves), jnp.float32(0.0)))
+    return of_largest * jnp.sqrt(sum((jnp.square(x / of_largest).sum() for x in leaves), zero))
 
 
 def unit(value: PyTree) -> jax.Array:
-    """Returns the power of two, float32 ``[]``, that is nearest below the largest magnitude of a pytree.
+    """Returns the power of two, ``[]``, that is nearest below the largest magnitude of a pytree.
 
     In parts of it numbers have squares, which those of 1e20 and 1e-20 have not, and dividing by it rounds nothing. It
     is 1 if all are 0, or one is not finite.
@@ -60,21 +62,10 @@ def unit(value: PyTree) -> jax.Array:
     Array(4., dtype=float32)
     """
     largest = joint_norm(value, np.inf)
-    exponent = jnp.clip(jnp.frexp(largest)[1] - 1, -126, 127)
-    return jnp.where(jnp.isfinite(largest) & (largest > 0), jnp.ldexp(jnp.float32(1), exponent), 1.0)
-
-
-def all_finite(value: PyTree, where: PyTree = None) -> jax.Array:
-    """Tells whether all numbers of a pytree are finite, bool ``[]``.
-
-    Args:
-      value: The pytree.
-      where: Another of its structure; if given, what is not finite there need not be.
-    """
-    leaves = jax.tree.leaves(value)
-    others = [jnp.zeros_like(x) for x in leaves] if where is None else jax.tree.leaves(where)
-    pairs = [pair for pair in zip(leaves, others, strict=True) if jnp.issubdtype(pair[0].dtype, jnp.inexact)]
-    return jnp.all(jnp.stack([jnp.array(True), *(jnp.all(jnp.isfinite(x) | ~jnp.isfinite(o)) for x, o in pairs)]))
+    limits = jnp.finfo(largest.dtype)
+    exponent = jnp.clip(jnp.frexp(largest)[1] - 1, limits.minexp, limits.maxexp - 1)
+    one = jnp.ones((), largest.dtype)
+    return jnp.where(jnp.isfinite(largest) & (largest > 0), jnp.ldexp(one, exponent), one)
 
 
 def check_order(order: float) -> None:
@@ -98,6 +89,6 @@ def follow_quantile(estimate: jax.Array, fraction: jax.Array, *, quantile: float
     >>> print(f"{follow_quantile(jnp.float32(0.1), jnp.float32(0.0), quantile=0.5, learning_rate=0.2):.5f}")
     0.11052
     """
-    limits = jnp.finfo(jnp.float32)
+    limits = jnp.finfo(jnp.float32)  # also of a float64 one: it is reported beside float32 numbers
     # At 0 it would stay forever.
     return jnp.clip(estimate * jnp.exp(-learning_rate * (fraction - quantile)), limits.tiny, limits.max)

@@ -16,20 +16,21 @@ from fedjx.aggregation.bounding import with_own
 from fedjx.aggregation.compress import Leaf, is_large, leaves_where
 from fedjx.aggregation.error_feedback import StatefulAggregation, StatefulAggregator, counted, kept_if, sound
 from fedjx.aggregation.mean import wrapped
-from fedjx.aggregation.norms import all_finite, unit
+from fedjx.aggregation.norms import unit
 from fedjx.core.execution.computation import federated_computation
 from fedjx.core.execution.process import Aggregation, Aggregator
 from fedjx.core.language.checks import check_integer
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_broadcast, federated_mean
 from fedjx.core.language.placed import FederatedValue, federated_map
+from fedjx.core.language.trees import all_finite, as_float
 
 
 class PowerSGDState(NamedTuple):
     """The server's state between rounds.
 
     Attributes:
-      factors: The right factors Q, float32 ``[columns, rank]``, of the last round: where the next one starts.
+      factors: The right factors Q, ``[columns, rank]``, of the last round: where the next one starts.
       inner: The inner aggregator's state.
     """
 
@@ -141,7 +142,10 @@ def _init(rank: int, inner: Aggregator, where: Callable[[Leaf], bool]) -> Callab
     def init(member: PyTree) -> PowerSGDState:
         matrices, others = jax.eval_shape(lambda tree: _split(where, tree), member)
         keys = jax.random.split(jax.random.key(0), len(matrices))
-        factors = [jax.random.normal(k, (m.shape[1], rank)) for k, m in zip(keys, matrices, strict=True)]
+        factors = [
+            jax.random.normal(k, (m.shape[1], rank), jnp.float32).astype(m.dtype)
+            for k, m in zip(keys, matrices, strict=True)
+        ]
         return PowerSGDState(factors, inner.init(others))
 
     return init
@@ -152,10 +156,10 @@ def _each(fn: Callable[..., jax.Array]) -> Callable[..., list[jax.Array]]:
 
 
 def _split(where: Callable[[Leaf], bool], tree: PyTree) -> tuple[list[jax.Array], list[jax.Array]]:
-    """Returns the chosen leaves as matrices, float32, and the others as they are."""
+    """Returns the chosen leaves as matrices, wide, and the others as they are."""
     chosen = leaves_where(where, tree)
     leaves = list(zip(jax.tree.leaves(tree), chosen, strict=True))
-    matrices = [x.astype(jnp.float32).reshape(-1, x.shape[-1]) for x, is_matrix in leaves if is_matrix]
+    matrices = [as_float(x).reshape(-1, x.shape[-1]) for x, is_matrix in leaves if is_matrix]
     return matrices, [x for x, is_matrix in leaves if not is_matrix]
 
 

@@ -153,7 +153,7 @@ def fourier() -> Rotation:
         return 1, n + n % 2
 
     def phases(key: jax.Array, n: int) -> jax.Array:
-        angle = jax.random.uniform(key, (n,), maxval=2 * np.pi)
+        angle = jax.random.uniform(key, (n,), jnp.float32, maxval=2 * np.pi)
         return lax.complex(jnp.cos(angle), jnp.sin(angle))
 
     def forward(key: jax.Array, x: jax.Array) -> jax.Array:

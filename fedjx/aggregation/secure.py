@@ -23,7 +23,8 @@ from fedjx.core.language.checks import check_integer, check_number
 from fedjx.core.language.names import DType, PyTree
 from fedjx.core.language.operators import federated_keys, federated_secure_sum, federated_zip
 from fedjx.core.language.placed import FederatedValue, check_numeric, federated_map
-from fedjx.core.language.reductions import divide, wide_dtype
+from fedjx.core.language.reductions import divide
+from fedjx.core.language.trees import wide_dtype
 
 Counts = dict[str, jax.Array]  # what is measured, by name
 DTypes = tuple[DType, ...]  # of the leaves

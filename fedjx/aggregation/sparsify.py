@@ -46,7 +46,7 @@ def top_k(*, fraction: float) -> Compressor:
 
     def decode(code: Sparse, size: int) -> jax.Array:
         index = unpack(code.where, _index_bits(size), len(code.values))
-        return jnp.zeros(size).at[index].set(code.values)
+        return jnp.zeros(size, code.values.dtype).at[index].set(code.values)
 
     return Compressor(encode, decode)
 
@@ -61,7 +61,7 @@ def random_k(*, fraction: float, unbiased: bool = True) -> Compressor:
     _check(fraction)
 
     def positions(seed: jax.Array, size: int) -> jax.Array:
-        return lax.top_k(jax.random.bits(jax.random.key(seed), (size,)), _num_kept(fraction, size))[1]
+        return lax.top_k(jax.random.bits(jax.random.key(seed), (size,), jnp.uint32), _num_kept(fraction, size))[1]
 
     def encode(key: jax.Array, x: jax.Array) -> Sparse:
         seed = jax.random.bits(key, (), jnp.uint32)
@@ -69,7 +69,7 @@ def random_k(*, fraction: float, unbiased: bool = True) -> Compressor:
 
     def decode(code: Sparse, size: int) -> jax.Array:
         scale = size / len(code.values) if unbiased else 1.0
-        return jnp.zeros(size).at[positions(code.where, size)].set(code.values * scale)
+        return jnp.zeros(size, code.values.dtype).at[positions(code.where, size)].set(code.values * scale)
 
     return Compressor(encode, decode)
 

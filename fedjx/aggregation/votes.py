@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from fedjx.aggregation.norms import all_finite
 from fedjx.core.execution.computation import federated_computation
 from fedjx.core.execution.process import Aggregation, Aggregator
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_collect, federated_sum, federated_zip
 from fedjx.core.language.placed import FederatedValue, check_numeric, federated_map, value_at
+from fedjx.core.language.trees import all_finite, as_float, number_dtype
 from fedjx.core.language.types import CLIENTS
 from fedjx.core.language.values import Sequence
 
@@ -50,11 +50,11 @@ def votes(value: PyTree, weight: PyTree, *, weighted: bool) -> FederatedValue:
     check_numeric("a robust rule", value, (jnp.floating,), "floating-point", "Map the members to float32 first.")
 
     def vote(value: PyTree, weight: jax.Array) -> Vote:
-        weight = jnp.asarray(weight, jnp.float32)
+        weight = as_float(weight)
         finite = all_finite((weight, value))
         counts = finite & (weight > 0)
         value = jax.tree.map(lambda x: jnp.where(counts, x, jnp.zeros_like(x)), value)
-        weighs = jnp.where(counts, weight if weighted else 1.0, 0.0)
+        weighs = jnp.where(counts, weight if weighted else jnp.ones_like(weight), jnp.zeros_like(weight))
         return Vote(value, weighs, (~finite & ~(weight <= 0)).astype(jnp.int32))
 
     return federated_map(vote, value, weight)
@@ -74,7 +74,7 @@ def rule_of_members(rule: Rule, *, weighted: bool = False, num_needed: int = 0) 
     """Makes an aggregator of a rule that needs all members at once.
 
     Args:
-      rule: ``([clients, d], [clients]) -> [d]``: float32 members and their weights; a row of weight 0 is zeros and is
+      rule: ``([clients, d], [clients]) -> [d]``: wide members and their weights; a row of weight 0 is zeros and is
         to change nothing. At least one row weighs.
       weighted: As in `votes`.
       num_needed: For how many clients the rule's guarantee holds at least; if given, ``num_missing_clients`` is
@@ -87,8 +87,9 @@ def rule_of_members(rule: Rule, *, weighted: bool = False, num_needed: int = 0) 
         value, weight = members.elements
         real = lambda x: jnp.where(members.mask.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.zeros_like(x))  # noqa: E731
         weight, leaves = real(weight), [real(x) for x in jax.tree.leaves(value)]
-        matrix = jnp.concatenate([x.reshape(len(weight), -1).astype(jnp.float32) for x in leaves], axis=1)
-        one = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], jnp.float32), value)
+        dtype = number_dtype(leaves)
+        matrix = jnp.concatenate([x.reshape(len(weight), -1).astype(dtype) for x in leaves], axis=1)
+        one = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], dtype), value)
         result = jnp.where(jnp.any(weight > 0), rule(matrix, weight), 0.0)
         return jax.tree.map(lambda r, x: r.astype(x.dtype), ravel_pytree(one)[1](result), value)
 

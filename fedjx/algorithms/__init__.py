@@ -3,6 +3,7 @@
 from fedjx.algorithms.agnostic_fed_avg import agnostic_fed_avg
 from fedjx.algorithms.apfl import Personal, apfl, personal_params
 from fedjx.algorithms.delta_sgd import delta_sgd
+from fedjx.algorithms.distribution import Distribution, distribution
 from fedjx.algorithms.ditto import ditto
 from fedjx.algorithms.ema import EmaState, ema
 from fedjx.algorithms.evaluation import federated_evaluation
@@ -40,6 +41,7 @@ from fedjx.algorithms.sufficient_statistics import sufficient_statistics
 __all__ = [
     "Clusters",
     "Components",
+    "Distribution",
     "EmaState",
     "Mixture",
     "Personal",
@@ -47,6 +49,7 @@ __all__ = [
     "apfl",
     "client_clusters",
     "delta_sgd",
+    "distribution",
     "ditto",
     "ema",
     "fed_adagrad",

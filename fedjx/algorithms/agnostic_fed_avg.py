@@ -27,7 +27,7 @@ from fedjx.core.language.values import MASK, Sequence
 from fedjx.models.model import Batch, Model
 from fedjx.training.batch_stats import no_batch_stats
 from fedjx.training.client import ClientUpdate, Local, as_batches, report_update
-from fedjx.training.domains import domain_losses, worst_domains
+from fedjx.training.domains import domain_losses, one_each, worst_domains
 from fedjx.training.method import Method, ServerState
 from fedjx.training.round import TrainingArguments, compose
 
@@ -66,7 +66,7 @@ def agnostic_fed_avg(
     model = no_batch_stats(model, "agnostic_fed_avg")
     check_integer("[1, inf)", window=window)
     check_number("[0, inf]", domain_learning_rate=domain_learning_rate)
-    initial = np.asarray(domain_weights, np.float32)
+    initial = np.asarray(domain_weights)
     if initial.ndim != 1 or not (np.all(initial >= 0) and abs(initial.sum() - 1) < 1e-5):
         raise ValueError(f"domain weights are non-negative and sum to 1; got {domain_weights=}. Divide by their sum.")
     if "client_weight" in arguments:
@@ -81,7 +81,7 @@ def agnostic_fed_avg(
 
         def weighted_loss(params: PyTree, batch: Batch, key: jax.Array) -> jax.Array:
             share = context[batch[domain_feature]] * jnp.sum(batch[MASK]) / jnp.where(beta == 0, 1, beta)
-            return share * model.loss(params, batch, key)  # `local_train` divides by the size of the batch
+            return share * one_each(model.loss(params, batch, key))  # `local_train` divides by the size of the batch
 
         weighted = model._replace(loss=weighted_loss)
         trained = local.train(weighted, params, data, key, optimizer=local.optimizer)
@@ -95,4 +95,4 @@ def agnostic_fed_avg(
     def server(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
         return worst_domains(optimizer, initial, domain_learning_rate, window)
 
-    return compose(Method(model.init, client_update, server, context=context), **arguments)
+    return compose(Method(model.init, client_update, server, context=context, input_spec=model.input_spec), **arguments)

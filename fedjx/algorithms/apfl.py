@@ -20,10 +20,11 @@ import optax
 from jax import lax
 
 from fedjx.core.execution.process import StatefulAlgorithm
-from fedjx.core.language.checks import check_number
+from fedjx.core.language.checks import check_number, check_params
 from fedjx.core.language.names import PyTree
+from fedjx.core.language.trees import map_keeping, number_dtype
 from fedjx.core.language.values import Sequence
-from fedjx.models.model import Batch, Model
+from fedjx.models.model import Batch, Model, Ratio, map_loss
 from fedjx.training.batch_stats import no_batch_stats
 from fedjx.training.client import ClientUpdate, Local
 from fedjx.training.method import Method, ServerState
@@ -35,7 +36,7 @@ class Personal(NamedTuple):
 
     Attributes:
       params: v, its own model's parameters.
-      mixing: float32 ``[]``; alpha, the share of its own model in the mixture.
+      mixing: ``[]``; alpha, the share of its own model in the mixture.
     """
 
     params: PyTree
@@ -49,7 +50,7 @@ class _Pair(NamedTuple):
 
 def personal_params(params: PyTree, own: Personal) -> PyTree:
     """Returns a client's personalised parameters: its own and the shared ones, mixed."""
-    return jax.tree.map(lambda v, w: own.mixing * v + (1 - own.mixing) * w, own.params, params)
+    return map_keeping(lambda v, w: own.mixing * v + (1 - own.mixing) * w, own.params, params)
 
 
 def apfl(
@@ -91,9 +92,9 @@ def apfl(
         return local.report(params, pair._replace(params=pair.params.shared)), pair.params.own
 
     def init_client(state: ServerState) -> Personal:
-        return Personal(state.params, jnp.float32(mixing))
+        return Personal(state.params, jnp.asarray(mixing, number_dtype(state.params)))
 
-    return compose(Method(model.init, client_update, init_client=init_client), **arguments)
+    return compose(Method(model.init, client_update, init_client=init_client, input_spec=model.input_spec), **arguments)
 
 
 def mixture(model: Model) -> Model:
@@ -101,12 +102,15 @@ def mixture(model: Model) -> Model:
 
     def loss(pair: _Pair, batch: Batch, key: jax.Array) -> jax.Array:
         personal = model.loss(personal_params(lax.stop_gradient(pair.shared), pair.own), batch, key)
-        return model.loss(pair.shared, batch, key) + personal - lax.stop_gradient(personal)
+        own = personal.numerator if isinstance(personal, Ratio) else personal
+        return map_loss(lambda loss, _: loss + own - lax.stop_gradient(own), model.loss(pair.shared, batch, key))
 
     return model._replace(loss=loss)
 
 
 def _within_0_1() -> optax.GradientTransformation:
-    return optax.stateless(
-        lambda updates, params: jax.tree.map(lambda u, p: jnp.clip(p + u, 0, 1) - p, updates, params)
-    )
+    def within(updates: PyTree, params: PyTree) -> PyTree:
+        check_params("apfl's mixing", params)
+        return jax.tree.map(lambda u, p: jnp.clip(p + u, 0, 1) - p, updates, params)
+
+    return optax.stateless(within)

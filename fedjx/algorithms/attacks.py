@@ -18,8 +18,10 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from fedjx.core.language.checks import check_number
+from fedjx.aggregation.norms import euclidean_norm
+from fedjx.core.language.checks import check_number, check_params
 from fedjx.core.language.names import PyTree
+from fedjx.core.language.trees import cast_like, map_keeping, squared_norm
 from fedjx.core.language.values import Sequence
 from fedjx.training.client import ClientUpdate, Local
 from fedjx.training.each_client import told_to
@@ -79,7 +81,7 @@ def constrain_and_scale(
         malicious = jnp.asarray(is_malicious(id), bool)
         optimizer = constrained(local.optimizer, jnp.where(malicious, alpha, 1.0), anomaly)
         update = training(params, data, key, local=local._replace(optimizer=optimizer))
-        size = jnp.maximum(optax.tree.norm(update.delta), jnp.finfo(jnp.float32).tiny)
+        size = jnp.maximum(euclidean_norm(update.delta), jnp.finfo(jnp.float32).tiny)
         return _scaled(update, jnp.where(malicious, norm / size, 1.0))
 
     return client_update
@@ -158,10 +160,11 @@ def constrained(
     anomaly = _squared_distance if anomaly is None else anomaly
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+        check_params("constrained", params)
         back = jax.grad(anomaly)(params, state)
         # Honest clients, of alpha = 1, are not to depend on an anomaly, even one without a gradient.
         pulled = lambda g, b: alpha * g + jnp.where(alpha == 1, 0, (1 - alpha) * b)  # noqa: E731
-        return jax.tree.map(pulled, updates, back), state
+        return map_keeping(pulled, updates, back), state
 
     return optax.chain(optax.GradientTransformation(lambda params: params, update), optimizer)
 
@@ -172,16 +175,17 @@ def projected_descent(
     """Projects the parameters after every step to the ball of a radius around the first ones."""
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+        check_params("projected_descent", params)
         moved = jax.tree.map(lambda p, u, c: p + u - c, params, updates, state)
-        size = jnp.maximum(optax.tree.norm(moved), jnp.finfo(jnp.float32).tiny)
+        size = jnp.maximum(euclidean_norm(moved), jnp.finfo(jnp.float32).tiny)
         inside = lambda p, u, c: jnp.where(size <= radius, u, c + (p + u - c) * (radius / size) - p)  # noqa: E731
-        return jax.tree.map(inside, params, updates, state), state
+        return cast_like(updates, jax.tree.map(inside, params, updates, state)), state
 
     return optax.chain(optimizer, optax.GradientTransformation(lambda params: params, update))
 
 
 def _squared_distance(params: PyTree, centre: PyTree) -> jax.Array:
-    return optax.tree.norm(jax.tree.map(jnp.subtract, params, centre), squared=True)
+    return squared_norm(jax.tree.map(jnp.subtract, params, centre))
 
 
 def _chosen(malicious: jax.Array, forged: PyTree, honest: PyTree) -> PyTree:
@@ -189,4 +193,4 @@ def _chosen(malicious: jax.Array, forged: PyTree, honest: PyTree) -> PyTree:
 
 
 def _scaled(update: ClientUpdate, factor: jax.Array) -> ClientUpdate:
-    return update._replace(delta=jax.tree.map(lambda x: (x * factor).astype(x.dtype), update.delta))
+    return update._replace(delta=map_keeping(lambda x: x * factor, update.delta))

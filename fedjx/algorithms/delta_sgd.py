@@ -15,8 +15,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjx.core.language.checks import check_number
+from fedjx.aggregation.norms import euclidean_norm
+from fedjx.core.language.checks import check_number, check_params
 from fedjx.core.language.names import PyTree
+from fedjx.core.language.trees import map_keeping, number_dtype
 
 
 class DeltaSGDState(NamedTuple):
@@ -50,17 +52,20 @@ def delta_sgd(
 
     def init(params: PyTree) -> DeltaSGDState:
         zeros = jax.tree.map(jnp.zeros_like, params)
-        return DeltaSGDState(params, zeros, jnp.float32(initial_step), jnp.float32(1), jnp.bool_(True))
+        dtype = number_dtype(params)
+        first = jnp.asarray(initial_step, dtype), jnp.ones((), dtype)
+        return DeltaSGDState(params, zeros, *first, jnp.bool_(True))
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, DeltaSGDState]:
-        moved = optax.tree.norm(optax.tree.sub(params, state.params))
-        turned = optax.tree.norm(optax.tree.sub(updates, state.gradient))
+        check_params("delta_sgd", params)
+        moved = euclidean_norm(optax.tree.sub(params, state.params))
+        turned = euclidean_norm(optax.tree.sub(updates, state.gradient))
         smooth = jnp.where(turned > 0, amplification * moved / (2 * jnp.where(turned > 0, turned, 1)), jnp.inf)
         grown = jnp.sqrt(1 + growth * state.ratio) * state.step
         # Where nothing moved, or there is nowhere to go, nothing is learnt of the smoothness.
-        keeps = state.is_first | (moved == 0) | (optax.tree.norm(updates) == 0)
+        keeps = state.is_first | (moved == 0) | (euclidean_norm(updates) == 0)
         step = jnp.where(keeps, state.step, jnp.minimum(smooth, grown))
         after = DeltaSGDState(params, updates, step, step / state.step, jnp.bool_(False))
-        return jax.tree.map(lambda g: -step * g, updates), after
+        return map_keeping(lambda g: -step * g, updates), after
 
     return optax.GradientTransformation(init, update)

@@ -56,4 +56,7 @@ def ditto(
         own = local.train(model, own, data, jax.random.fold_in(key, OWN), optimizer=drawn).params
         return local.report(params, trained), own
 
-    return compose(Method(model.init, client_update, init_client=lambda state: state.params), **arguments)
+    return compose(
+        Method(model.init, client_update, init_client=lambda state: state.params, input_spec=model.input_spec),
+        **arguments,
+    )

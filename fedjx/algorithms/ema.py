@@ -15,6 +15,7 @@ from fedjx.core.execution.process import Algorithm, StatefulAlgorithm
 from fedjx.core.language.checks import check_number
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.placed import FederatedValue, federated_map
+from fedjx.core.language.trees import map_keeping
 
 
 class WithModel(Protocol):
@@ -79,7 +80,7 @@ def ema(
         return EmaState(state, jax.tree.map(jnp.copy, state.params))
 
     def average(old: PyTree, new: PyTree) -> PyTree:
-        return jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, old, new)
+        return map_keeping(lambda a, p: decay * a + (1 - decay) * p, old, new)
 
     @federated_computation
     def next(state: FederatedValue, data: FederatedValue) -> tuple[EmaState[PyTree], FederatedValue]:

@@ -70,10 +70,10 @@ def fed_avg(
       aggregator: The weighted `mean` if not given. One with a memory at the clients, such as `error_feedback`,
         makes a `StatefulAlgorithm`.
       broadcaster: How the server sends the parameters; as they are if not given.
-      client_weight: From a client's number of examples to its weight: `by_examples`, `uniform`
-        or your own.
+      client_weight: From a client's number of examples to its weight: `by_examples`, `uniform` or your own; with a
+        parameter ``id`` it is told who the client is too: ``lambda num_examples, id: trust[id] * num_examples``.
       metrics_sum: Adds the clients' metrics up; `fedjx.aggregation.secure.secure_total` lets the server see no more
-        than the totals.
+        than the totals, and `fedjx.training.sum_and_report` also what each client reported.
       failures: How often clients fail, and how.
       num_epochs: Local epochs, one if not given; or
       num_steps: the number of local steps.

@@ -14,6 +14,7 @@ from fedjx.aggregation.weights import uniform
 from fedjx.core.execution.process import StatefulAlgorithm
 from fedjx.core.language.checks import check_integer, check_number
 from fedjx.core.language.names import PyTree
+from fedjx.core.language.trees import map_keeping
 from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model
 from fedjx.training.batch_stats import no_batch_stats
@@ -55,17 +56,18 @@ def fed_dyn(
         params: PyTree, data: Sequence, key: jax.Array, *, local: Local, own: PyTree
     ) -> tuple[ClientUpdate, PyTree]:
         def regularised(gradient: PyTree, moved: PyTree) -> PyTree:
-            return jax.tree.map(lambda g, h, y, x: g - h + proximal_strength * (y - x), gradient, own, moved, params)
+            return map_keeping(lambda g, h, y, x: g - h + proximal_strength * (y - x), gradient, own, moved, params)
 
         optimizer = optax.chain(optax.stateless(regularised), local.optimizer)
         update = local.report(params, local.train(model, params, data, key, optimizer=optimizer))
-        return update, jax.tree.map(lambda h, d: h + proximal_strength * d, own, update.delta)
+        return update, map_keeping(lambda h, d: h + proximal_strength * d, own, update.delta)
 
     method = Method(
         model.init,
         client_update,
         server=lambda optimizer: optax.chain(accumulated(proximal_strength, num_clients), optimizer),
         init_client=lambda state: optax.tree.zeros_like(state.params),
+        input_spec=model.input_spec,
     )
     arguments.setdefault("client_weight", uniform)
     return compose(method, **arguments)
@@ -85,8 +87,8 @@ def accumulated(proximal_strength: float, num_clients: int) -> optax.GradientTra
     ) -> tuple[PyTree, Accumulated]:
         del params
         share = proximal_strength * metrics["num_clients"] / num_clients
-        gradient = jax.tree.map(lambda h, d: h + (share * d).astype(h.dtype), state.gradient, updates)
-        direction = jax.tree.map(lambda d, h: d + h / proximal_strength, updates, gradient)
+        gradient = map_keeping(lambda h, d: h + share * d, state.gradient, updates)
+        direction = map_keeping(lambda d, h: d + h / proximal_strength, updates, gradient)
         return direction, Accumulated(gradient)
 
     return optax.GradientTransformationExtraArgs(lambda params: Accumulated(optax.tree.zeros_like(params)), update)

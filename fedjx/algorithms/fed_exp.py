@@ -16,6 +16,7 @@ import optax
 from fedjx.core.execution.process import Algorithm
 from fedjx.core.language.checks import check_number
 from fedjx.core.language.names import Metrics, PyTree
+from fedjx.core.language.trees import squared_norm
 from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model, Ratio
 from fedjx.training.batch_stats import no_batch_stats
@@ -50,17 +51,17 @@ def fed_exp(model: Model, *, epsilon: float = 1e-3, **arguments: Unpack[Training
 
     def client_update(params: PyTree, data: Sequence, key: jax.Array, *, local: Local) -> ClientUpdate:
         delta, weight, metrics = train(params, data, key, local=local)
-        overflows = ~jnp.isfinite(optax.tree.norm(delta, squared=True))
+        overflows = ~jnp.isfinite(squared_norm(delta))
         return drop_non_finite(ClientUpdate(delta, jnp.where(overflows, jnp.nan, weight), metrics))
 
     def bounded_metrics(update: ClientUpdate) -> Metrics:
-        squared_norm = optax.tree.norm(update.delta, squared=True)
-        return {"squared_norm": Ratio(update.weight * squared_norm, update.weight)}
+        return {"squared_norm": Ratio(update.weight * squared_norm(update.delta), update.weight)}
 
     def step(delta: PyTree, metrics: Metrics) -> jax.Array:
-        return jnp.fmax(1, metrics["squared_norm"] / (2 * (optax.tree.norm(delta, squared=True) + epsilon)))
+        return jnp.fmax(1, metrics["squared_norm"] / (2 * (squared_norm(delta) + epsilon)))
 
     def server(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
         return optax.chain(scale_delta(step), optimizer)
 
-    return compose(Method(model.init, client_update, server, bounded_metrics=bounded_metrics), **arguments)
+    method = Method(model.init, client_update, server, bounded_metrics=bounded_metrics, input_spec=model.input_spec)
+    return compose(method, **arguments)

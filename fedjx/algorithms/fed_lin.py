@@ -48,4 +48,6 @@ def fed_lin(model: Model, **arguments: Unpack[TrainingArguments]) -> Algorithm[S
         optimizer = optax.chain(shift(optax.tree.sub(first.result, first.update.delta)), local.optimizer)
         return local.report(params, local.train(model, params, data, key, optimizer=optimizer))
 
-    return compose(Method(model.init, client_update, first=gradient_update(model)), **arguments)
+    return compose(
+        Method(model.init, client_update, first=gradient_update(model), input_spec=model.input_spec), **arguments
+    )

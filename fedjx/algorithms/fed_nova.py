@@ -31,8 +31,9 @@ from jax import lax
 from fedjx.core.execution.process import Algorithm
 from fedjx.core.language.checks import check_number
 from fedjx.core.language.names import Metrics, PyTree
+from fedjx.core.language.trees import number_dtype
 from fedjx.core.language.values import Sequence
-from fedjx.models.model import Batch, Model, Ratio
+from fedjx.models.model import Batch, Model, Ratio, map_loss
 from fedjx.training.batch_stats import no_batch_stats
 from fedjx.training.client import ClientUpdate, Local, drop_non_finite, local_update
 from fedjx.training.method import Method, ServerState, scale_delta
@@ -68,8 +69,8 @@ def fed_nova(
     train = local_update(_probed(model))
 
     def client_update(params: PyTree, data: Sequence, key: jax.Array, *, local: Local) -> ClientUpdate:
-        probing = local._replace(optimizer=_apart(local.optimizer))
-        (delta, steps), weight, metrics = train((params, jnp.float32(0)), data, key, local=probing)
+        probing, probe = local._replace(optimizer=_apart(local.optimizer)), jnp.zeros((), number_dtype(params))
+        (delta, steps), weight, metrics = train((params, probe), data, key, local=probing)
         normalised = jnp.where(steps == 0, 0, weight / jnp.where(steps == 0, 1, steps))
         steps_taken = {"effective_steps": Ratio(weight * steps, weight), "inverse_steps": Ratio(normalised, weight)}
         return drop_non_finite(ClientUpdate(delta, normalised, {**metrics, **steps_taken}))
@@ -80,7 +81,7 @@ def fed_nova(
     def server(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
         return optax.chain(scale_delta(factor), optimizer)
 
-    return compose(Method(model.init, client_update, server), **arguments)
+    return compose(Method(model.init, client_update, server, input_spec=model.input_spec), **arguments)
 
 
 def _apart(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -103,6 +104,7 @@ def _probed(model: Model) -> Model:
 
     def loss(params: PyTree, batch: Batch, key: jax.Array) -> jax.Array:
         params, probe = params
-        return model.loss(params, batch, key) + probe - lax.stop_gradient(probe)
+        nothing = probe - lax.stop_gradient(probe)
+        return map_loss(lambda loss, count: loss + count * nothing, model.loss(params, batch, key))
 
     return model._replace(loss=loss)

@@ -8,7 +8,7 @@ change, which is minus the delta that servers get here,
 
     Adagrad  v <- v + D^2
     Adam     v <- b2 v + (1 - b2) D^2
-    Yogi     v <- v - (1 - b2) D^2 sign(v - D^2)
+    Yogi     v <- v - (1 - b2) D^2 sign(v - D^2)      D^2 is |D|^2 where D is complex
 
 FedAvgM is Hsu et al., "Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification"
 (arXiv 1909.06335, section 4.3). In all of these a learning rate may be an `optax.Schedule`, which counts rounds.
@@ -26,6 +26,7 @@ import optax
 from fedjx.core.execution.process import Algorithm
 from fedjx.core.language.checks import check_number
 from fedjx.core.language.names import PyTree
+from fedjx.core.language.trees import map_keeping
 from fedjx.models.model import Model
 from fedjx.training.method import ServerState, averaging
 from fedjx.training.round import ClientArguments, compose
@@ -71,13 +72,15 @@ def _adaptive(
     check_number("(0, inf]", "Pass about 1e-3.", tau=tau)
 
     def init(params: PyTree) -> Moments:
-        return Moments(jax.tree.map(jnp.zeros_like, params), jax.tree.map(lambda p: jnp.full_like(p, tau**2), params))
+        return Moments(
+            jax.tree.map(jnp.zeros_like, params), jax.tree.map(lambda p: jnp.full_like(p.real, tau**2), params)
+        )
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, Moments]:
         del params
-        first = jax.tree.map(lambda m, d: b1 * m + (1 - b1) * d, state.first, updates)
-        second = jax.tree.map(lambda v, d: second_moment(v, d * d), state.second, updates)
-        return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + tau), first, second), Moments(first, second)
+        first = map_keeping(lambda m, d: b1 * m + (1 - b1) * d, state.first, updates)
+        second = map_keeping(lambda v, d: second_moment(v, (d * d.conj()).real), state.second, updates)
+        return map_keeping(lambda m, v: m / (jnp.sqrt(v) + tau), first, second), Moments(first, second)
 
     return optax.chain(optax.GradientTransformation(init, update), optax.scale_by_learning_rate(learning_rate))
 

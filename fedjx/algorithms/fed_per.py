@@ -45,4 +45,4 @@ def fed_per(
         return local.report(params, trained._replace(params=parts.shared)), parts.local
 
     init, init_client = first_parts(model, is_local)
-    return compose(Method(init, client_update, init_client=init_client), **arguments)
+    return compose(Method(init, client_update, init_client=init_client, input_spec=model.input_spec), **arguments)

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import optax
 
 from fedjx.core.execution.process import Algorithm
-from fedjx.core.language.checks import check_number
+from fedjx.core.language.checks import check_number, check_params
 from fedjx.core.language.names import PyTree
+from fedjx.core.language.trees import map_keeping, number_dtype
 from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model
 from fedjx.training.client import ClientUpdate, Local
@@ -31,7 +32,8 @@ def proximal(strength: float | jax.Array, center: PyTree = None) -> optax.Gradie
     """
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
-        return jax.tree.map(lambda g, p, c: g + strength * (p - c), updates, params, state), state
+        check_params("proximal", params)
+        return map_keeping(lambda g, p, c: g + strength * (p - c), updates, params, state), state
 
     return optax.GradientTransformation(lambda params: params if center is None else center, update)
 
@@ -61,7 +63,7 @@ def fed_prox(
         optimizer = optax.chain(proximal(context), local.optimizer)
         return local.report(params, local.train(model, params, data, key, optimizer=optimizer))
 
-    method = Method(model.init, client_update)
+    method = Method(model.init, client_update, input_spec=model.input_spec)
     if adaptive:
         method = method._replace(
             server=lambda optimizer: following_loss(optimizer, proximal_strength),
@@ -75,7 +77,7 @@ class FollowingLoss(NamedTuple):
 
     Attributes:
       inner: The server optimizer's.
-      strength: mu, float32 ``[]``.
+      strength: mu, ``[]``.
       loss: Of the last round that had examples; infinite before the first.
       num_falls: int32 ``[]``; how many times in a row it fell since mu last did.
     """
@@ -93,13 +95,15 @@ def following_loss(
     inner = optax.with_extra_args_support(server_optimizer)
 
     def init(params: PyTree) -> FollowingLoss:
-        return FollowingLoss(inner.init(params), jnp.float32(strength), jnp.float32(jnp.inf), jnp.int32(0))
+        dtype = number_dtype(params)
+        first = jnp.asarray(strength, dtype), jnp.asarray(jnp.inf, dtype)
+        return FollowingLoss(inner.init(params), *first, jnp.int32(0))
 
     def update(
         updates: PyTree, state: PyTree, params: PyTree = None, metrics: PyTree = None, **extra: PyTree
     ) -> tuple[PyTree, FollowingLoss]:
         updates, inner_state = inner.update(updates, state.inner, params, metrics=metrics, **extra)
-        loss = jnp.where(metrics["num_examples"] > 0, metrics["loss"], state.loss)
+        loss = jnp.where(metrics["num_examples"] > 0, metrics["loss"], state.loss).astype(state.loss.dtype)
         rises, falls = loss > state.loss, (loss < state.loss) & jnp.isfinite(state.loss)
         num_falls = jnp.where(falls, state.num_falls + 1, jnp.where(rises, 0, state.num_falls))
         lower = num_falls >= patience

@@ -56,4 +56,4 @@ def fed_rep(
         return local.report(params, trained), own
 
     init, init_client = first_parts(model, is_local)
-    return compose(Method(init, client_update, init_client=init_client), **arguments)
+    return compose(Method(init, client_update, init_client=init_client, input_spec=model.input_spec), **arguments)

@@ -40,5 +40,5 @@ def fed_sgd(
     Returns:
       An `Algorithm`, with the metrics of `fed_avg`.
     """
-    method = Method(model.init, gradient_update(model))
+    method = Method(model.init, gradient_update(model), input_spec=model.input_spec)
     return compose(method, server_optimizer=optax.sgd(learning_rate), client_weight=client_weight, **arguments)

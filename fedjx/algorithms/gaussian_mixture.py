@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 from fedjx.algorithms.sufficient_statistics import StatisticsArguments, sufficient_statistics
 from fedjx.core.execution.process import Algorithm
 from fedjx.core.language.checks import check_number
+from fedjx.core.language.trees import as_float
 from fedjx.training.method import ServerState
 
 
@@ -77,7 +78,11 @@ def gaussian_mixture(
             covariances = sums.covariances * share[:, None] - shift**2 + min_variance
         else:
             outer = shift[:, :, None] * shift[:, None, :]
-            covariances = sums.covariances * share[:, None, None] - outer + min_variance * jnp.eye(shift.shape[1])[None]
+            covariances = (
+                sums.covariances * share[:, None, None]
+                - outer
+                + min_variance * jnp.eye(shift.shape[1], dtype=shift.dtype)[None]
+            )
         seen = (num_points > 0).reshape(-1, *[1] * (rank - 1))
         everything = num_points.sum()
         weights = jnp.where(everything > 0, num_points / jnp.where(everything > 0, everything, 1), mixture.weights)
@@ -108,8 +113,8 @@ def mixture_around(centers: ArrayLike, *, variance: float = 1.0, full: bool = Fa
     >>> mixture_around(np.zeros((2, 3)), full=True).covariances.shape
     (2, 3, 3)
     """
-    centers = jnp.asarray(centers, jnp.float32)
+    centers = as_float(jnp.asarray(centers))
     num_components, num_features = centers.shape
-    one = jnp.eye(num_features) if full else jnp.ones(num_features)
+    one = jnp.eye(num_features, dtype=centers.dtype) if full else jnp.ones(num_features, centers.dtype)
     covariances = variance * jnp.tile(one[None], (num_components, *[1] * one.ndim))
-    return Mixture(jnp.full(num_components, 1 / num_components), centers, covariances)
+    return Mixture(jnp.full(num_components, 1 / num_components, centers.dtype), centers, covariances)

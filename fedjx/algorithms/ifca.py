@@ -15,17 +15,18 @@ import jax.numpy as jnp
 import optax
 
 from fedjx.aggregation.per_cluster import Assigned, per_cluster
-from fedjx.core.execution.computation import Computation, federated_computation
+from fedjx.core.execution.computation import Computation
 from fedjx.core.execution.process import Algorithm
 from fedjx.core.language.checks import check_choice, check_integer
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_broadcast
-from fedjx.core.language.placed import federated_map
+from fedjx.core.language.placed import FederatedValue, federated_map
 from fedjx.core.language.streams import AtClients
 from fedjx.core.language.values import Clients, Sequence
 from fedjx.models.model import Model, Ratio, finalize_metrics
 from fedjx.training.client import ClientOptimizer, ClientUpdate, Local, drop_non_finite, local_evaluate
 from fedjx.training.gradients import local_gradient
+from fedjx.training.meeting import data_hooks
 from fedjx.training.method import Method, ServerState
 from fedjx.training.round import LocalArguments, compose
 
@@ -101,7 +102,7 @@ def ifca(
         inner=arguments.get("aggregator"), num_clusters=num_clusters, of_cohort=average == "gradients"
     )
     client_update = model_update if average == "models" else gradient_update
-    method = Method(first if init is None else init, client_update, delta=delta)
+    method = Method(first if init is None else init, client_update, delta=delta, input_spec=model.input_spec)
     return compose(method, client_optimizer=client_optimizer, server_optimizer=server_optimizer, **arguments)
 
 
@@ -114,4 +115,8 @@ def least_loss(model: Model, models: PyTree, data: Sequence) -> jax.Array:
 def client_clusters(model: Model) -> Computation[[PyTree, AtClients], Clients]:
     """Builds the computation ``(params@SERVER, data@CLIENTS) -> clusters@CLIENTS``: which model each client picks."""
     pick = functools.partial(least_loss, model)
-    return federated_computation(lambda models, data: federated_map(pick, federated_broadcast(models), data))
+
+    def clusters(models: FederatedValue, data: FederatedValue) -> FederatedValue:
+        return federated_map(pick, federated_broadcast(models), data)
+
+    return Computation(clusters, hooks=data_hooks(model.input_spec))

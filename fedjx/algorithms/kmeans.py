@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from fedjx.algorithms.sufficient_statistics import StatisticsArguments, sufficient_statistics
 from fedjx.core.execution.process import Algorithm
 from fedjx.core.language.checks import check_number
+from fedjx.core.language.trees import as_float
 from fedjx.training.method import ServerState
 
 
@@ -66,14 +67,14 @@ def kmeans(
     check_number("[0, inf]", initial_weight=initial_weight)
 
     def first(key: jax.Array) -> Clusters:
-        centers = jnp.asarray(init(key), jnp.float32)
+        centers = as_float(init(key))
         if not len(centers):
             raise ValueError(f"k-means has a centre; got {centers.shape=}. Return at least 1.")
-        return Clusters(centers, jnp.full(len(centers), initial_weight, jnp.float32))
+        return Clusters(centers, jnp.full(len(centers), initial_weight, centers.dtype))
 
     def statistics(clusters: Clusters, x: jax.Array, mask: jax.Array) -> tuple[Clusters, dict[str, jax.Array]]:
         distances = squared_distances(x, clusters.centers)
-        nearest = jax.nn.one_hot(jnp.argmin(distances, axis=1), len(clusters.centers)) * mask[:, None]
+        nearest = jax.nn.one_hot(jnp.argmin(distances, axis=1), len(clusters.centers), dtype=x.dtype) * mask[:, None]
         sums = jnp.matmul(nearest.T, x, precision="highest")
         return Clusters(sums, nearest.sum(axis=0)), {"loss": distances.min(axis=1)}
 

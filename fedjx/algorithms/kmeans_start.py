@@ -81,7 +81,7 @@ def kmeans_start(
 
         def highest(carry: tuple[Drawn, jax.Array], batch: Batch) -> tuple[Drawn, jax.Array]:
             (best, num_non_finite), t = carry
-            x = points(inputs(batch), batch[MASK])
+            x = points(inputs(batch), batch[MASK], centers.dtype)
             finite = jnp.isfinite(x).all(axis=1)
             distances = jnp.where(chosen, squared_distances(x, centers), jnp.inf).min(axis=1)
             # The least positive weight lets a point be drawn where all points are centres.
@@ -97,7 +97,7 @@ def kmeans_start(
         return sequence_reduce(highest, start, Sequence(batches, data.length))[0]
 
     def nobody() -> Candidate:
-        return Candidate(jnp.zeros(num_features), jnp.float32(-jnp.inf))
+        return Candidate(jnp.zeros(num_features), jnp.full((), -jnp.inf))
 
     def add(state: StartState, drawn: Candidate) -> StartState:
         is_new = (jnp.arange(num_clusters) == state.round) & (drawn.lot > -jnp.inf)
@@ -121,7 +121,7 @@ def draw_lots(key: jax.Array, weights: jax.Array) -> jax.Array:
 
     They are of twice 23 random bits: those of one float are at most 16.6, so that of ten million the highest are equal.
     """
-    return jnp.log(weights) + jax.random.gumbel(key, weights.shape, weights.dtype, mode="high")
+    return jnp.log(weights) + jax.random.gumbel(key, weights.shape, jnp.float32, mode="high")
 
 
 def higher(a: Candidate, b: Candidate) -> Candidate:

@@ -15,7 +15,7 @@ from jax import lax
 from fedjx.core.execution.process import Algorithm
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.values import Sequence
-from fedjx.models.model import Batch, Model
+from fedjx.models.model import Batch, Model, Ratio, map_loss
 from fedjx.training.batch_stats import no_batch_stats
 from fedjx.training.client import ClientUpdate, Local, no_schedule
 from fedjx.training.gradients import gradient_update, shift
@@ -73,6 +73,7 @@ def mime(
         server=lambda optimizer: mimicked(base, optimizer),
         context=lambda state: state.optimizer.statistics,
         first=gradient_update(model),
+        input_spec=model.input_spec,
     )
     return compose(method, server_optimizer=server_optimizer, **arguments)
 
@@ -113,7 +114,12 @@ def centred(model: Model, center: PyTree) -> Model:
 
     def loss(params: PyTree, batch: Batch, key: jax.Array) -> jax.Array:
         away = jax.tree.map(jnp.subtract, params, center)
-        _, linear = jax.jvp(lambda params: model.loss(params, batch, key), (center,), (away,))
-        return model.loss(params, batch, key) - (linear - lax.stop_gradient(linear))
+
+        def values(params: PyTree) -> jax.Array:
+            losses = model.loss(params, batch, key)
+            return losses.numerator if isinstance(losses, Ratio) else losses
+
+        _, linear = jax.jvp(values, (center,), (away,))
+        return map_loss(lambda loss, _: loss - (linear - lax.stop_gradient(linear)), model.loss(params, batch, key))
 
     return model._replace(loss=loss)

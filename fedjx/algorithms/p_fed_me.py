@@ -17,7 +17,8 @@ from jax import lax
 from fedjx.core.execution.process import Algorithm
 from fedjx.core.language.checks import check_integer, check_number
 from fedjx.core.language.names import PyTree
-from fedjx.models.model import Batch, Model, batch_loss
+from fedjx.core.language.trees import squared_norm
+from fedjx.models.model import Batch, Model, batch_loss, map_loss
 from fedjx.training.method import ServerState, averaging
 from fedjx.training.round import TrainingArguments, compose
 
@@ -74,10 +75,11 @@ def moreau_envelope(model: Model, *, strength: float, optimizer: optax.GradientT
 
     def loss(params: PyTree, batch: Batch, key: jax.Array) -> jax.Array:
         theta = lax.stop_gradient(personal(lax.stop_gradient(params), batch, key))
-        return model.loss(theta, batch, key) + _distance(theta, params, strength)
+        away = _distance(theta, params, strength)
+        return map_loss(lambda loss, count: loss + count * away, model.loss(theta, batch, key))
 
     return model._replace(loss=loss)
 
 
 def _distance(theta: PyTree, params: PyTree, strength: float) -> jax.Array:
-    return strength / 2 * optax.tree.norm(optax.tree.sub(theta, params), squared=True)
+    return strength / 2 * squared_norm(optax.tree.sub(theta, params))

@@ -56,8 +56,9 @@ def pca(num_components: int, *, num_features: int, **options: Unpack[StatisticsA
     check_integer(f"[1, {num_features}]", "Ask for fewer.", num_components=num_components)
 
     def init(key: jax.Array) -> Components:
-        basis = jnp.linalg.qr(jax.random.normal(key, (num_features, num_components)))[0]
-        return Components(basis, jnp.zeros(num_features), jnp.zeros(num_components), jnp.float32(0))
+        mean = jnp.zeros(num_features)
+        normal = jax.random.normal(key, (num_features, num_components), jnp.float32).astype(mean.dtype)
+        return Components(jnp.linalg.qr(normal)[0], mean, jnp.zeros(num_components), jnp.zeros(()))
 
     def statistics(components: Components, x: jax.Array, mask: jax.Array) -> tuple[Components, dict[str, jax.Array]]:
         # About the present mean, or small variances would drown in the rounding of large squares.
@@ -65,7 +66,7 @@ def pca(num_components: int, *, num_features: int, **options: Unpack[StatisticsA
         along = jnp.matmul(centred, components.basis, precision="highest")
         product = jnp.matmul(centred.T, along, precision="highest")
         error = jnp.sum(centred**2, axis=1) - jnp.sum(along**2, axis=1)
-        num_points = jnp.sum(mask, dtype=jnp.float32)
+        num_points = jnp.sum(mask, dtype=x.dtype)
         sums = Components(product, centred.sum(axis=0), jnp.sum(along**2, axis=0), num_points)
         return sums, {"reconstruction_error": error}
 

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from fedjx.core.execution.process import Algorithm
 from fedjx.core.language.checks import check_choice, check_number
 from fedjx.core.language.names import PyTree
-from fedjx.models.model import Batch, Model, batch_loss
+from fedjx.core.language.trees import map_keeping
+from fedjx.models.model import Batch, Model, batch_loss, map_loss
 from fedjx.training.method import ServerState, averaging
 from fedjx.training.round import TrainingArguments, compose
 from fedjx.training.surrogate import with_gradient
@@ -73,8 +74,8 @@ def meta_model(model: Model, *, learning_rate: float, variant: Variant, differen
             meta = _moved(meta, -learning_rate, product)
         elif variant == "hessian_free":
             ahead, behind = (gradient(2, _moved(params, d, meta)) for d in (difference, -difference))
-            meta = jax.tree.map(lambda g, a, b: g - learning_rate * (a - b) / (2 * difference), meta, ahead, behind)
-        return with_gradient(model.loss(personal, batch, key), params, meta)
+            meta = map_keeping(lambda g, a, b: g - learning_rate * (a - b) / (2 * difference), meta, ahead, behind)
+        return map_loss(lambda loss, count: with_gradient(loss, params, meta, count), model.loss(personal, batch, key))
 
     return model._replace(loss=loss)
 

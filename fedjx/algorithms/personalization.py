@@ -12,15 +12,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjx.algorithms.evaluation import summary
-from fedjx.core.execution.computation import Computation, federated_computation
+from fedjx.algorithms.evaluation import evaluated, summary
+from fedjx.core.execution.computation import Computation
 from fedjx.core.language.names import Metrics, PyTree
 from fedjx.core.language.operators import federated_broadcast, federated_keys, federated_mean, federated_sum
 from fedjx.core.language.placed import FederatedValue, federated_map
 from fedjx.core.language.streams import AtClients
 from fedjx.core.language.values import Clients, Sequence
 from fedjx.models.model import Model
-from fedjx.training.client import LocalAmount, check_amount, local_evaluate, local_train
+from fedjx.training.client import LocalAmount, check_amount, local_train
+from fedjx.training.meeting import data_hooks
 from fedjx.training.splits import Split, alternate_split
 
 Strategy = Callable[[PyTree, Sequence, jax.Array], PyTree]
@@ -95,14 +96,13 @@ def personalization_evaluation(
         tried = {"baseline": baseline, **strategies}
         return {name: scores(model, tried[name](params, train, key_strategy), test) for name in tried}
 
-    @federated_computation
     def evaluation(
         params: FederatedValue, data: FederatedValue, key: FederatedValue
     ) -> tuple[FederatedValue, FederatedValue]:
         metrics = federated_map(client_evaluation, federated_broadcast(params), data, federated_keys(key))
         return _means(metrics), metrics
 
-    return evaluation
+    return Computation(evaluation, hooks=data_hooks(model.input_spec))
 
 
 def personal_evaluation(
@@ -122,19 +122,18 @@ def personal_evaluation(
     def client_evaluation(params: PyTree, data: Sequence, own: PyTree) -> Scores:
         return {"personal": scores(model, combine(params, own), data)}
 
-    @federated_computation
     def evaluation(
         params: FederatedValue, data: FederatedValue, states: FederatedValue
     ) -> tuple[FederatedValue, FederatedValue]:
         metrics = federated_map(client_evaluation, federated_broadcast(params), data, states)
         return _means(metrics), metrics
 
-    return evaluation
+    return Computation(evaluation, hooks=data_hooks(model.input_spec))
 
 
 def scores(model: Model, params: PyTree, data: Sequence) -> dict[str, jax.Array]:
     """Evaluates parameters on one client's data: metrics by name and ``num_examples``, float32 ``[]``."""
-    return jax.tree.map(lambda x: x.astype(jnp.float32), summary(local_evaluate(model, params, data)))
+    return jax.tree.map(lambda x: x.astype(jnp.float32), summary(evaluated(model, params, data)))
 
 
 def _means(metrics: FederatedValue) -> FederatedValue:

@@ -27,10 +27,11 @@ from fedjx.aggregation.weights import uniform
 from fedjx.core.execution.process import Algorithm
 from fedjx.core.language.checks import check_number
 from fedjx.core.language.names import Metrics, PyTree
+from fedjx.core.language.trees import squared_norm
 from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model, Ratio, finalize_metrics
 from fedjx.training.batch_stats import no_batch_stats
-from fedjx.training.client import ClientUpdate, Local, drop_non_finite, local_evaluate
+from fedjx.training.client import ClientUpdate, Local, drop_non_finite, has_examples, local_evaluate
 from fedjx.training.method import Method, ServerState, scale_delta
 from fedjx.training.round import TrainingArguments, compose
 
@@ -66,8 +67,9 @@ def q_fed_avg(
 
     def client_update(params: PyTree, data: Sequence, key: jax.Array, *, local: Local) -> ClientUpdate:
         trained = local.train(model, params, data, key, optimizer=local.optimizer)
-        # A loss of 0 has no negative power.
-        loss = finalize_metrics(local_evaluate(model, params, data))["loss"] + 1e-10
+        # A loss of 0 has no negative power; who has no example has no loss, and weighs nothing.
+        found = finalize_metrics(local_evaluate(model, params, data))["loss"]
+        loss = jnp.where(has_examples(data), found, 0) + 1e-10
         weight, delta = local.weight(trained.num_examples), jax.tree.map(jnp.subtract, params, trained.params)
         slope = q * lipschitz**2 * loss ** (q - 1)
         metrics = {"fairness": Ratio(weight * loss**q, weight), "slope": Ratio(weight * slope, weight)}
@@ -75,14 +77,13 @@ def q_fed_avg(
         return drop_non_finite(ClientUpdate(delta, weight * loss**q, metrics))
 
     def bounded_metrics(update: ClientUpdate) -> Metrics:
-        squared_norm = optax.tree.norm(update.delta, squared=True)
         of_all = {name: update.metrics[name] for name in ("fairness", "slope")}
         fairness, slope = jax.tree.map(lambda x: jnp.where(update.weight > 0, x, 0), of_all).values()
-        h = slope.numerator * squared_norm + lipschitz * fairness.numerator
+        h = slope.numerator * squared_norm(update.delta) + lipschitz * fairness.numerator
         return {"fairness": fairness, "curvature": Ratio(h, fairness.denominator)}
 
     def factor(delta: PyTree, metrics: Metrics) -> jax.Array:
-        h = metrics["slope"] * optax.tree.norm(delta, squared=True) + lipschitz * metrics["fairness"]
+        h = metrics["slope"] * squared_norm(delta) + lipschitz * metrics["fairness"]
         h = metrics.get("curvature", h)
         part = lipschitz * metrics["fairness"] / jnp.where(h == 0, 1, h)
         return jnp.clip(jnp.nan_to_num(part), 0, 1)  # as it is by itself, unless a client lies
@@ -92,5 +93,6 @@ def q_fed_avg(
 
     arguments.setdefault("client_weight", uniform)
     of_each = getattr(arguments.get("aggregator") or mean(), "bounded", None) is not None
-    method = Method(model.init, client_update, server, bounded_metrics=bounded_metrics if of_each else None)
+    method = Method(model.init, client_update, server, input_spec=model.input_spec)
+    method = method._replace(bounded_metrics=bounded_metrics) if of_each else method
     return compose(method, **arguments)

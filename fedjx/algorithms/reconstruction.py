@@ -68,7 +68,7 @@ def reconstruction(
         own = partition(reconstruct(params, support, key_local), is_local).local
         return local.report(params, local.train(with_fixed(model, own), params, query, key, optimizer=local.optimizer))
 
-    return compose(Method(first_parts(model, is_local)[0], client_update), **arguments)
+    return compose(Method(first_parts(model, is_local)[0], client_update, input_spec=model.input_spec), **arguments)
 
 
 def reconstructing(

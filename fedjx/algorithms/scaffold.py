@@ -15,6 +15,7 @@ from fedjx.aggregation.weights import uniform
 from fedjx.core.execution.process import StatefulAlgorithm
 from fedjx.core.language.checks import check_choice, check_integer
 from fedjx.core.language.names import PyTree
+from fedjx.core.language.trees import cast_like, map_keeping
 from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model
 from fedjx.training.batch_stats import no_batch_stats
@@ -61,7 +62,11 @@ def scaffold(
         params, control = sent
         corrected = optax.chain(averaged(), shift(optax.tree.sub(control, own)), local.optimizer)
         trained = local.train(model, params, data, key, optimizer=corrected)
-        new = trained.optimizer[0].mean if option == "II" else local_gradient(model, params, data, key).gradient
+        new = (
+            cast_like(own, trained.optimizer[0].mean)
+            if option == "II"
+            else local_gradient(model, params, data, key).gradient
+        )
         return local.report((params, own), trained._replace(params=(trained.params, new))), new
 
     method = Method(
@@ -71,6 +76,7 @@ def scaffold(
         init_client=lambda state: optax.tree.zeros_like(state.params),
         sent=lambda state: (state.params, state.optimizer.control),
         delta=lambda params: (params, params),
+        input_spec=model.input_spec,
     )
     arguments.setdefault("client_weight", uniform)
     return compose(method, **arguments)
@@ -96,7 +102,7 @@ def controlled(
         updates: PyTree, state: PyTree, params: PyTree = None, metrics: PyTree = None, **extra: PyTree
     ) -> tuple[PyTree, Controlled]:
         share = metrics["num_clients"] / num_clients
-        control = jax.tree.map(lambda c, d: c - (share * d).astype(c.dtype), state.control, updates[1])
+        control = map_keeping(lambda c, d: c - share * d, state.control, updates[1])
         steps, inner_state = inner.update(updates[0], state.inner, params, metrics=metrics, **extra)
         return steps, Controlled(control, inner_state)
 

@@ -17,11 +17,12 @@ import optax
 from fedjx.aggregation.total import total
 from fedjx.aggregation.weights import uniform
 from fedjx.core.execution.process import Algorithm
-from fedjx.core.language.names import PyTree
+from fedjx.core.language.names import DType, PyTree
 from fedjx.core.language.sequence import sequence_reduce
+from fedjx.core.language.trees import number_dtype
 from fedjx.core.language.values import MASK, Batches, Sequence
 from fedjx.models.flax_models import feature_x
-from fedjx.models.model import Batch, Ratio, sum_metrics
+from fedjx.models.model import Batch, MetricSums, sum_metrics
 from fedjx.training.client import ClientUpdate, as_batches, drop_non_finite
 from fedjx.training.method import Method, ServerState
 from fedjx.training.round import RoundArguments, compose
@@ -48,7 +49,8 @@ def sufficient_statistics(
         count what is masked 0 times (its x is 0); metrics are per example ``[B]``, by name.
       estimate: ``(params, totals) -> params``.
       init: ``(key) -> params``, the first ones.
-      inputs: Selects an example's point ``[B, ...]`` from a batch; it is cast to float32 and flattened.
+      inputs: Selects an example's point ``[B, ...]`` from a batch; it is flattened, and cast to
+        float32, or to float64 if the parameters are so.
       **arguments: As for `fed_avg`: how the round is run. The aggregator is that of the totals, in which a client with
         examples has weight 1; their `total` if not given. An estimate that does not depend on the scale of the totals
         may as well have the `mean`.
@@ -63,8 +65,8 @@ def sufficient_statistics(
     def client_update(params: PyTree, data: Sequence, key: jax.Array) -> ClientUpdate:
         del key
 
-        def of_batch(batch: Batch) -> tuple[PyTree, dict[str, Ratio]]:
-            x, mask = points(inputs(batch), batch[MASK]), batch[MASK]
+        def of_batch(batch: Batch) -> tuple[PyTree, dict[str, MetricSums]]:
+            x, mask = points(inputs(batch), batch[MASK], number_dtype(params)), batch[MASK]
             totals, values = statistics(params, x, mask)
             return totals, sum_metrics(values, mask)
 
@@ -85,7 +87,7 @@ def sufficient_statistics(
     return compose(Method(init, client_update, server), **arguments)
 
 
-def points(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """Returns the inputs of a batch as float32 ``[B, d]``, 0 where they are padding."""
-    x = jnp.asarray(x, jnp.float32)
+def points(x: jax.Array, mask: jax.Array, dtype: DType) -> jax.Array:
+    """Returns the inputs of a batch as floats ``[B, d]``, 0 where they are padding."""
+    x = jnp.asarray(x, dtype)
     return jnp.where(mask[:, None], x.reshape(len(x), -1), 0)

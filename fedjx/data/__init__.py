@@ -33,6 +33,7 @@ from fedjx.data.poison import flip_labels, only_clients, pixel_trigger, relabel
 from fedjx.data.preprocess import Preprocessed, Step, preprocess
 from fedjx.data.python_source import python_modules, python_source
 from fedjx.data.sampling import Sampler, check_description, poisson_sampler, uniform_sampler
+from fedjx.data.sampling_choice import ToldSampler, power_of_choice
 from fedjx.data.sampling_reports import exponential_times, over_select
 from fedjx.data.sampling_schedules import Diurnal, availability_sampler, cyclic_sampler, fixed_sampler
 from fedjx.data.sampling_weighted import size_weighted_sampler, weighted_sampler
@@ -63,6 +64,7 @@ __all__ = [
     "Step",
     "Store",
     "StoreWriter",
+    "ToldSampler",
     "add_noise",
     "availability_sampler",
     "central",
@@ -98,6 +100,7 @@ __all__ = [
     "plot_sizes",
     "poisson_sampler",
     "power_law_sizes",
+    "power_of_choice",
     "preprocess",
     "python_modules",
     "python_source",

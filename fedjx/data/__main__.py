@@ -19,12 +19,14 @@ import numpy as np
 from fedjx.data import importers, partitions, published
 from fedjx.data.arguments import add_arguments, called, first_line
 from fedjx.data.federated_data import checked_examples
+from fedjx.data.importers.idx import images_beside_labels
 from fedjx.data.source import Client, Source, write_store
 from fedjx.data.store import Store
 
 IMPORTERS = (
     importers.arrow_ipc,
     importers.dataset_grouper,
+    importers.emnist_writers,
     importers.fedjax_sqlite,
     importers.leaf,
     importers.parquet,
@@ -50,6 +52,7 @@ PARTITIONS = (
 # Parameters of partitions that are columns of the examples.
 _COLUMNS = ("coarse", "fine", "keys", "labels", "values")
 _MAX_SHOWN = 10
+_SOURCE = "a store, an .npz file of columns, an IDX file of images with their labels beside it, or EMNIST's .mat"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,7 +90,7 @@ def import_(function: Callable[..., Source], output: str, **options: Any) -> str
 
 
 def partition(function: Callable[..., list[np.ndarray]], source: str, output: str, **options: Any) -> str:
-    """Writes all examples of a store, or of an `.npz` file, into another store, of new clients, and shows it.
+    """Writes all examples of a store or a file into another store, of new clients, and shows it.
 
     The examples are held in memory.
     """
@@ -131,7 +134,7 @@ def _add_group(commands: Any, name: str, text: str, functions: Sequence[Callable
         kind = function.__name__.removesuffix("_partition")
         command = choices.add_parser(kind, help=first_line(function), description=first_line(function))
         if run is partition:
-            command.add_argument("source", metavar="SOURCE", help="a store, or an .npz file of columns")
+            command.add_argument("source", metavar="SOURCE", help=_SOURCE)
             for parameter in sorted(set(signature(function).parameters) & set(_COLUMNS)):
                 command.add_argument(f"--{parameter}", required=True, metavar="FEATURE", help="a feature of the source")
         if run is open_:
@@ -143,7 +146,7 @@ def _add_group(commands: Any, name: str, text: str, functions: Sequence[Callable
 
 
 def _central(path: str) -> tuple[Mapping[str, np.ndarray], Any]:
-    """Reads all examples of a store or an `.npz` file, and says where they come from."""
+    """Reads all examples of a store or a file, and says where they come from."""
     if path.endswith(".npz"):
         try:
             with open(path, "rb") as file, np.load(file) as columns:
@@ -152,6 +155,8 @@ def _central(path: str) -> tuple[Mapping[str, np.ndarray], Any]:
             return examples, {"file": os.path.basename(path)}
         except (zipfile.BadZipFile, EOFError) as error:
             raise ValueError(f"an .npz file needs to be whole; got {path}, {error}. Write it again.") from error
+    if os.path.isfile(path):
+        return images_beside_labels(path), {"file": os.path.basename(path)}
     store = Store(path)
     return store.load().examples, store.provenance
 

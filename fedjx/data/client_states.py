@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 
 from fedjx.core.language.checks import check_integer
 from fedjx.core.language.names import PyTree
+from fedjx.core.language.narrow import narrowed
 from fedjx.core.language.shares import Share
 from fedjx.core.language.values import Clients
 from fedjx.data.federated_data import places_of
@@ -389,4 +390,5 @@ class StateCohort:
         if share.positions is not None:
             raise ValueError("client states are written by one process; got several. Run on the devices of one.")
         states = self.states.take(np.maximum(ids, 0))  # of nobody, -1, the first client's as padding
+        states = jax.tree.map(lambda x: narrowed(x, "a client's state"), states)
         return Clients(states, mask, np.where(mask, ids, -1).astype(np.int32))

@@ -13,9 +13,11 @@ from numpy.typing import ArrayLike
 from fedjx.core.execution.chunks import arranged
 from fedjx.core.execution.hosts import device_memory
 from fedjx.core.language.checks import check_choice, check_integer
+from fedjx.core.language.narrow import narrowed
 from fedjx.core.language.shares import Share
 from fedjx.core.language.streams import ids_or_nobody
 from fedjx.core.language.values import Batches, Clients, Sequence
+from fedjx.data.buckets import bucket, chunk_steps, part_rows
 from fedjx.data.federated_data import ClientData, FederatedData, cached
 
 _ALIGNMENT = 64  # bytes; of rows too, so that each device's part begins so
@@ -79,7 +81,8 @@ class Cohort:
         if np.size(self.ids):
             self.data.places(self.ids)  # Raises where one is no client of the data.
         object.__setattr__(self, "ids", np.array(self.ids, np.int64))
-        check_integer("[1, inf)", batch_size=self.batch_size)
+        advice = "For all of a client's examples in one batch pass data.largest."
+        check_integer("[1, inf)", advice, batch_size=self.batch_size)
         if self.lanes != "auto":
             check_integer("[1, inf)", lanes=self.lanes)
         check_choice(("resident", "streamed", "auto"), placement=self.placement)
@@ -96,7 +99,8 @@ class Cohort:
 
         Args:
           num_steps: Capacity S of the clients' sequences; by default the longest client's number of
-            batches, rounded up to 1, 2, 3, 4, 6, 8, 12, 16, 24, ... so that few shapes are compiled.
+            batches, rounded up to 1, 2, 3, 4, 6, 8, 12, 16, 24, ... so that few shapes are compiled. For data that
+            change between rounds give a number, and nothing is compiled again.
           num_places: Pads the clients axis to this number with copies of the first client (a real
             client, so that nothing computed on padding is non-finite), with id -1 and mask False.
 
@@ -117,7 +121,7 @@ class Cohort:
         members = ids_or_nobody(self)
         sizes = self._batches_of(members)
         longest = int(sizes.max())
-        num_steps = _bucket(longest) if num_steps is None else num_steps
+        num_steps = bucket(longest) if num_steps is None else num_steps
         num_places = len(members) if num_places is None else num_places
         if num_steps < longest:
             raise ValueError(
@@ -138,7 +142,7 @@ class Cohort:
     def members(self, ids: np.ndarray, mask: np.ndarray, share: Share = Share()) -> Clients:
         """Plans this process's share of a chunk of the named clients; where the mask is False it is padding."""
         longest, most = self._batches_of(ids).max(), _num_batches(self.data.largest, self.batch_size)
-        return self._planned(ids, mask, share, _capacity(int(longest), int(most), least=64))
+        return self._planned(ids, mask, share, chunk_steps(int(longest), int(most)))
 
     def __iter__(self) -> Iterator[Clients]:
         lanes = 1 if self.lanes == "auto" else self.lanes
@@ -204,23 +208,6 @@ def _num_batches(sizes, batch_size: int):
     return -(-sizes // batch_size)
 
 
-def _bucket(num_steps: int) -> int:
-    """Rounds up to a power of two or three times one: two shapes per doubling, at most 1.5 times as long."""
-    power = 1 << (num_steps - 1).bit_length()
-    three_quarters = 3 * power // 4
-    return three_quarters if power >= 4 and num_steps <= three_quarters else power
-
-
-def _capacity(needed: int, most: int, *, least: int) -> int:
-    """Returns the size to plan for: the most there can be, or that divided by 4, 16, ... where it is far too large.
-
-    Whoever is in a cohort, there are few sizes, and so few programs.
-    """
-    while most > max(4 * needed, least):
-        most = -(-most // 4)
-    return most
-
-
 def _parts(data: ClientData, ids: np.ndarray, share: Share) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Copies the clients' examples, one part of equal length for each device, one after the other.
 
@@ -238,14 +225,24 @@ def _parts(data: ClientData, ids: np.ndarray, share: Share) -> tuple[dict[str, n
     ends = np.where(new, sizes, 0).cumsum(axis=1)  # [D, C], the end of each client's rows in its device's part
     # [D, C], their beginning; who repeats a predecessor has that one's, the largest so far
     first = np.maximum.accumulate(np.where(new, ends - sizes, 0), axis=1)
-    capacity = _capacity(int(ends[:, -1].max()), data.largest * ids.shape[1], least=1)
-    capacity += -capacity % _ALIGNMENT
+    row_bytes = data.num_bytes // data.num_examples
+    num_rows = part_rows(int(ends[:, -1].max()), bucket(data.largest) * ids.shape[1], row_bytes)
+    num_rows += -num_rows % _ALIGNMENT
     ids, new, ends, first = (share.of(x) for x in (ids, new, ends, first))
-    pool = {name: _zeros((len(ids) * capacity, *feature.shape), feature.dtype) for name, feature in data.schema.items()}
+    pool = {name: _zeros((len(ids) * num_rows, *feature.shape), feature.dtype) for name, feature in data.schema.items()}
     for device, length in enumerate(ends[:, -1]):
-        part = slice(device * capacity, device * capacity + length)
+        part = slice(device * num_rows, device * num_rows + length)
         data.read(ids[device][new[device]], out={name: column[part] for name, column in pool.items()})
-    return pool, first.reshape(-1)
+    return {name: _aligned(narrowed(column, f"feature '{name}'")) for name, column in pool.items()}, first.reshape(-1)
+
+
+def _aligned(column: np.ndarray) -> np.ndarray:
+    """Returns a column as it is where it begins as `_zeros`, or a copy that begins so."""
+    if column.ctypes.data % _ALIGNMENT == 0:
+        return column
+    copy = _zeros(column.shape, column.dtype)
+    copy[...] = column
+    return copy
 
 
 def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -9,12 +9,13 @@ from collections.abc import Sequence as PySequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fedjx.core.language.narrow import is_numeric
 from fedjx.core.language.types import ArrayType
 from fedjx.core.language.values import MASK
+from fedjx.data.pool import pool_of
 from fedjx.data.random_words import digest
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class ClientData(Protocol):
       sizes: Number of examples of each client, in the order of `ids`; indexed with int64 ``[...]`` it gives
         int64 ``[...]``.
       offsets: Where each client begins in `pool`; indexed likewise.
-      pool: All examples on the device, each feature ``[N, ...]``.
+      pool: All examples on the device, each feature ``[M, ...]``, where rows past N are of no meaning.
     """
 
     @property
@@ -258,17 +259,13 @@ class FederatedData:
 
     @cached
     def pool(self) -> dict[str, jax.Array]:
-        """The examples on the device, each feature ``[N, ...]``; a copy, placed at first use, once.
+        """The examples on the device; a copy, placed at first use, once.
 
-        Columns of 64 bits become 32 bits wide, unless jax_enable_x64 is on.
+        Each feature is ``[M, ...]``: the N examples, then rows of zeros, which nobody reads, so that data sets of about
+        one size have one shape (`fedjx.data.buckets`). Columns of 64 bits become 32 bits wide, unless jax_enable_x64 is
+        on; what would change by that is refused.
         """
-        if self.num_examples > np.iinfo(np.int32).max:
-            raise ValueError(
-                f"a pool is indexed with int32; got num_examples={self.num_examples}. Split the data set by clients."
-            )
-        # At first use a round may be being traced; the pool must outlive that trace.
-        with jax.ensure_compile_time_eval():
-            return {name: _placed(name, column) for name, column in self.examples.items()}
+        return pool_of(self.examples)
 
     def __repr__(self) -> str:
         return (
@@ -329,18 +326,6 @@ def notation(schema: Mapping[str, ArrayType]) -> str:
     return "<" + ",".join(f"{n}={schema[n].dtype}{shapes[n].replace('[]', '')}" for n in sorted(shapes)) + ">"
 
 
-def _placed(name: str, column: np.ndarray) -> jax.Array:
-    """Copies a column to the device."""
-    # On CPU a placed array may alias the host's; jnp.array(copy=True) does not promise a copy before it returns.
-    placed = jnp.asarray(np.array(column))
-    if column.dtype.kind in "iu" and placed.dtype != column.dtype and (column.astype(placed.dtype) != column).any():
-        raise ValueError(
-            f"a column of 64-bit integers needs to fit in 32 bits on the device; got '{name}' with values from "
-            f"{column.min()} to {column.max()}. Renumber it, or enable jax_enable_x64."
-        )
-    return placed
-
-
 def named_columns(client: Mapping[str, ArrayLike], k: Any) -> dict[str, np.ndarray]:
     """Returns one client's features as arrays."""
     if not isinstance(client, Mapping):
@@ -364,7 +349,7 @@ def checked_examples(examples: Mapping[str, np.ndarray], owner: str = "") -> int
     if MASK in examples:
         raise ValueError(f"'{MASK}' names the padding of a batch; got it as a feature{owner}. Rename the feature.")
     for name, column in examples.items():
-        if not (jnp.issubdtype(column.dtype, np.number) or column.dtype == bool):
+        if not is_numeric(column.dtype):
             raise TypeError(
                 f"features{owner} need to be numeric; got '{name}' of dtype {column.dtype}. Leave it out, or encode it "
                 "first, text with fedjx.data.tokenize."

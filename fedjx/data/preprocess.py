@@ -167,7 +167,7 @@ class Preprocessed:
 
     @cached
     def pool(self) -> Mapping[str, jax.Array]:
-        """The examples on the device, each feature ``[N, ...]``; loaded at first use, once."""
+        """The examples on the device, as `FederatedData.pool`; loaded at first use, once."""
         return self.load().pool
 
     def as_source(self) -> Source:

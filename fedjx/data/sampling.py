@@ -9,7 +9,7 @@ for a privacy accountant. Clients are the numbers ``0 .. num_clients - 1``; to s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -47,7 +47,14 @@ class Sampler(NamedTuple):
         return self.draw(round)
 
 
-def check_description(saved: Mapping[str, Any], sampler: Sampler) -> None:
+class Described(Protocol):
+    """A sampler of any kind, which says what makes two of them the same."""
+
+    @property
+    def description(self) -> dict[str, Any]: ...  # noqa: D102
+
+
+def check_description(saved: Mapping[str, Any], sampler: Described) -> None:
     """Refuses to go on with another sampler than a run began with.
 
     Args:

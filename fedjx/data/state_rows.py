@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjx.core.language.names import PyTree
+from fedjx.core.language.narrow import is_numeric
 from fedjx.core.language.types import ArrayType
 from fedjx.data.columns import Column, header
 from fedjx.data.federated_data import notation
@@ -207,7 +208,7 @@ def _array(name: str, value: Any) -> np.ndarray:
         array = np.zeros(value.shape, value.dtype)
     else:
         array = np.asarray(value if dtype is not None else jnp.asarray(value))
-    if not (jnp.issubdtype(array.dtype, np.number) or array.dtype == bool):
+    if not is_numeric(array.dtype):
         raise TypeError(f"a state is numeric; got '{name}' of dtype {array.dtype}. Encode it first.")
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 

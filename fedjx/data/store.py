@@ -127,7 +127,7 @@ class Store:
 
     @cached
     def pool(self) -> Mapping[str, jax.Array]:
-        """The examples on the device, each feature ``[N, ...]``; loaded at first use, once."""
+        """The examples on the device, as `FederatedData.pool`; loaded at first use, once."""
         return self.load().pool
 
     def load(self) -> FederatedData:

@@ -159,7 +159,7 @@ def tokenize(
     return Step("tokenize", function, {**parameters, "dtype": np.dtype(dtype).name}, _same)
 
 
-def split_examples(data: ClientData, *, fractions: Mapping[str, float], seed: int) -> dict[str, Preprocessed]:
+def split_examples(data: ClientData, *, fractions: Mapping[str, float], seed: int | None) -> dict[str, Preprocessed]:
     """Splits within clients: every example of a client is in exactly one part.
 
     Of n examples, the part that ends at the cumulated fraction f ends at the rounded f n, in an order that
@@ -169,15 +169,19 @@ def split_examples(data: ClientData, *, fractions: Mapping[str, float], seed: in
     Args:
       data: Client data in memory or on disk; nothing is copied.
       fractions: The parts' shares by name, which add to 1, such as ``{"train": 0.8, "test": 0.2}``.
-      seed: Of the order.
+      seed: Of the order; None for the order in which a client has them, as of time or of a text: the first part is then
+        of its first examples, the last of its last.
 
     >>> from fedjx.data import FederatedData, preprocess
     >>> data = FederatedData({"x": np.arange(7)}, np.array([0, 5, 7]))
     >>> parts = split_examples(data, fractions={"train": 0.6, "test": 0.4}, seed=0)
     >>> parts["train"].sizes, parts["test"].sizes
     (array([3, 1]), array([2, 1]))
+    >>> split_examples(data, fractions={"past": 0.6, "future": 0.4}, seed=None)["past"].client(0)
+    {'x': array([0, 1, 2])}
     """
-    check_integer("[0, 2^63)", seed=seed)
+    if seed is not None:
+        check_integer("[0, 2^63)", seed=seed)
     bounds = _bounds(fractions)
 
     def part(name: str, start: float, end: float) -> Step:
@@ -186,7 +190,8 @@ def split_examples(data: ClientData, *, fractions: Mapping[str, float], seed: in
 
         def function(columns: Columns, client_id: ClientId) -> Columns:
             size = num_rows(columns)
-            rows = np.sort(_shuffled(seed, client_id, size)[slice(*ends(size))])
+            order = np.arange(size) if seed is None else _shuffled(seed, client_id, size)
+            rows = np.sort(order[slice(*ends(size))])
             return {name: column[rows] for name, column in columns.items()}
 
         parameters = {"part": name, "fractions": dict(fractions), "seed": seed}

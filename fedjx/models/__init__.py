@@ -1,34 +1,46 @@
-"""Models: pure functions of parameters and one batch, and adapters from Flax."""
+"""Models: pure functions of parameters and one batch, adapters from Flax, losses and metrics."""
 
+from fedjx.models import losses, metrics
 from fedjx.models.factorization import matrix_factorization
 from fedjx.models.flax_models import from_flax
+from fedjx.models.inputs import Feature
+from fedjx.models.losses import Loss
 from fedjx.models.model import (
     LossSums,
     LossWithStats,
     Model,
     Ratio,
+    Sums,
     Variables,
     batch_loss,
     finalize_metrics,
+    map_loss,
     mean_loss,
     sum_metrics,
     with_batch_stats,
 )
-from fedjx.models.networks import cnn, linear, mlp
+from fedjx.models.networks import cnn, linear, lstm, mlp
 
 __all__ = [
+    "Feature",
+    "Loss",
     "LossSums",
     "LossWithStats",
     "Model",
     "Ratio",
+    "Sums",
     "Variables",
     "batch_loss",
     "cnn",
     "finalize_metrics",
     "from_flax",
     "linear",
+    "losses",
+    "lstm",
+    "map_loss",
     "matrix_factorization",
     "mean_loss",
+    "metrics",
     "mlp",
     "sum_metrics",
     "with_batch_stats",

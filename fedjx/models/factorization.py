@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from fedjx.models.inputs import Feature, check_batch
 from fedjx.models.model import Batch, Model
 
 
@@ -35,9 +37,18 @@ def matrix_factorization(num_items: int, *, num_factors: int, scale: float | Non
             "user": deviation * jax.random.normal(key_user, (num_factors,)),
         }
 
+    spec = {
+        "x": Feature((), np.integer, 0, num_items - 1, advice="Number the items from 0, or give the model more."),
+        "y": Feature(()),
+    }
+
+    def rating(params: dict[str, jax.Array], batch: Batch) -> jax.Array:
+        return jnp.take(params["items"], batch["x"], axis=0, mode="clip") @ params["user"]
+
     def error(params: dict[str, jax.Array], batch: Batch) -> jax.Array:
-        items = jnp.take(params["items"], batch["x"], axis=0, mode="clip")
-        return items @ params["user"] - batch["y"].astype(items.dtype)
+        check_batch(spec, batch)
+        found = rating(params, batch)
+        return found - batch["y"].astype(found.dtype)
 
     def loss(params: dict[str, jax.Array], batch: Batch, key: jax.Array) -> jax.Array:
         del key
@@ -47,4 +58,4 @@ def matrix_factorization(num_items: int, *, num_factors: int, scale: float | Non
         wrong = error(params, batch)
         return {"loss": wrong**2, "accuracy": jnp.abs(wrong) <= 0.5}
 
-    return Model(init, loss, metrics)
+    return Model(init, loss, metrics, rating, lambda schema: spec)

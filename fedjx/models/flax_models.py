@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 
 from fedjx.core.language.names import DType, PyTree
+from fedjx.core.language.types import ArrayType
 from fedjx.core.language.values import MASK
-from fedjx.models.model import Batch, LossWithStats, Model, PerExample, Variables
+from fedjx.models.inputs import AnySpec, InputSpec, check_batch
+from fedjx.models.losses import Loss, cross_entropy
+from fedjx.models.model import Batch, LossWithStats, Metric, Model, PerExample, Variables
 
 # What an adapter gives: ``init(key) -> params`` and ``apply(params, x, key, mask) -> (outputs, batch_stats)``, in
 # training mode with a key and in evaluation mode with None. The statistics are None if they do not change.
@@ -25,17 +27,10 @@ Apply = Callable[[PyTree, PyTree, jax.Array | None, jax.Array | None], tuple[PyT
 
 def feature_x(batch: Batch) -> jax.Array:
     """Selects the feature ``"x"`` of a batch, as it is."""
+    if "x" not in batch:
+        got = sorted(batch.keys() - {MASK})
+        raise ValueError(f"the model takes the feature 'x'; got {got}. Rename one, or say from_flax(inputs=...).")
     return batch["x"]
-
-
-def cross_entropy(logits: jax.Array, batch: Batch) -> jax.Array:
-    """Computes the softmax cross entropy ``[B]`` of logits ``[B, K]`` with integer labels ``batch["y"]``."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
-
-
-def accuracy(logits: jax.Array, batch: Batch) -> jax.Array:
-    """Tells per example, bool ``[B]``, whether the largest of the logits ``[B, K]`` is at ``batch["y"]``."""
-    return jnp.argmax(logits, axis=-1) == batch["y"]
 
 
 def from_flax(
@@ -44,7 +39,8 @@ def from_flax(
     sample_input: PyTree = None,
     inputs: Callable[[Batch], PyTree] = feature_x,
     loss: Callable[[PyTree, Batch], PerExample] = cross_entropy,
-    metrics: Mapping[str, Callable[[PyTree, Batch], PerExample]] = MappingProxyType({"accuracy": accuracy}),
+    metrics: Mapping[str, Callable[[PyTree, Batch], Metric]] | None = None,
+    input_spec: AnySpec | None = None,
     compute_dtype: DType = None,
     frozen_batch_stats: PyTree = None,
 ) -> Model:
@@ -65,9 +61,12 @@ def from_flax(
       sample_input: For Linen: what `inputs` returns for some batch, ``[B, ...]``, or its
         ``jax.ShapeDtypeStruct``. Only shape and dtype matter.
       inputs: Selects, casts and scales the module's argument, inside the jitted step.
-      loss: ``(outputs, batch) -> [B]``.
-      metrics: By name, ``(outputs, batch) -> [B]`` or ``Ratio([B], [B])``. The metric
-        ``"loss"`` is always added.
+      loss: ``(outputs, batch) -> [B]`` or ``Ratio([B], [B])``: one of `fedjx.models.losses`, or a function of yours.
+      metrics: By name, ``(outputs, batch) -> [B]``, ``Ratio([B], [B])`` or `Sums` of ``[B, ...]``, as in
+        `fedjx.models.metrics`; those that fit the loss if not given, and none if it is a function of yours. The
+        metric ``"loss"`` is always added.
+      input_spec: As `Model.input_spec`. If it is not given, the labels are those that go with the loss and the outputs,
+        and the rest is whatever the module can be applied to.
       compute_dtype: The floating dtype of the module's arithmetic, such as ``jnp.bfloat16``; that of its
         parameters if not given. Parameters, their gradients and updates, and what is computed
         from the outputs (losses, metrics, their sums) stay in float32; matrix products
@@ -85,6 +84,8 @@ def from_flax(
     >>> jax.tree.map(jnp.shape, model.init(jax.random.key(0)))
     {'bias': (3,), 'kernel': (5, 3)}
     """
+    if metrics is None:
+        metrics = loss.metrics if isinstance(loss, Loss) else {}
     if "loss" in metrics:
         raise ValueError(f"the metric 'loss' is the model's loss; got {sorted(metrics)=}. Use another name.")
     frozen = frozen_batch_stats
@@ -92,16 +93,48 @@ def from_flax(
     if compute_dtype is not None:
         apply = _computing_in(compute_dtype, apply)
 
+    def outputs_of(params: PyTree, batch: Batch, key: jax.Array | None = None) -> tuple[PyTree, PyTree]:
+        if isinstance(input_spec, Mapping):
+            check_batch({name: feature for name, feature in input_spec.items() if name in batch}, batch)
+        return apply(params, inputs(batch), key, batch.get(MASK))
+
     def example_losses(params: PyTree, batch: Batch, key: jax.Array) -> PerExample | LossWithStats:
-        outputs, batch_stats = apply(params, inputs(batch), key, batch.get(MASK))
+        outputs, batch_stats = outputs_of(params, batch, key)
         values = loss(outputs, batch)
         return values if batch_stats is None else LossWithStats(values, batch_stats)
 
-    def example_metrics(params: PyTree, batch: Batch) -> dict[str, PerExample]:
-        outputs, _ = apply(params, inputs(batch), None, batch.get(MASK))
+    def example_metrics(params: PyTree, batch: Batch) -> dict[str, Metric]:
+        outputs, _ = outputs_of(params, batch)
         return {name: fn(outputs, batch) for name, fn in {"loss": loss, **metrics}.items()}
 
-    return Model(init, example_losses, example_metrics)
+    def apply_alone(params: PyTree, batch: Batch) -> PyTree:
+        return outputs_of(params, batch)[0]
+
+    spec = functools.partial(_derived_spec, init, apply_alone, loss)
+    if input_spec is not None:
+        given = input_spec  # a function, so that a model can be hashed
+        spec = given if callable(given) else lambda schema: given
+    return Model(init, example_losses, example_metrics, apply_alone, spec)
+
+
+def _derived_spec(
+    init: Init, apply: Callable[[PyTree, Batch], PyTree], loss: object, schema: Mapping[str, ArrayType]
+) -> InputSpec:
+    """Finds the labels that go with a loss and with the outputs for examples of some types."""
+    if not isinstance(loss, Loss):
+        return {}
+    batch = {
+        name: jax.ShapeDtypeStruct((1, *x.shape), jax.dtypes.canonicalize_dtype(x.dtype)) for name, x in schema.items()
+    }
+    try:
+        outputs = jax.eval_shape(lambda key, batch: apply(init(key), batch), jax.random.key(0), batch)
+    except (TypeError, ValueError, KeyError) as error:
+        shown = ", ".join(f"{name}: {x.dtype}{list(x.shape)}" for name, x in schema.items())
+        raise type(error)(
+            f"the model must take the features of the data; got examples of {shown}, for which its network says: "
+            f"{error} Convert the data with preprocess, or select and reshape in from_flax(inputs=...)."
+        ) from error
+    return {"y": loss.labels(outputs.shape[1:])} if hasattr(outputs, "shape") else {}
 
 
 def _computing_in(dtype: DType, apply: Apply) -> Apply:

@@ -8,6 +8,8 @@ model's own to mask.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -15,7 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from fedjx.core.language.names import Array, PyTree
+from fedjx.core.language.trees import as_float, wide_dtype
 from fedjx.core.language.values import MASK
+from fedjx.models.inputs import AnySpec
 
 Batch = Mapping[str, jax.Array]  # features by name, and the mask
 
@@ -32,7 +36,28 @@ class Ratio(NamedTuple):
     denominator: jax.Array
 
 
-PerExample = jax.Array | Ratio  # a loss or a metric of the examples of a batch
+def _unchanged(sums: PyTree) -> PyTree:
+    return sums
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=["finish"])
+@dataclasses.dataclass(frozen=True)
+class Sums:
+    """A metric that is made of sums over the examples: a count, a confusion matrix, the area under a curve.
+
+    Attributes:
+      values: A pytree of per-example values ``[B, ...]``, or of their sums ``[...]``.
+      finish: From the sums over all examples to the metric, a pytree of arrays; the sums themselves if not given. Give
+        the same function each time, no lambda made at every call: it is part of the metric's type.
+    """
+
+    values: PyTree
+    finish: Callable[[PyTree], PyTree] = _unchanged
+
+
+PerExample = jax.Array | Ratio  # a loss of the examples of a batch
+Metric = PerExample | Sums  # a metric of the examples of a batch
+MetricSums = Ratio | Sums  # the same, summed
 
 
 class Variables(NamedTuple):
@@ -61,19 +86,27 @@ class LossWithStats(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A model as three pure functions.
+    """A model as three pure functions, and two that are optional.
 
     Attributes:
       init: ``key -> params``; `Variables` if the model has batch statistics.
-      loss: ``(params, batch, key) -> [B]``; the loss of each example in training mode, with
+      loss: ``(params, batch, key) -> [B]``, or ``Ratio([B], [B])``; the loss of each example in training mode, with
         dropout drawn from the key. ``LossWithStats`` if the model has batch statistics.
-      metrics: ``(params, batch) -> {name: [B] or Ratio([B], [B])}`` in evaluation mode,
+      metrics: ``(params, batch) -> {name: [B], Ratio([B], [B]) or Sums([B, ...])}`` in evaluation mode,
         ``"loss"`` among them.
+      apply: ``(params, batch) -> outputs``, ``[B, ...]``, in evaluation mode: predictions, for example to distil. It
+        takes a batch as the others do, since which features a network reads, and how scaled, is the model's own; it
+        reads no labels.
+      input_spec: By name, which features the model takes, as a `Feature`; or a function that makes this of the types
+        of an example's features, for what depends on the network. Data that are something else are refused when they
+        first meet the model.
     """
 
     init: Callable[[jax.Array], PyTree]
     loss: Callable[[PyTree, Batch, jax.Array], PyTree]
     metrics: Callable[[PyTree, Batch], dict[str, PyTree]]
+    apply: Callable[[PyTree, Batch], PyTree] | None = None
+    input_spec: AnySpec | None = None
 
 
 class LossSums(NamedTuple):
@@ -113,10 +146,26 @@ def batch_loss(
         values, stats = model.loss(params, batch, key), None
         if carries_stats and isinstance(values, LossWithStats):
             values, stats = values
-        sums = sum_metrics({"loss": values}, batch[MASK])
-        return _divide(sums["loss"]), LossSums(sums, stats)
+        summed = _loss_sum(values, batch[MASK])
+        return _divide(summed), LossSums({"loss": summed}, stats)
 
     return loss
+
+
+def map_loss(fn: Callable[[jax.Array, jax.Array], jax.Array], losses: PyTree) -> PyTree:
+    """Changes the losses of a batch, and nothing of how much each example counts.
+
+    Args:
+      fn: From what the examples add to the loss, ``[B]``, and how much they count, to what they add instead. A term
+        of the mean loss is ``lambda loss, count: loss + count * term``.
+      losses: ``[B]``, of examples that count 1, or ``Ratio([B], [B])``.
+
+    >>> map_loss(lambda loss, count: loss + count * 10, Ratio(jnp.array([1.0]), jnp.array([2.0])))
+    Ratio(numerator=Array([21.], dtype=float32), denominator=Array([2.], dtype=float32))
+    """
+    if isinstance(losses, Ratio):
+        return Ratio(fn(*losses), losses.denominator)
+    return fn(losses, jnp.int32(1))
 
 
 def with_batch_stats(params: PyTree, batch_stats: PyTree) -> PyTree:
@@ -133,7 +182,7 @@ def with_batch_stats(params: PyTree, batch_stats: PyTree) -> PyTree:
     return Variables(params.params, present)
 
 
-def sum_metrics(values: Mapping[str, PyTree], mask: Array) -> dict[str, Ratio]:
+def sum_metrics(values: Mapping[str, PyTree], mask: Array) -> dict[str, MetricSums]:
     """Sums per-example metrics over the valid examples of a batch.
 
     Guarantees: The sums add over batches and clients to those of the union. Booleans and
@@ -141,14 +190,14 @@ def sum_metrics(values: Mapping[str, PyTree], mask: Array) -> dict[str, Ratio]:
     the mask is False, NaN included, has no influence.
 
     Args:
-      values: By name, per-example values ``[B]`` (for a mean) or ``Ratio([B], [B])``.
+      values: By name, per-example values ``[B]`` (for a mean), ``Ratio([B], [B])`` or `Sums` of ``[B, ...]``.
       mask: bool ``[B]``; False marks padding.
 
     Returns:
-      By name, ``Ratio([], [])``; the denominator of a mean is the number of valid examples.
+      By name, ``Ratio([], [])``, or `Sums` of ``[...]``; the denominator of a mean is the number of valid examples.
 
     Raises:
-      ValueError: If a value does not have one number per example.
+      ValueError: If a value does not have one number per example, or one array in `Sums`.
 
     >>> sum_metrics({"accuracy": jnp.array([True, False, True])}, jnp.array([True, True, False]))
     {'accuracy': Ratio(numerator=Array(1, dtype=int32), denominator=Array(2, dtype=int32))}
@@ -156,19 +205,22 @@ def sum_metrics(values: Mapping[str, PyTree], mask: Array) -> dict[str, Ratio]:
     return {name: _sum_metric(name, value, mask) for name, value in values.items()}
 
 
-def finalize_metrics(sums: Mapping[str, Ratio]) -> dict[str, jax.Array]:
-    """Divides summed metrics into their values.
+def finalize_metrics(sums: Mapping[str, MetricSums]) -> dict[str, PyTree]:
+    """Makes metrics of their sums.
 
     Args:
       sums: By name, what `sum_metrics` returned, added over batches and clients.
 
     Returns:
-      By name, float32 ``[]``; 0 where the denominator is 0.
+      By name, of a ratio float32 ``[]``: 0 where the denominator is 0, but for the metric ``"loss"``, which is NaN
+      there: 0 would be the best loss of all. Of `Sums`, what it makes of them.
 
     >>> float(finalize_metrics({"accuracy": Ratio(3, 4)})["accuracy"])
     0.75
+    >>> {name: float(x) for name, x in finalize_metrics({"accuracy": Ratio(0, 0), "loss": Ratio(0, 0)}).items()}
+    {'accuracy': 0.0, 'loss': nan}
     """
-    return {name: _divide(ratio) for name, ratio in sums.items()}
+    return {name: _finished(x, jnp.nan if name == "loss" else 0.0) for name, x in sums.items()}
 
 
 def mean_loss(loss_values: PyTree, mask: Array) -> jax.Array:
@@ -187,34 +239,53 @@ def mean_loss(loss_values: PyTree, mask: Array) -> jax.Array:
     >>> float(mean_loss(jnp.array([1.0, 3.0, jnp.nan]), jnp.array([True, True, False])))
     2.0
     """
-    return _divide(_sum_metric("loss", loss_values, mask))
+    return _divide(_loss_sum(loss_values, mask))
 
 
-def _sum_metric(name: str, value: PyTree, mask: Array) -> Ratio:
+def _loss_sum(values: PyTree, mask: Array) -> Ratio:
+    summed = _sum_metric("loss", values, mask)
+    if isinstance(summed, Sums):
+        raise TypeError("a loss is one number per example, or a Ratio; got Sums. Return [B].")
+    return summed
+
+
+def _sum_metric(name: str, value: PyTree, mask: Array) -> MetricSums:
     if isinstance(value, Ratio):
         return Ratio(*(_masked_sum(f"{name}.{field}", x, mask) for field, x in value._asdict().items()))
+    if isinstance(value, Sums):
+        return Sums(jax.tree.map(lambda x: _masked_sum(name, x, mask, of_arrays=True), value.values), value.finish)
     return Ratio(_masked_sum(name, value, mask), jnp.sum(mask, dtype=jnp.int32))
 
 
-def _masked_sum(name: str, value: PyTree, mask: Array) -> jax.Array:
+def _masked_sum(name: str, value: PyTree, mask: Array, *, of_arrays: bool = False) -> jax.Array:
     if isinstance(value, LossWithStats):
         raise TypeError(
             f"a model with batch statistics needs an algorithm that carries them; got {name} as LossWithStats. "
             "Train with local_train, or freeze the statistics (from_flax)."
         )
+    if not hasattr(value, "shape"):
+        raise TypeError(
+            f"a loss or metric must be one array [B], or a Ratio of two; got {name} as {type(value).__name__}. Return "
+            "one number per example; of a loss of several parts, return their sum."
+        )
     value, mask = jnp.asarray(value), jnp.asarray(mask)
-    if value.shape != mask.shape:
+    if (value.shape[:1] if of_arrays else value.shape) != mask.shape:
         raise ValueError(
             f"a loss or metric must be one number per example, of the shape of the mask; got {name} with "
             f"{value.shape=} and {mask.shape=}. Return it without averaging over the batch, and reduce every "
-            "axis after the first."
+            "axis after the first; for metrics that are arrays, return Sums."
         )
-    dtype = jnp.float32 if jnp.issubdtype(value.dtype, jnp.inexact) else jnp.int32
+    dtype = wide_dtype(value.dtype) if jnp.issubdtype(value.dtype, jnp.inexact) else jnp.int32
+    valid = mask.reshape(mask.shape + (1,) * (value.ndim - 1))
     # `where`, not a product: NaN * 0 is NaN.
-    return jnp.sum(jnp.where(mask, value.astype(dtype), 0), dtype=dtype)
+    return jnp.sum(jnp.where(valid, value.astype(dtype), 0), axis=0, dtype=dtype)
 
 
-def _divide(ratio: Ratio) -> jax.Array:
-    numerator, denominator = (jnp.asarray(x, jnp.float32) for x in ratio)
+def _finished(value: MetricSums, of_nothing: float) -> PyTree:
+    return value.finish(value.values) if isinstance(value, Sums) else _divide(value, of_nothing)
+
+
+def _divide(ratio: Ratio, of_nothing: float = 0.0) -> jax.Array:
+    numerator, denominator = map(as_float, ratio)
     # The inner `where` keeps the gradient finite too where the denominator is 0.
-    return jnp.where(denominator == 0, 0.0, numerator / jnp.where(denominator == 0, 1.0, denominator))
+    return jnp.where(denominator == 0, of_nothing, numerator / jnp.where(denominator == 0, 1.0, denominator))

@@ -20,6 +20,7 @@ from fedjx.training.failures import Failures
 from fedjx.training.gradients import gradient_update, local_gradient, shift
 from fedjx.training.method import First, Held, Method, ServerState, averaging, scale_delta
 from fedjx.training.parts import Parts, combine, partition, with_fixed
+from fedjx.training.reports import client_reports, sum_and_report, with_update_norm
 from fedjx.training.round import LocalArguments, RoundArguments, TrainingArguments, compose
 from fedjx.training.splits import alternate_split, feature_split, no_split, random_split, split_where
 from fedjx.training.stateful_rounds import StatefulRounds, stateful_rounds
@@ -44,6 +45,7 @@ __all__ = [
     "alternate_split",
     "as_batches",
     "averaging",
+    "client_reports",
     "combine",
     "compose",
     "drop_non_finite",
@@ -64,8 +66,10 @@ __all__ = [
     "shift",
     "split_where",
     "stateful_rounds",
+    "sum_and_report",
     "told_to",
     "trained_alone",
     "with_fixed",
     "with_gradient",
+    "with_update_norm",
 ]

@@ -17,11 +17,13 @@ from jax import lax
 
 from fedjx.aggregation.weights import by_examples
 from fedjx.core.language.checks import check_integer
+from fedjx.core.language.debugging import check_finite
 from fedjx.core.language.names import Metrics, PyTree
 from fedjx.core.language.padding import own_padding
 from fedjx.core.language.sequence import sequence_reduce
+from fedjx.core.language.trees import map_keeping
 from fedjx.core.language.values import MASK, Batches, Sequence
-from fedjx.models.model import Batch, Model, Ratio, batch_loss, sum_metrics, with_batch_stats
+from fedjx.models.model import Batch, MetricSums, Model, Ratio, batch_loss, sum_metrics, with_batch_stats
 
 # Folded into keys that have other uses: `jax.random.split` in two is folding in 0 and 1, and rounds count from 0.
 OWN = 2  # Into a client's key of the round, for what it trains besides the shared parameters.
@@ -38,6 +40,15 @@ class LocalAmount(TypedDict, total=False):
     num_steps: int | None
     shuffle: bool
     drop_remainder: bool
+
+
+class _Progress(NamedTuple):
+    """How far local training has come."""
+
+    params: PyTree
+    optimizer: PyTree
+    metrics: dict[str, Ratio]
+    step: jax.Array
 
 
 class LocalResult(NamedTuple):
@@ -130,18 +141,28 @@ def local_train(
 
     gradient = jax.grad(batch_loss(model, carries_stats=True), has_aux=True)
 
-    def step(carry: PyTree, batch: Batch) -> PyTree:
-        params, state, sums, t = carry
+    def step(before: _Progress, batch: Batch) -> _Progress:
+        params, state, sums, t = before
         grads, (metrics, stats) = gradient(params, batch, jax.random.fold_in(key_loss, t))
         updates, state = optimizer.update(grads, state, params)
         params = with_batch_stats(optax.apply_updates(params, updates), stats)
-        return params, state, jax.tree.map(jnp.add, sums, metrics), t + 1
+        return _Progress(params, state, map_keeping(jnp.add, sums, metrics), t + 1)
 
-    zero = {"loss": Ratio(jnp.float32(0), jnp.int32(0))}
-    start = (params, optimizer.init(params), zero, jnp.int32(0))
+    zero = no_loss(model, params, batches, key_loss)
+    start = _Progress(params, optimizer.init(params), zero, jnp.int32(0))
     rows = Sequence(Batches(batches.pool, plan.elements), plan.length)
     params, state, metrics, _ = sequence_reduce(step, start, rows)
     return LocalResult(params, metrics, num_examples, state)
+
+
+def no_loss(model: Model, params: PyTree, batches: Batches, key: jax.Array) -> dict[str, Ratio]:
+    """Returns the loss summed over no example, in the dtypes of a model's: weights of classes are floats."""
+
+    def sums() -> dict[str, Ratio]:
+        batch = Batches(batches.pool, batches.index[0]).gather()
+        return batch_loss(model, carries_stats=True)(params, batch, key)[1].sums
+
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(sums))
 
 
 class Local(NamedTuple):
@@ -219,14 +240,14 @@ def report_update(params: PyTree, trained: LocalResult, weight: Callable[[jax.Ar
     return drop_non_finite(ClientUpdate(delta, weight(trained.num_examples), metrics))
 
 
-def local_evaluate(model: Model, params: PyTree, data: Sequence) -> dict[str, Ratio]:
+def local_evaluate(model: Model, params: PyTree, data: Sequence) -> dict[str, MetricSums]:
     """Sums a model's metrics over one client's data, in evaluation mode.
 
     Guarantees: The sums of several clients add up to those of the union of their examples.
     """
     batches = as_batches(data)
 
-    def sums(batch: Batch) -> dict[str, Ratio]:
+    def sums(batch: Batch) -> dict[str, MetricSums]:
         return sum_metrics(model.metrics(params, batch), batch[MASK])
 
     one = jax.eval_shape(lambda: sums(Batches(batches.pool, batches.index[0]).gather()))
@@ -289,9 +310,9 @@ def _plan(
     def add_epoch(epoch: jax.Array, rows: jax.Array) -> jax.Array:
         order = _order(index, jax.random.fold_in(key, epoch)) if shuffle else _order(index, None)
         # The padding at an epoch's end is overwritten by the next one.
-        return lax.dynamic_update_slice(rows, order, (epoch * per_epoch, 0))
+        return lax.dynamic_update_slice(rows, order, (epoch * per_epoch, jnp.int32(0)))
 
-    rows = lax.fori_loop(0, epochs, add_epoch, jnp.full((most + capacity, batch_size), -1, jnp.int32))
+    rows = lax.fori_loop(jnp.int32(0), epochs, add_epoch, jnp.full((most + capacity, batch_size), -1, jnp.int32))
     return Sequence(rows[:most], total)
 
 
@@ -310,7 +331,7 @@ def _order(index: jax.Array, key: jax.Array | None) -> jax.Array:
     """Returns the indices ``[S, B]`` in the order that a key draws, or as they are; padding last."""
     flat = index.reshape(-1)
     # Position i of the stream does not depend on how many follow, so neither on the padding.
-    noise = jnp.zeros(flat.shape, jnp.uint32) if key is None else jax.random.bits(key, flat.shape) >> 1
+    noise = jnp.zeros(flat.shape, jnp.uint32) if key is None else jax.random.bits(key, flat.shape, jnp.uint32) >> 1
     last = jnp.uint32(2**32 - 1)
     return flat[jnp.argsort(jnp.where(flat < 0, last, noise), stable=True)].reshape(index.shape)
 
@@ -323,6 +344,12 @@ def drop_non_finite(update: ClientUpdate) -> ClientUpdate:
     Adds the counts ``num_clients`` (that contribute) and ``num_non_finite_clients``. May be applied again to what was
     made of its result.
     """
+    check_finite(update, "in what it sends")
+    return zeroed_if_non_finite(update)
+
+
+def zeroed_if_non_finite(update: ClientUpdate) -> ClientUpdate:
+    """Does what `drop_non_finite` does, in debug mode too: where it is no mistake that a number is not finite."""
     inexact = [x for x in jax.tree.leaves(tuple(update)) if jnp.issubdtype(x.dtype, jnp.inexact)]
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in inexact]))
     delta, weight, metrics = jax.tree.map(lambda x: jnp.where(finite, x, jnp.zeros_like(x)), tuple(update))

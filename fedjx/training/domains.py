@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjx.core.language.names import Array, PyTree
+from fedjx.core.language.trees import number_dtype
 from fedjx.core.language.values import Sequence
 from fedjx.models.model import Batch, Model, Ratio
 from fedjx.training.client import local_evaluate
@@ -18,7 +19,7 @@ def domain_losses(model: Model, params: PyTree, data: Sequence, feature: str, nu
     """Sums one client's losses, and counts its examples, by domain: a `Ratio` of ``[D]`` and int32 ``[D]``."""
 
     def metrics(params: PyTree, batch: Batch) -> dict[str, Ratio]:
-        loss = model.metrics(params, batch)["loss"]
+        loss = one_each(model.metrics(params, batch)["loss"])
         own = [batch[feature] == i for i in range(num_domains)]
         return {str(i): Ratio(jnp.where(own[i], loss, 0), own[i]) for i in range(num_domains)}
 
@@ -26,8 +27,15 @@ def domain_losses(model: Model, params: PyTree, data: Sequence, feature: str, nu
     return jax.tree.map(lambda *xs: jnp.stack(xs), *[sums[str(i)] for i in range(num_domains)])
 
 
+def one_each(losses: PyTree) -> jax.Array:
+    """Returns the losses of examples that count 1 each, and refuses others: domains have their own weights."""
+    if isinstance(losses, Ratio):
+        raise TypeError("agnostic averaging weights examples by their domains; got a loss as Ratio. Return [B].")
+    return losses
+
+
 class WorstDomains(NamedTuple):
-    """The server optimizer's state, the weights l ``[D]``, and the last rounds' examples, float32 ``[window, D]``."""
+    """The server optimizer's state, the weights l ``[D]``, and the last rounds' examples ``[window, D]``."""
 
     inner: PyTree
     domain_weights: jax.Array
@@ -41,15 +49,16 @@ def worst_domains(
     inner = optax.with_extra_args_support(server_optimizer)
 
     def init(params: PyTree) -> WorstDomains:
-        ones = jnp.ones((window, len(domain_weights)), jnp.float32)
-        return WorstDomains(inner.init(params), jnp.asarray(domain_weights), ones)
+        weights = jnp.asarray(domain_weights, number_dtype(params))
+        return WorstDomains(inner.init(params), weights, jnp.ones((window, len(weights)), weights.dtype))
 
     def update(
         updates: PyTree, state: PyTree, params: PyTree = None, metrics: PyTree = None, **extra: PyTree
     ) -> tuple[PyTree, WorstDomains]:
         updates, inner_state = inner.update(updates, state.inner, params, metrics=metrics, **extra)
-        weights = jax.nn.softmax(jnp.log(state.domain_weights) + learning_rate * metrics["domain_loss"])
-        seen = metrics["domain_examples"].astype(jnp.float32)
-        return updates, WorstDomains(inner_state, weights, jnp.concatenate([state.num_examples[1:], seen[None]]))
+        moved = jax.nn.softmax(jnp.log(state.domain_weights) + learning_rate * metrics["domain_loss"])
+        weights = moved.astype(state.domain_weights.dtype)
+        seen = jnp.concatenate([state.num_examples[1:], metrics["domain_examples"][None].astype(weights.dtype)])
+        return updates, WorstDomains(inner_state, weights, seen)
 
     return optax.GradientTransformationExtraArgs(init, update)

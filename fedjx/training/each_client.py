@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import (
@@ -17,6 +18,7 @@ from fedjx.core.language.operators import (
     federated_zip,
 )
 from fedjx.core.language.placed import FederatedValue, federated_map
+from fedjx.core.language.trees import all_finite
 from fedjx.training.client import (
     ClientOptimizer,
     ClientUpdate,
@@ -25,10 +27,13 @@ from fedjx.training.client import (
     drop_non_finite,
     has_examples,
     local_training,
+    zeroed_if_non_finite,
 )
 from fedjx.training.failures import Failures, failed, fate, remaining
 from fedjx.training.method import First, InitClient, Method, Reported
 
+# From a number of examples, and by name the client's id if it takes that, to the client's weight.
+ClientWeight = Callable[..., jax.Array]
 Told = dict[str, FederatedValue]  # what clients may be told, by name, at the clients
 
 
@@ -37,7 +42,7 @@ class EachClient(NamedTuple):
 
     method: Method[InitClient | None]
     optimizer: ClientOptimizer | None
-    weight: Callable[[jax.Array], jax.Array]
+    weight: ClientWeight
     amount: LocalAmount
     failures: Failures
 
@@ -76,7 +81,9 @@ class EachClient(NamedTuple):
     ) -> FederatedValue:
         """Maps a function of one client, told what it takes by name; it fails, and keeps its state, as is said."""
         names = _by_name(fn)
-        needed = {*names, *also, *(("round",) if "local" in names else ()), *(("id",) if failures.forged else ())}
+        by_id = failures.forged is not None or (self._weighs_by_id and {"local", "weight"} & {*names})
+        also = (*also, *(("id",) if by_id else ()))
+        needed = {*names, *also, *(("round",) if "local" in names else ())}
         told = {name: value for name, value in told.items() if name in needed}
         keeps, leaves = "own" in also and "own" in told, "left_out" in told
 
@@ -84,8 +91,10 @@ class EachClient(NamedTuple):
             happens = fate(failures, key) if any(failures.probabilities) else None
             named = told_to(fn, told)
             completed = happens.completed if happens is not None and failures.partial else None
-            named |= {"local": self._local(told.get("round"), completed)} if "local" in names else {}
-            named |= {"weight": self.weight} if "weight" in names else {}
+            by_id = self._weighs_by_id and "id" in told  # not told where nobody is weighed
+            weight = functools.partial(self.weight, id=told["id"]) if by_id else self.weight
+            named |= {"local": self._local(told.get("round"), completed, weight)} if "local" in names else {}
+            named |= {"weight": weight} if "weight" in names else {}
             found = fn(params, data if happens is None else remaining(data, happens), key, **named)
             update, own = _reported(fn, found, keeps)
             update = drop_non_finite(update) if fn is self.method.first else update
@@ -97,9 +106,18 @@ class EachClient(NamedTuple):
         step.__qualname__ = getattr(fn, "__qualname__", repr(fn))  # errors name the user's function
         return federated_map(step, params, data, keys, *([told] if told else []))
 
-    def _local(self, round: PyTree, completed: jax.Array | None) -> Local:
+    @property
+    def _weighs_by_id(self) -> bool:
+        return "id" in inspect.signature(self.weight).parameters
+
+    def _local(self, round: PyTree, completed: jax.Array | None, weight: ClientWeight) -> Local:
         optimizer = self.optimizer(round) if callable(self.optimizer) else self.optimizer
-        return local_training(optimizer, self.weight, completed=completed, **self.amount)
+        if not isinstance(optimizer, optax.GradientTransformation | None):
+            raise TypeError(
+                f"client_optimizer as a function of the round makes an optimizer; got {optimizer!r} from it. Return "
+                "optax.sgd(...), not the learning rate."
+            )
+        return local_training(optimizer, weight, completed=completed, **self.amount)
 
     def check(self, given: list[str]) -> None:
         """Refuses functions that take what no round gives, and arguments that no function takes."""
@@ -139,6 +157,18 @@ def _by_name(fn: Callable[..., object], *, required: bool = False) -> tuple[str,
     return tuple(p.name for p in names)
 
 
+def takes_positional(fn: Callable[..., object], number: int) -> bool:
+    """Tells whether a function can be called with so many arguments by position, whatever it needs by name."""
+    try:
+        parameters = inspect.signature(fn).parameters.values()
+    except ValueError:  # of a function that is built in nothing is known
+        return True
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return True
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return sum(p.default is p.empty for p in positional) <= number <= len(positional)
+
+
 def _reported(fn: Callable[..., Reported], found: Reported, keeps: bool) -> tuple[ClientUpdate, PyTree]:
     """Returns what a function of one client reports, and keeps; refuses what is neither."""
     pair = found if keeps and type(found) is tuple and len(found) == 2 else (found, None)
@@ -161,13 +191,12 @@ def told_to(fn: Callable[..., object], told: dict[str, PyTree]) -> dict[str, PyT
 
 def left_out(update: ClientUpdate, is_left_out: jax.Array) -> ClientUpdate:
     """Returns a client's second update; left out, and counted once, if the first one was left out as not finite."""
-    return drop_non_finite(update._replace(weight=jnp.where(is_left_out, jnp.nan, update.weight)))
+    return zeroed_if_non_finite(update._replace(weight=jnp.where(is_left_out, jnp.nan, update.weight)))
 
 
 def kept(update: ClientUpdate, new: PyTree, own: PyTree, present: jax.Array) -> tuple[ClientUpdate, PyTree]:
     """Returns the update and what the client keeps: its new state, or the old one, as `Method` promises."""
-    inexact = [x for x in jax.tree.leaves(new) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    finite = jnp.all(jnp.stack([jnp.array(True), *(jnp.all(jnp.isfinite(x)) for x in inexact)]))
+    finite = all_finite(new)
     arrives = present & (update.weight > 0)
     metrics = {**update.metrics, "num_non_finite_states": (arrives & ~finite).astype(jnp.int32)}
     state = jax.tree.map(lambda after, before: jnp.where(arrives & finite, after, before), new, own)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.values import Sequence
-from fedjx.training.client import ClientUpdate, drop_non_finite
+from fedjx.training.client import ClientUpdate, zeroed_if_non_finite
 
 # The key's stream of fates, so that clients that do not fail draw what they would draw without failures.
 _FATE = 0xFA17
@@ -62,7 +62,7 @@ class Fate(NamedTuple):
 
 def fate(failures: Failures, key: jax.Array) -> Fate:
     """Draws what happens to a client in a round from its key."""
-    kind, part = jax.random.uniform(jax.random.fold_in(key, _FATE), (2,))
+    kind, part = jax.random.uniform(jax.random.fold_in(key, _FATE), (2,), jnp.float32)
     first, second, third = failures.dropped, failures.dropped + failures.non_finite, sum(failures.probabilities)
     partial = (second <= kind) & (kind < third)
     return Fate(kind < first, (first <= kind) & (kind < second), partial, jnp.where(partial, 1 - part, 1.0))
@@ -90,7 +90,7 @@ def failed(update: ClientUpdate, happens: Fate, has_examples: jax.Array) -> Clie
     """Returns what arrives of an update, and counts the failures."""
     dropped, non_finite, partial = (has_examples & kind for kind in happens[:3])
     sent = update._replace(delta=jax.tree.map(lambda x: _nan(non_finite, x), update.delta))
-    arrived = drop_non_finite(
+    arrived = zeroed_if_non_finite(
         ClientUpdate(*jax.tree.map(lambda x: jnp.where(dropped, jnp.zeros_like(x), x), tuple(sent)))
     )
     by_itself = sent.metrics.get("num_non_finite_clients", jnp.int32(0))

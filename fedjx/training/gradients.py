@@ -11,9 +11,10 @@ import optax
 
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.sequence import sequence_reduce
+from fedjx.core.language.trees import cast_like, map_keeping, wide_dtype
 from fedjx.core.language.values import Sequence
 from fedjx.models.model import Batch, Model, Ratio, batch_loss
-from fedjx.training.client import ClientUpdate, as_batches, drop_non_finite
+from fedjx.training.client import ClientUpdate, as_batches, drop_non_finite, no_loss
 
 
 class LocalGradient(NamedTuple):
@@ -48,16 +49,19 @@ def local_gradient(model: Model, params: PyTree, data: Sequence, key: jax.Array)
 
     def total(params: PyTree, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Ratio]]:
         _, (sums, _) = batch_loss(model)(params, batch, key)
-        return sums["loss"].numerator / jnp.maximum(num_examples, 1), sums
+        return sums["loss"].numerator, sums
 
     def add(carry: PyTree, batch: Batch) -> PyTree:
         sums, t = carry
         found = jax.grad(total, has_aux=True)(params, batch, jax.random.fold_in(key_loss, t))
-        return jax.tree.map(jnp.add, sums, found), t + 1
+        return map_keeping(jnp.add, sums, found), t + 1
 
-    zero = jax.tree.map(jnp.zeros_like, params), {"loss": Ratio(jnp.float32(0), jnp.int32(0))}
-    (gradient, metrics), _ = sequence_reduce(add, (zero, jnp.int32(0)), Sequence(batches, data.length))
-    return LocalGradient(gradient, metrics, num_examples)
+    wide = jax.tree.map(lambda w: jnp.zeros(w.shape, wide_dtype(w.dtype)), params)
+    zero = wide, no_loss(model, params, batches, key_loss)
+    (total_gradient, metrics), _ = sequence_reduce(add, (zero, jnp.int32(0)), Sequence(batches, data.length))
+    number = metrics["loss"].denominator
+    gradient = jax.tree.map(lambda g: g / jnp.where(number == 0, 1, number), total_gradient)
+    return LocalGradient(cast_like(params, gradient), metrics, num_examples)
 
 
 def gradient_update(model: Model) -> Callable[..., ClientUpdate]:
@@ -83,7 +87,7 @@ def shift(correction: PyTree) -> optax.GradientTransformation:
 
 
 class GradientMean(NamedTuple):
-    """How many gradients there were, and their mean."""
+    """How many gradients there were, and their mean, wide."""
 
     number: jax.Array
     mean: PyTree
@@ -93,12 +97,12 @@ def averaged() -> optax.GradientTransformation:
     """Passes gradients on as they are and keeps their mean in its state."""
 
     def init(params: PyTree) -> GradientMean:
-        return GradientMean(jnp.int32(0), optax.tree.zeros_like(params))
+        return GradientMean(jnp.int32(0), jax.tree.map(lambda w: jnp.zeros_like(w, wide_dtype(w.dtype)), params))
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, GradientMean]:
         del params
         number = state.number + 1
-        mean = jax.tree.map(lambda m, g: m + ((g - m) / number).astype(m.dtype), state.mean, updates)
+        mean = map_keeping(lambda m, g: m + (g - m) / number, state.mean, updates)
         return updates, GradientMean(number, mean)
 
     return optax.GradientTransformation(init, update)

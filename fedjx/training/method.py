@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from fedjx.core.language.names import Metrics, PyTree
+from fedjx.core.language.trees import map_keeping, number_dtype
+from fedjx.models.inputs import AnySpec
 from fedjx.models.model import Model
 from fedjx.training.client import (
     ClientUpdate,
@@ -82,6 +84,8 @@ class Method(NamedTuple, Generic[Init]):
         server further by it than the aggregator lets its delta. Aggregators that bound no client by itself are refused.
       delta: ``(params) -> value``, of the type of a client's delta; the parameters if not given.
       first_delta: The same of what clients send in the pass before.
+      input_spec: The model's, if the cohort's examples are what the model is given: data that it cannot have are
+        refused when they first come.
 
     >>> import optax
     >>> from fedjx.training import ClientUpdate, compose
@@ -106,12 +110,13 @@ class Method(NamedTuple, Generic[Init]):
     bounded_metrics: Callable[[ClientUpdate], Metrics] | None = None
     delta: Callable[[PyTree], PyTree] | None = None
     first_delta: Callable[[PyTree], PyTree] | None = None
+    input_spec: AnySpec | None = None
 
 
 def averaging(model: Model) -> Method[None]:
     """Returns federated averaging of a model: what clients do is train it."""
     client_update = local_update(model)
-    return Method(model.init, client_update)
+    return Method(model.init, client_update, input_spec=model.input_spec)
 
 
 class First(NamedTuple):
@@ -129,7 +134,7 @@ class Held(NamedTuple):
 
 
 class Scaled(NamedTuple):
-    """The state of `scale_delta`: the last round's factor, float32 ``[]``, 1 at first."""
+    """The state of `scale_delta`: the last round's factor, ``[]`` of `number_dtype`, 1 at first."""
 
     scale: jax.Array
 
@@ -140,8 +145,8 @@ def scale_delta(scale: Callable[[PyTree, Metrics], jax.Array]) -> optax.Gradient
     def update(
         updates: PyTree, state: PyTree, params: PyTree = None, metrics: PyTree = None, **_: PyTree
     ) -> tuple[PyTree, Scaled]:
-        del state, params
+        del params
         factor = scale(updates, metrics)
-        return jax.tree.map(lambda d: (factor * d).astype(d.dtype), updates), Scaled(factor)
+        return map_keeping(lambda d: factor * d, updates), Scaled(factor.astype(state.scale.dtype))
 
-    return optax.GradientTransformationExtraArgs(lambda params: Scaled(jnp.float32(1)), update)
+    return optax.GradientTransformationExtraArgs(lambda params: Scaled(jnp.ones((), number_dtype(params))), update)

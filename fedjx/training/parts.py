@@ -93,8 +93,10 @@ def with_fixed(model: Model, fixed: PyTree) -> Model:
     def init(key: jax.Array) -> PyTree:
         return jax.tree.map(lambda f, p: p if f is None else None, fixed, model.init(key), is_leaf=lambda x: x is None)
 
+    apply = model.apply
     return model._replace(
         init=init,
         loss=lambda params, batch, key: model.loss(combine(params, fixed), batch, key),
         metrics=lambda params, batch: model.metrics(combine(params, fixed), batch),
+        apply=None if apply is None else lambda params, batch: apply(combine(params, fixed), batch),
     )

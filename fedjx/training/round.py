@@ -17,9 +17,8 @@ import optax
 from fedjx.aggregation.broadcast import Broadcaster, broadcast
 from fedjx.aggregation.error_feedback import StatefulAggregator
 from fedjx.aggregation.mean import mean
-from fedjx.aggregation.norms import all_finite
 from fedjx.aggregation.weights import by_examples
-from fedjx.core.execution.computation import federated_computation
+from fedjx.core.execution.computation import Computation
 from fedjx.core.execution.process import Aggregator, Algorithm, StatefulAlgorithm, keeps_type
 from fedjx.core.language.names import Metrics, PyTree
 from fedjx.core.language.operators import (
@@ -28,9 +27,11 @@ from fedjx.core.language.operators import (
     federated_zip,
 )
 from fedjx.core.language.placed import FederatedValue, federated_map
-from fedjx.core.language.types import children
-from fedjx.models.model import Ratio, finalize_metrics
+from fedjx.core.language.trees import all_finite
+from fedjx.core.language.types import CLIENTS, children
+from fedjx.models.model import Ratio, Sums, finalize_metrics
 from fedjx.training.batch_stats import trained_alone
+from fedjx.training.checks import check_bounded, check_delta, check_key, check_method, check_parts
 from fedjx.training.client import (
     ClientOptimizer,
     ClientUpdate,
@@ -39,8 +40,8 @@ from fedjx.training.client import (
 )
 from fedjx.training.each_client import EachClient
 from fedjx.training.failures import Failures, checked_failures
+from fedjx.training.meeting import data_hooks, round_hooks
 from fedjx.training.method import Held, InitClient, Method, ServerState
-from fedjx.training.round_checks import check_bounded, check_delta, check_key, check_parts
 
 Outcome = tuple[FederatedValue, ...]  # state and metrics at the server, and what the clients hold, if anything
 
@@ -168,6 +169,7 @@ def compose(
     """
     if not isinstance(method, Method):
         raise TypeError(f"compose takes a Method; got {type(method).__name__}. For a model, say averaging(model).")
+    check_method(method)
     check_amount(num_epochs, num_steps)
     check_parts(client_optimizer, server_optimizer, aggregator, broadcaster, client_weight, failures)
     amount: LocalAmount = {"num_epochs": num_epochs, "num_steps": num_steps}
@@ -187,16 +189,18 @@ def compose(
         metrics_sum,
     )
 
-    @federated_computation
     def next(state: FederatedValue, data: FederatedValue) -> Outcome:
         return parts.round(state, data)
 
-    @federated_computation
     def next_with_states(state: FederatedValue, data: FederatedValue, states: FederatedValue) -> Outcome:
         return parts.round(state, data, states)
 
     init = jax.jit(parts.init)
-    return StatefulAlgorithm(init, parts.init_client, next_with_states) if parts.is_stateful else Algorithm(init, next)
+    # Who asked for updates that are not finite need not be told of them.
+    hooks = data_hooks(method.input_spec) if failures.non_finite else round_hooks(method.input_spec)
+    if parts.is_stateful:
+        return StatefulAlgorithm(init, parts.init_client, Computation(next_with_states, hooks=hooks))
+    return Algorithm(init, Computation(next, hooks=hooks))
 
 
 class _Aggregated(NamedTuple):
@@ -258,6 +262,10 @@ class _Round(NamedTuple):
             raise TypeError(
                 f"a round takes the server's state, then the cohort; got {state.type} first. Pass the state that "
                 "`init` or the round before returned."
+            )
+        if data.type.placement != CLIENTS:
+            raise TypeError(
+                f"a round takes data at CLIENTS; got {data.type}. Pass a Cohort(data, ids, batch_size=...)."
             )
         own, memory = self._apart(held)
         keys = federated_map(round_keys, state.key, state.round)
@@ -351,6 +359,6 @@ class _Round(NamedTuple):
 
 def round_metrics(sums: Metrics, measured: Metrics) -> Metrics:
     """Divides the summed ratios, passes on the counts, and adds what aggregators measured."""
-    ratios = {name: x for name, x in sums.items() if isinstance(x, Ratio)}
+    ratios = {name: x for name, x in sums.items() if isinstance(x, (Ratio, Sums))}
     counts = {name: x for name, x in sums.items() if name not in ratios}
     return {**finalize_metrics(ratios), **counts, **measured}

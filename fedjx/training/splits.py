@@ -55,7 +55,9 @@ def random_split(fraction: float) -> Split:
     def split(data: Sequence, key: jax.Array) -> tuple[Sequence, Sequence]:
         real = (as_batches(data).index >= 0).reshape(-1)
         # Drawn by rank, so that padding between the examples changes nothing.
-        draws = jax.vmap(lambda rank: jax.random.uniform(jax.random.fold_in(key, rank)))(_rank(data).reshape(-1))
+        draws = jax.vmap(lambda rank: jax.random.uniform(jax.random.fold_in(key, rank), dtype=jnp.float32))(
+            _rank(data).reshape(-1)
+        )
         order = jnp.argsort(jnp.argsort(jnp.where(real, draws, 2.0)))
         return split_where(data, (order < jnp.ceil(fraction * jnp.sum(real))).reshape(as_batches(data).index.shape))
 

@@ -9,8 +9,8 @@ from jax import lax
 from fedjx.core.language.names import PyTree
 
 
-def with_gradient(losses: jax.Array, params: PyTree, gradient: PyTree) -> jax.Array:
-    """Returns the losses ``[B]``, each with the given gradient with respect to the parameters.
+def with_gradient(losses: jax.Array, params: PyTree, gradient: PyTree, counts: jax.Array | int = 1) -> jax.Array:
+    """Returns the losses ``[B]``, each with the given gradient of the parameters, times how much it counts.
 
     So the mean over any of them has it too, and local training takes the step that a method asks for.
 
@@ -19,4 +19,4 @@ def with_gradient(losses: jax.Array, params: PyTree, gradient: PyTree) -> jax.Ar
     (4.0, -2.0)
     """
     zero = jax.tree.map(lambda w: w - lax.stop_gradient(w), params)
-    return lax.stop_gradient(losses) + optax.tree.vdot(lax.stop_gradient(gradient), zero)
+    return lax.stop_gradient(losses) + counts * optax.tree.vdot(lax.stop_gradient(gradient), zero)

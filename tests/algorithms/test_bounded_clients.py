@@ -53,7 +53,7 @@ def liar(factor: float) -> Failures:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_server_moves_as_far_as_the_clip_allows(name):
-    """Whatever one client's inputs are, and whatever another says of its weight, its losses, its steps, and of itself."""
+    """Whatever one client's inputs are, and whatever another says of its weight, losses, steps and counts."""
     clip, reach = clip_by_norm(max_norm=CLIP), 1.0001 * CLIP * REACH.get(name, 1.0)
     for factor in LIES:
         assert 0 < moved(METHODS[name](aggregator=clip, failures=liar(factor)), huge()) <= reach, factor

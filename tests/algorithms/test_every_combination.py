@@ -49,7 +49,8 @@ def toy() -> Model:
         return jnp.sum((batch["x"] @ params["body"] + params["head"] - 1) ** 2, axis=1)
 
     def init(key: Any) -> Any:
-        return {"body": 0.1 * jax.random.normal(key, (NUM_FEATURES, 2)), "head": jnp.zeros((1, 2))}
+        body = 0.1 * jax.random.normal(key, (NUM_FEATURES, 2), jnp.float32)
+        return {"body": body, "head": jnp.zeros((1, 2), jnp.float32)}
 
     return Model(init, loss, lambda params, batch: {"loss": loss(params, batch)})
 
@@ -58,39 +59,48 @@ def is_head(name: str) -> bool:
     return name == "head"
 
 
-def trained(method: Callable[..., Any], **own: Any) -> Callable[..., Any]:
-    """A method of local training: it takes a client optimizer, which may be a schedule."""
-    model = own.pop("model", None) or toy()
-    return lambda **run: method(model, **{"client_optimizer": SGD, **own, **run})
+def methods_of(model: Model, normed: Model) -> dict[str, Callable[..., Any]]:
+    """Returns all methods of a model, by name, as functions of how their rounds are run.
+
+    Args:
+      model: Such as `toy`.
+      normed: One with batch statistics.
+    """
+
+    def trained(method: Callable[..., Any], of: Model = model, **own: Any) -> Callable[..., Any]:
+        # A method of local training: it takes a client optimizer, which may be a schedule.
+        return lambda **run: method(of, **{"client_optimizer": SGD, **own, **run})
+
+    return {
+        "fed_avg": trained(methods.fed_avg),
+        "fed_sgd": functools.partial(methods.fed_sgd, model, learning_rate=0.1),
+        "fed_avgm": trained(methods.fed_avgm),
+        "fed_adagrad": trained(methods.fed_adagrad),
+        "fed_adam": trained(methods.fed_adam),
+        "fed_yogi": trained(methods.fed_yogi),
+        "fed_prox": trained(methods.fed_prox, proximal_strength=0.1, adaptive=True),
+        "fed_nova": trained(methods.fed_nova),
+        "fed_exp": trained(methods.fed_exp),
+        "q_fed_avg": trained(methods.q_fed_avg, q=1.0, lipschitz=5.0),
+        "agnostic_fed_avg": trained(methods.agnostic_fed_avg, domain_weights=[0.5, 0.2, 0.3], domain_learning_rate=0.1),
+        "scaffold": trained(methods.scaffold, num_clients=3),
+        "fed_dyn": trained(methods.fed_dyn, num_clients=3, proximal_strength=0.1),
+        "mime": functools.partial(methods.mime, model, base_optimizer=SGD),
+        "fed_lin": trained(methods.fed_lin),
+        "per_fed_avg": trained(methods.per_fed_avg, inner_learning_rate=0.1),
+        "reptile": trained(methods.reptile),
+        "p_fed_me": trained(methods.p_fed_me, proximal_strength=1.0, inner_optimizer=optax.sgd(0.1), num_inner_steps=1),
+        "apfl": trained(methods.apfl),
+        "ditto": trained(methods.ditto, proximal_strength=0.1),
+        "fed_per": trained(methods.fed_per, is_local=is_head),
+        "fed_rep": trained(methods.fed_rep, is_local=is_head),
+        "fed_bn": trained(methods.fed_bn, of=normed),
+        "reconstruction": trained(methods.reconstruction, is_local=is_head, reconstruction_optimizer=optax.sgd(0.1)),
+        "ifca": trained(functools.partial(methods.ifca, num_clusters=2)),
+    }
 
 
-METHODS: dict[str, Callable[..., Any]] = {
-    "fed_avg": trained(methods.fed_avg),
-    "fed_sgd": functools.partial(methods.fed_sgd, toy(), learning_rate=0.1),
-    "fed_avgm": trained(methods.fed_avgm),
-    "fed_adagrad": trained(methods.fed_adagrad),
-    "fed_adam": trained(methods.fed_adam),
-    "fed_yogi": trained(methods.fed_yogi),
-    "fed_prox": trained(methods.fed_prox, proximal_strength=0.1, adaptive=True),
-    "fed_nova": trained(methods.fed_nova),
-    "fed_exp": trained(methods.fed_exp),
-    "q_fed_avg": trained(methods.q_fed_avg, q=1.0, lipschitz=5.0),
-    "agnostic_fed_avg": trained(methods.agnostic_fed_avg, domain_weights=[0.5, 0.2, 0.3], domain_learning_rate=0.1),
-    "scaffold": trained(methods.scaffold, num_clients=3),
-    "fed_dyn": trained(methods.fed_dyn, num_clients=3, proximal_strength=0.1),
-    "mime": functools.partial(methods.mime, toy(), base_optimizer=SGD),
-    "fed_lin": trained(methods.fed_lin),
-    "per_fed_avg": trained(methods.per_fed_avg, inner_learning_rate=0.1),
-    "reptile": trained(methods.reptile),
-    "p_fed_me": trained(methods.p_fed_me, proximal_strength=1.0, inner_optimizer=optax.sgd(0.1), num_inner_steps=1),
-    "apfl": trained(methods.apfl),
-    "ditto": trained(methods.ditto, proximal_strength=0.1),
-    "fed_per": trained(methods.fed_per, is_local=is_head),
-    "fed_rep": trained(methods.fed_rep, is_local=is_head),
-    "fed_bn": trained(methods.fed_bn, model=normed_model()),
-    "reconstruction": trained(methods.reconstruction, is_local=is_head, reconstruction_optimizer=optax.sgd(0.1)),
-    "ifca": trained(functools.partial(methods.ifca, num_clusters=2)),
-}
+METHODS = methods_of(toy(), normed_model())
 
 
 def everything(leaf: Any) -> bool:

@@ -143,6 +143,7 @@ def test_all_may_fail():
     before = algorithm.init(jax.random.key(0))
     after, metrics = algorithm.next(before, Cohort(data(), range(8), batch_size=BATCH_SIZE).whole())
     chex.assert_trees_all_equal(after.params, before.params)
+    assert np.isnan(metrics.pop("loss"))  # over nobody
     chex.assert_tree_all_finite(metrics)
     assert int(metrics["num_clients"]) == 0
     assert int(metrics["num_dropped_clients"] + metrics["num_non_finite_clients"]) == 8

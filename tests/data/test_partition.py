@@ -106,7 +106,7 @@ def test_labels_need_not_be_numbered():
         (LABELS, {"min_examples": 301}, "got num_examples=3000, num_clients=10 and min_examples=301"),
         (LABELS, {"min_examples": -1}, "min_examples must be an integer of at least 0; got min_examples=-1"),
         (LABELS, {"seed": -1}, "seed must be an integer of at least 0; got seed=-1"),
-        (LABELS.reshape(-1, 2), {}, r"labels need to be a vector; got labels.shape=\(1500, 2\)"),
+        (LABELS.reshape(-1, 2), {}, r"labels need to be a vector, not empty; got shape=\(1500, 2\)"),
     ],
 )
 def test_dirichlet_errors(labels, options, message):

@@ -7,6 +7,18 @@ import sys
 import numpy as np
 import pytest
 
+from fedjx.data import (
+    continuous_partition,
+    dirichlet_by_client_partition,
+    dirichlet_partition,
+    distribution_partition,
+    natural_grouped_partition,
+    natural_partition,
+    pachinko_partition,
+    pathological_partition,
+    shards_partition,
+    sort_partition,
+)
 from tests.data.partitions import CASES, COARSE, FINE, KEYS, VALUES, N, digests, quietly
 from tests.data.stores import ROOT
 
@@ -51,6 +63,35 @@ def test_the_seed_decides_and_nothing_else(case):
     np.testing.assert_array_equal(global_state, np.random.get_state()[1])  # noqa: NPY002
     for values, copy in zip((FINE, COARSE, KEYS, VALUES), before, strict=True):
         np.testing.assert_array_equal(values, copy)
+
+
+UNKNOWN = {
+    "a number": [1.0, 2.0, np.nan],
+    "a number of objects": np.array([1, 2, np.nan], object),
+    "text": ["a", "b", float("nan")],
+    "nobody": ["a", "b", None],
+    "a date": np.array(["2026-01-01", "2026-01-02", "NaT"], "datetime64[D]"),
+}
+
+
+@pytest.mark.parametrize("of", UNKNOWN)
+def test_what_is_not_known_is_no_class_of_its_own(of):
+    values = UNKNOWN[of]
+    for partition in (
+        lambda: natural_partition(values),
+        lambda: natural_grouped_partition(values, 1),
+        lambda: sort_partition(values, 1),
+        lambda: continuous_partition(values, 1, strictness=1, seed=0),
+        lambda: dirichlet_partition(values, 1, alpha=1, seed=0),
+        lambda: dirichlet_by_client_partition(values, 1, alpha=1, seed=0),
+        lambda: shards_partition(values, 1, seed=0),
+        lambda: pathological_partition(values, 1, classes_per_client=1, seed=0),
+        lambda: distribution_partition(values, [[1.0]], seed=0),
+        lambda: pachinko_partition(values, [0, 0, 0], 1, seed=0),
+        lambda: pachinko_partition([0, 1, 2], values, 1, seed=0),
+    ):
+        with pytest.raises(ValueError, match="need to be known; got 1 NaN"):
+            partition()
 
 
 def test_other_processes_get_the_same():

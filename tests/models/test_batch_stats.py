@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from fedjx.models import from_flax
+from fedjx.models.losses import cross_entropy
 from fedjx.models.model import LossWithStats, Variables
 
 KEY = jax.random.key(0)
@@ -64,6 +65,8 @@ def test_linen_and_nnx_agree_and_follow_the_formulas(variables):
     chex.assert_trees_all_equal_shapes(variables, linen().init(KEY))
     (training, evaluated), x = results[1], BATCH["x"][:3].astype(np.float64)
     assert isinstance(training, LossWithStats)
+    outputs = from_flax(Normed).apply(variables, BATCH)  # with the running statistics, as metrics are
+    np.testing.assert_allclose(cross_entropy(outputs, BATCH), evaluated["loss"], rtol=1e-5)
     stats, new = variables.batch_stats["norm"], training.batch_stats["norm"]
     np.testing.assert_allclose(new["mean"], 0.99 * stats["mean"] + 0.01 * x.mean(axis=0), rtol=1e-5)
     np.testing.assert_allclose(new["var"], 0.99 * stats["var"] + 0.01 * x.var(axis=0), rtol=1e-5)

@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 
 from fedjx.models import Ratio, cnn, finalize_metrics, from_flax, linear, mean_loss, mlp, sum_metrics
+from fedjx.models.losses import cross_entropy
 
 KEY = jax.random.key(0)
 DIGITS = {"input_shape": (8, 8, 1), "scale": 1 / 16}
@@ -117,6 +118,8 @@ def test_loss_and_metrics_are_per_example_and_survive_jit(name):
     assert loss.shape == (12,)
     assert metrics.keys() == {"loss", "accuracy"}
     assert metrics["accuracy"].dtype == bool
+    outputs = model.apply(params, {"x": batch["x"]})  # labels are not read
+    np.testing.assert_array_equal(cross_entropy(outputs, batch), metrics["loss"])
     chex.assert_trees_all_close(loss, jax.jit(model.loss)(params, batch, KEY), rtol=1e-5)
     chex.assert_trees_all_close(metrics, jax.jit(model.metrics)(params, batch), rtol=1e-5)
 

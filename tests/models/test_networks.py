@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from fedjx.models import Model, cnn, linear, mlp
+from fedjx.models import Model, batch_loss, cnn, linear, lstm, mlp
 
 KEY = jax.random.key(0)
 DIGITS = {"input_shape": (8, 8, 1), "scale": 1 / 16}
@@ -42,6 +42,39 @@ def test_parameter_counts():
     convolutions = (9 * 1 * 16 + 16) + (9 * 16 * 32 + 32)
     assert num_parameters(cnn(10, **DIGITS)) == convolutions + 2 * 2 * 32 * 10 + 10
     assert num_parameters(cnn(62, input_shape=(28, 28, 1))) == convolutions + 7 * 7 * 32 * 62 + 62
+    of_mcmahan = {"input_shape": (28, 28, 1), "channels": (32, 64), "kernel_size": 5, "hidden": (512,)}
+    assert num_parameters(cnn(10, **of_mcmahan)) == 1_663_370
+    assert num_parameters(cnn(62, **of_mcmahan)) == 1_690_046
+    assert num_parameters(mlp(10, input_shape=(28, 28, 1), hidden=(200, 200))) == 199_210
+    assert num_parameters(lstm(90)) == 820_522
+
+
+def test_the_recurrent_model_reads_forwards_learns_and_leaves_padding_out():
+    model = lstm(5, embedding=3, hidden=(8,), ignored=0)
+    x = np.tile(np.array([1, 2, 3, 4], np.uint8), (6, 3))
+    y = np.roll(x, -1, axis=1)
+    y[:, 9:] = 0
+    batch, params = {"x": x, "y": y, "mask": np.arange(6) < 5}, jax.jit(model.init)(KEY)
+    other = x.copy()
+    other[:, 6:] = 1
+    before, after = (model.apply(params, {"x": tokens}) for tokens in (x, other))
+    np.testing.assert_array_equal(before[:, :6], after[:, :6])  # what follows has no influence
+    assert np.abs(before[:, 6:] - after[:, 6:]).max() > 1e-3
+    optimizer = optax.adam(0.05)
+
+    def step(carry, _):
+        params, state = carry
+        gradient, (sums, _) = jax.grad(batch_loss(model), has_aux=True)(params, batch, KEY)
+        updates, state = optimizer.update(gradient, state)
+        return (optax.apply_updates(params, updates), state), sums["loss"]
+
+    (trained, _), losses = jax.jit(lambda p: jax.lax.scan(step, (p, optimizer.init(p)), length=60))(params)
+    assert losses.denominator[0] == 5 * 9
+    assert losses.numerator[-1] < 0.1 * losses.numerator[0]
+    accuracy = model.metrics(trained, batch)["accuracy"]
+    assert accuracy.numerator.tolist() == accuracy.denominator.tolist() == [9] * 6
+    with pytest.raises(TypeError, match=r"'x' as integers \[\?\] from 0 to 4; got float32\[12\]"):
+        model.apply(params, {"x": x.astype(np.float32)})
 
 
 def test_cnn_pools_like_the_reference_and_takes_odd_images():

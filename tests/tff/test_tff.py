@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -12,14 +13,14 @@ import numpy as np
 import optax
 import pytest
 
+from benchmarks.measuring import Compilations
 from fedjx import Sequence, parse_type, tff
-from fedjx.aggregation import compress, compressed_broadcast, uniform_quantizer
 from fedjx.algorithms import fed_avg
 from fedjx.algorithms.personalization import fine_tuning, no_fine_tuning
 from fedjx.data import Cohort, FederatedData
 from fedjx.models import Model, from_flax
-from fedjx.models.flax_models import accuracy
-from fedjx.tff.learning import _client_work
+from fedjx.models.metrics import accuracy
+from fedjx.tff.learning.process import _client_work
 from fedjx.training import local_training
 from tests.algorithms.problems import assert_trees_close, assert_trees_equal
 
@@ -62,7 +63,7 @@ def preprocess_train_dataset(dataset: tff.Dataset) -> tff.Dataset:
 
 
 @pytest.fixture(scope="module")
-def trainer() -> tff.IterativeProcess:
+def trainer() -> tff.templates.IterativeProcess:
     return tff.learning.build_federated_averaging_process(
         tff_model_fn, client_optimizer_fn=lambda: optax.sgd(0.1, momentum=0.9)
     )
@@ -91,7 +92,7 @@ def test_the_loop_of_the_guide(images, trainer):
 
     assert printed.startswith("( -> <params=<layers_1=<bias=float32[3],kernel=float32[64,3]>>,")
     assert str(parse_type(printed)) == printed
-    assert list(metrics) == ["broadcast", "aggregation", "train", "stat"]
+    assert list(metrics) == ["broadcast", "aggregation", "train"]
     assert str(metrics).startswith("<broadcast=<>,aggregation=<>,train=<")
     assert set(metrics.train._asdict()) == {"loss", "sparse_categorical_accuracy"}
 
@@ -102,13 +103,12 @@ def test_the_loop_of_the_guide(images, trainer):
         expected, own = algorithm.next(expected, Cohort(renamed, ids, batch_size=8).whole())
     assert_trees_close(trainer.get_model_weights(state), expected.params)
     np.testing.assert_allclose(metrics["train"]["loss"], own["loss"], rtol=1e-5)
-    assert int(metrics["stat"]["num_examples"]) == int(own["num_examples"]) == 30 + 25 + 20
 
 
 def train(federated_averaging_process, emnist_train, num_rounds, num_clients_per_round, log):
     """The loop of the tutorial on compression, with a list in place of a writer for TensorBoard."""
-    environment = tff.SizingEnvironment()
-    federated_averaging_process = environment.sized(federated_averaging_process)
+    environment = tff.framework.sizing_executor_factory()
+    tff.framework.set_default_context(tff.framework.ExecutionContext(executor_fn=environment))
     state = federated_averaging_process.initialize()
     random = np.random.default_rng(0)
     for round_num in range(num_rounds):
@@ -122,6 +122,7 @@ def train(federated_averaging_process, emnist_train, num_rounds, num_clients_per
             log.append((name, round_num, float(value)))
         log.append(("cumulative_broadcasted_bits", round_num, broadcasted_bits))
         log.append(("cumulative_aggregated_bits", round_num, aggregated_bits))
+    tff.framework.set_default_context(tff.framework.ExecutionContext())
 
 
 def logged(log: Any, name: str) -> Any:
@@ -129,46 +130,77 @@ def logged(log: Any, name: str) -> Any:
 
 
 def test_the_loop_of_the_tutorial_on_compression(images, trainer):
-    emnist_train = tff.ClientData.of(images).preprocess(preprocess_train_dataset)
-    encoder = {"compressor": uniform_quantizer(8), "where": lambda leaf: leaf.size > 100}
+    emnist_train = tff.simulation.datasets.ClientData.of(images).preprocess(preprocess_train_dataset)
+    framework, encoders = tff.learning.framework, tff.tensor_encoding.encoders
+
+    def encoder_fn(as_encoder):
+        def encoder(value):
+            large = value.shape.num_elements() > 100
+            return as_encoder(encoders.uniform_quantization(bits=8) if large else encoders.identity(), None)
+
+        return encoder
+
     compressing_trainer = tff.learning.build_federated_averaging_process(
         tff_model_fn,
         client_optimizer_fn=lambda: optax.sgd(0.1, momentum=0.9),
         server_optimizer_fn=lambda: optax.sgd(1.0),
-        broadcast_process=compressed_broadcast(**encoder),
-        aggregation_process=compress(**encoder),
+        broadcast_process=framework.build_encoded_broadcast_process_from_model(
+            tff_model_fn, encoder_fn(encoders.as_simple_encoder)
+        ),
+        aggregation_process=framework.build_encoded_mean_process_from_model(
+            tff_model_fn, encoder_fn(encoders.as_gather_encoder)
+        ),
     )
     original: Any = []
     train(trainer, emnist_train, num_rounds=4, num_clients_per_round=3, log=original)
     compressed: Any = []
     train(compressing_trainer, emnist_train, num_rounds=4, num_clients_per_round=3, log=compressed)
 
-    plain, key = 32 * NUM_PARAMS, 64  # keys are sent for training and for rounding
-    coded = 8 * (NUM_PARAMS - 3) + 2 * 32 + 3 * 32  # codes, least and greatest, and the bias as it is
-    assert logged(original, "cumulative_broadcasted_bits") == [(plain + key) * 3 * r for r in (1, 2, 3, 4)]
-    assert logged(compressed, "cumulative_broadcasted_bits") == [(coded + 2 * key) * 3 * r for r in (1, 2, 3, 4)]
-    saved = 3 * 4 * (plain - coded)
-    names = "cumulative_aggregated_bits"
-    assert logged(original, names)[-1] - logged(compressed, names)[-1] == saved
+    plain = 32 * NUM_PARAMS
+    coded = 32 * math.ceil(8 * (NUM_PARAMS - 3) / 28) + 2 * 32 + 3 * 32  # codes, least and greatest, and the bias
+    measured = 32 + 2 * (32 + 32)  # the weight, and loss and accuracy with their numbers
+    for log, bits in ((original, plain), (compressed, coded)):
+        assert logged(log, "cumulative_broadcasted_bits") == [bits * 3 * r for r in (1, 2, 3, 4)]
+        assert logged(log, "cumulative_aggregated_bits") == [(bits + measured) * 3 * r for r in (1, 2, 3, 4)]
     for log in (original, compressed):
         assert logged(log, "loss")[-1] < 0.7 * logged(log, "loss")[0]
     np.testing.assert_allclose(logged(compressed, "loss"), logged(original, "loss"), rtol=0.05)
 
 
 def test_a_client_without_batches_and_the_order_change_nothing_and_evaluation_is_central(images, trainer):
-    clients = tff.ClientData.of(images).preprocess(lambda data: data.batch(8))
+    clients = tff.simulation.datasets.ClientData.of(images).preprocess(lambda data: data.batch(8))
     renamed = clients.preprocess(lambda data: data.map(lambda batch: (batch["pixels"][..., None], batch["label"])))
     datasets = [renamed.create_dataset_for_client(name) for name in clients.client_ids[:3]]
     state = trainer.initialize()
     result = trainer.next(state, datasets)
     other = trainer.next(state, [[], *datasets[::-1]])
     assert_trees_close(other.state.params, result.state.params)
-    metrics = tff.build_federated_evaluation(tff_model_fn)(trainer.get_model_weights(result.state), datasets)
+    metrics = tff.learning.build_federated_evaluation(tff_model_fn)(trainer.get_model_weights(result.state), datasets)
     batch = {"x": images.examples["pixels"][:49, ..., None], "y": images.examples["label"][:49]}
     whole = jax.device_get(tff_model_fn().metrics(result.state.params, batch))
     np.testing.assert_allclose(metrics.loss, np.mean(whole["loss"]), rtol=1e-5)
     correct = np.sum(whole["sparse_categorical_accuracy"])
     assert float(metrics.sparse_categorical_accuracy) == np.float32(correct) / np.float32(49)
+
+
+def test_a_list_of_another_size_compiles_nothing_after_the_first_of_its_bucket():
+    """Whatever the numbers of clients, of their batches, of examples in these, and the order."""
+    random = np.random.default_rng(0)
+    model = Model(lambda key: jnp.float32(0), lambda w, batch, key: (w - batch["x"]) ** 2, lambda w, batch: {})
+    process = tff.learning.build_federated_averaging_process(lambda: model, lambda: optax.sgd(0.1))
+    state, compiled = process.initialize(), {}
+    for num_clients in (9, 12, 10, 9, 11, 10, 12, 10, 9, 11):
+        sizes = random.integers(1, 40, size=num_clients)
+        sizes[:2] = 0, 39  # nobody's data, and five batches
+        examples = [np.full(size, 2, np.float32) for size in random.permutation(sizes)]
+        batches = [[{"x": x[i : i + 8]} for i in range(0, len(x), 8)] for x in examples]
+        shape = tff.as_clients(batches).value.elements["x"].shape
+        with Compilations() as done:
+            state, _ = process.next(state, batches)
+        compiled.setdefault(shape, []).append(done.number)
+    assert {shape: counts[1:] for shape, counts in compiled.items()} == {(10, 8, 8): [0] * 5, (12, 8, 8): [0] * 3}
+    assert all(counts[0] > 0 for counts in compiled.values())  # or nothing would have been counted
+    assert float(state.params) == pytest.approx(2, abs=1e-3)
 
 
 def test_every_step_has_a_random_key_of_its_own():
@@ -184,7 +216,7 @@ def test_every_step_has_a_random_key_of_its_own():
 
 
 def test_later_versions_name_the_metrics_after_the_parts_of_the_process():
-    process = tff.build_weighted_fed_avg(tff_model_fn, lambda: optax.sgd(0.1), lanes=1)
+    process = tff.learning.build_weighted_fed_avg(tff_model_fn, lambda: optax.sgd(0.1), lanes=1)
     metrics = process.next.report({"loss": 2.5, "num_examples": 7, "num_non_finite_clients": 1, "aggregation": {}})
     assert str(metrics) == (
         "<distributor=<>,client_work=<train=<loss=2.5,num_examples=7>>,aggregator=<>,finalizer=<update_non_finite=1>>"
@@ -192,7 +224,7 @@ def test_later_versions_name_the_metrics_after_the_parts_of_the_process():
 
 
 def test_personalisation_is_evaluated_client_by_client_against_the_baseline(images):
-    clients = tff.ClientData.of(images).preprocess(
+    clients = tff.simulation.datasets.ClientData.of(images).preprocess(
         lambda data: data.batch(8).map(lambda batch: (batch["pixels"][..., None], batch["label"]))
     )
     data = []
@@ -201,7 +233,7 @@ def test_personalisation_is_evaluated_client_by_client_against_the_baseline(imag
         data.append({"train_data": batches[1:], "test_data": batches[:1]})
     strategies = {"stay": no_fine_tuning, "sgd": fine_tuning(tff_model_fn(), optimizer=optax.sgd(0.1), num_epochs=3)}
     params = tff_model_fn().init(jax.random.key(0))
-    metrics = tff.build_personalization_eval(tff_model_fn, strategies)(params, data)
+    metrics = tff.learning.build_personalization_eval(tff_model_fn, strategies)(params, data)
     assert list(metrics) == ["baseline_metrics", "sgd", "stay"]
     assert_trees_equal(dict(metrics.stay), dict(metrics.baseline_metrics))
     test = [tff_model_fn().metrics(params, dict(zip("xy", client["test_data"][0], strict=True))) for client in data]
@@ -237,7 +269,9 @@ def test_clients_are_made_when_they_are_asked_for(images):
         return tff.Dataset.from_tensor_slices({"x": np.arange(int(name))})
 
     names = [str(k) for k in range(1, 8)]
-    clients = tff.ClientData.from_clients_and_fn(names, dataset).preprocess(lambda data: data.batch(2))
+    clients = tff.simulation.datasets.ClientData.from_clients_and_fn(names, dataset).preprocess(
+        lambda data: data.batch(2)
+    )
     assert made == []
     assert [batch["x"].tolist() for batch in clients.create_tf_dataset_for_client("3")] == [[0, 1], [2]]
     assert made == ["3"]
@@ -246,7 +280,7 @@ def test_clients_are_made_when_they_are_asked_for(images):
     assert sorted(train_clients.client_ids + test_clients.client_ids) == names
     assert len(list(clients.datasets(limit_count=4, seed=0))) == 4
     assert made.count("3") <= 2
-    assert tff.ClientData.of(images).element_type_structure["pixels"].shape == (8, 8)
+    assert tff.simulation.datasets.ClientData.of(images).element_type_structure["pixels"].shape == (8, 8)
     with pytest.raises(ValueError, match="both sides"):
         clients.train_test_client_split(7)
 

@@ -16,13 +16,13 @@ from fedjx.core.execution.devices import Placer
 from fedjx.core.execution.engine import map_reduce
 from fedjx.core.execution.hosts import auto_mesh
 from fedjx.core.execution.streaming import Sink, Stream
+from fedjx.core.execution.whole import run_whole
 from fedjx.core.language.names import PyTree, Type
 from fedjx.core.language.placed import FederatedValue
-from fedjx.core.language.program import Environment, Program
 from fedjx.core.language.streams import Planned, is_planned, is_stream, whole
-from fedjx.core.language.traced import Traced
+from fedjx.core.language.traced import Hooks, Traced
 from fedjx.core.language.types import type_of
-from fedjx.core.language.values import Clients, check_same_clients, per_client, side_by_side, stack_cohorts
+from fedjx.core.language.values import Clients, check_same_clients, per_client, stack_cohorts
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -64,9 +64,9 @@ class Computation(Traced, Generic[P, R]):
     runs as a host loop; where it is part of a traced program, a `Cohort` is taken whole.
     """
 
-    def __init__(self, fn: Callable[..., PyTree], types: tuple[Type, ...] | None = None):
+    def __init__(self, fn: Callable[..., PyTree], types: tuple[Type, ...] | None = None, hooks: Hooks = Hooks()):
         functools.update_wrapper(self, fn)
-        super().__init__(fn, types)
+        super().__init__(fn, types, hooks)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Runs the computation; within another one, becomes part of it."""
@@ -98,7 +98,9 @@ class Computation(Traced, Generic[P, R]):
         def compiled(*values: PyTree) -> PyTree:
             if self._is_local(self._types):
                 return self._fn(*values)
-            return _run_in_graph(self.trace(tuple(map(type_of, values))), values, lanes, mesh, differentiable)
+            program = self.trace(tuple(map(type_of, values)))
+            sweep = functools.partial(map_reduce, lanes=lanes, mesh=mesh)
+            return run_whole(program, values, sweep, differentiable=differentiable)
 
         @functools.wraps(self._fn)
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -108,7 +110,9 @@ class Computation(Traced, Generic[P, R]):
             if placer is not None and not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(values)):
                 # Or the second round, whose state comes from the mesh, would compile again.
                 values = [placer.clients(v) if isinstance(v, Clients) else placer.server(v) for v in values]
-            return compiled(*values)
+            result = compiled(*values)
+            self.hooks.result(result)
+            return result
 
         return run
 
@@ -144,7 +148,9 @@ class Computation(Traced, Generic[P, R]):
                 raise TypeError(
                     f"several rounds take a list of cohorts; got a {type(cohorts).__name__} alone. Wrap it: [...]."
                 )
-            return run(state, stack_cohorts(map(whole, cohorts)))
+            result = run(state, stack_cohorts(whole(self.hooks.argument(cohort)) for cohort in cohorts))
+            self.hooks.result(result)
+            return result
 
         @jax.jit
         def run(state: PyTree, cohorts: Clients) -> PyTree:
@@ -153,7 +159,14 @@ class Computation(Traced, Generic[P, R]):
 
         return all_rounds
 
-    def streamed(self, *, mesh: Mesh | None = None, lanes: int | None = None, sink: Sink | None = None) -> Stream[P, R]:
+    def streamed(
+        self,
+        *,
+        mesh: Mesh | None = None,
+        lanes: int | None = None,
+        sink: Sink | None = None,
+        debug: bool = False,
+    ) -> Stream[P, R]:
         """Returns the computation as a host loop over chunks of the cohort, in constant memory.
 
         Keep the returned function: it holds the compiled programs.
@@ -166,9 +179,22 @@ class Computation(Traced, Generic[P, R]):
           sink: Called with the results at CLIENTS, chunk by chunk, on the device, in the order of the
             chunks; they are then None in the result. Without a sink they are gathered in host
             memory, in the order of the cohort. Each process gets the results of its own devices' clients.
+          debug: Whether one client runs after the other, on one device, and nothing is compiled, so that a debugger and
+            `print` see numbers. Slow. A client whose numbers stop being finite is an error, `fedjx.NonFiniteError`,
+            that names it, the step, the batch and the leaf, where it would be left out and counted; an exception
+            raised in a client's work gets a note of the same.
+
+        >>> import optax
+        >>> train, _ = fedjx.data.digits(num_clients=20)
+        >>> model = fedjx.models.linear(10, input_shape=(8, 8, 1))
+        >>> algorithm = fedjx.fed_avg(model, client_optimizer=optax.sgd(1e38))
+        >>> cohort = fedjx.data.Cohort(train, [3, 4], batch_size=20)
+        >>> algorithm.next.streamed(debug=True)(algorithm.init(jax.random.key(0)), cohort)
+        Traceback (most recent call last):
+        fedjx.core.language.debugging.NonFiniteError: ...
         """
         _check_lanes(lanes)
-        stream: Stream[P, R] = Stream(self, mesh, lanes, sink)
+        stream: Stream[P, R] = Stream(self, mesh, lanes, sink, debug)
         functools.update_wrapper(stream, self._fn)
         return stream
 
@@ -190,25 +216,3 @@ def _is_tracing(values: list[PyTree]) -> bool:
 def _check_lanes(lanes: int | None) -> None:
     if lanes is not None and lanes < 1:
         raise ValueError(f"at least one client runs at once; got {lanes=}. Leave it out for all at once.")
-
-
-def _run_in_graph(
-    program: Program, values: tuple[PyTree, ...], lanes: int | None, mesh: Mesh | None, differentiable: bool
-) -> PyTree:
-    environment = program.server_stage(0, program.server_arguments(values))
-    clients = _cohort([v for v in values if isinstance(v, Clients)]) if program.num_passes else None
-    finished: Environment = {}
-    for level in range(program.num_passes):
-        assert clients is not None
-        run = program.client_pass(level)._replace(differentiable=differentiable)
-        reduced, (members, outputs) = map_reduce(run, environment, clients, lanes=lanes, mesh=mesh)
-        results = [Clients(x, clients.mask, clients.id) for x in outputs]
-        finished.update(zip(program.outputs(level), results, strict=True))
-        environment = program.after_pass(level, environment, reduced, members, clients.mask)
-    return program.assemble({**environment, **finished})
-
-
-def _cohort(arguments: list[Clients]) -> Clients:
-    if not arguments:
-        raise ValueError("a cohort needs at least one client; got no argument at CLIENTS. Pass Clients.")
-    return side_by_side(arguments)

@@ -25,7 +25,7 @@ from fedjx.core.language.padding import filled, own_padding
 from fedjx.core.language.passes import Merge, Pass
 from fedjx.core.language.shares import AXIS
 from fedjx.core.language.values import Clients, map_own, padded, per_client, shares_pool
-from fedjx.core.rewriting.rewrite import mapped
+from fedjx.core.rewriting.rewrite import Traced, mapped, traced
 
 _SPLIT, _WHOLE = PartitionSpec(AXIS), PartitionSpec()
 
@@ -33,46 +33,31 @@ _SPLIT, _WHOLE = PartitionSpec(AXIS), PartitionSpec()
 # --- one chunk ----------------------------------------------------------------------------------
 
 
-def _map(run: Pass, server: PyTree, clients: Clients) -> tuple[tuple[PyTree, ...], PyTree]:
-    # A client that is padding is a copy of a real one, and what pads a client's own data is its own.
-    value = map_own(lambda x: filled(x, clients.mask), clients.value)
-    fn, shared, own = _of_one_client(run, server, Clients(value, clients.mask, clients.id))
-    return mapped(fn, shared, own, stop_early=not (run.differentiable or run.in_step))
-
-
-def _of_one_client(run: Pass, server: PyTree, clients: Clients) -> tuple[Callable[..., PyTree], PyTree, PyTree]:
-    """Returns the pass as a function of what clients share and of one client's own; the former; all clients' own."""
+def trace_one(run: Pass, server: PyTree, clients: Clients) -> Traced:
+    """Traces what a pass does for one client; all clients together would take longer."""
     own, pools, join = per_client(clients.value)
 
     def one(shared: PyTree, member: PyTree) -> tuple[tuple[PyTree, ...], PyTree]:
         (server, pools), (own, client_id) = shared, member
         return run.fn(server, own_padding(join(own, pools)), client_id)
 
-    return one, (server, pools), (own, clients.id)
-
-
-def _member(run: Pass, server: PyTree, clients: Clients) -> tuple[tuple[PyTree, ...], PyTree]:
-    """Returns the types of one client's values and outputs; all clients together would take longer to trace."""
-    fn, shared, own = _of_one_client(run, server, clients)
-    return jax.eval_shape(fn, shared, jax.tree.map(_row_type, own))
+    return traced(one, (server, pools), jax.tree.map(_row_type, (own, clients.id)))
 
 
 def _row_type(x: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape[1:], x.dtype, weak_type=getattr(x, "weak_type", False))
 
 
-def _zeros(run: Pass, server: PyTree, clients: Clients) -> tuple[PyTree, ...]:
-    values, _ = _member(run, server, clients)
-    return _empty(run, values)
-
-
-def _empty(run: Pass, members: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
+def _zeros(run: Pass, one: Traced) -> tuple[PyTree, ...]:
+    members, _ = one.result
     return tuple(r.zero(member) for r, member in zip(run.reductions, members, strict=True))
 
 
-def _step(run: Pass, accumulators: PyTree, server: PyTree, clients: Clients) -> tuple[PyTree, PyTree]:
-    values, outputs = _map(run, server, clients)
-    _check_same_shapes(accumulators, _empty(run, jax.tree.map(_row_type, values)))
+def _step(run: Pass, one: Traced, accumulators: PyTree, server: PyTree, clients: Clients) -> tuple[PyTree, PyTree]:
+    # A client that is padding is a copy of a real one, and what pads a client's own data is its own.
+    own, pools, _ = per_client(map_own(lambda x: filled(x, clients.mask), clients.value))
+    stop_early = not (run.differentiable or run.in_step)
+    values, outputs = mapped(one, (server, pools), (own, clients.id), stop_early=stop_early)
     updated = tuple(
         r.update(accumulator, value, clients.mask)
         for r, accumulator, value in zip(run.reductions, accumulators, values, strict=True)
@@ -81,20 +66,20 @@ def _step(run: Pass, accumulators: PyTree, server: PyTree, clients: Clients) -> 
 
 
 def _fold(
-    run: Pass, accumulators: PyTree, server: PyTree, clients: Clients, lanes: int | None
+    run: Pass, one: Traced, accumulators: PyTree, server: PyTree, clients: Clients, lanes: int | None
 ) -> tuple[PyTree, PyTree]:
     """Adds one device's clients to its accumulators, a group of ``lanes`` after the other."""
     num_clients = clients.num_clients
     if lanes is None or lanes >= num_clients:
-        return _step(run, accumulators, server, clients)
+        return _step(run, one, accumulators, server, clients)
     clients = padded(clients, lanes)
     # Leaves [C, ...] become [groups, lanes, ...].
     own, pools, join = per_client(map_own(lambda x: x.reshape(-1, lanes, *x.shape[1:]), clients))
-    _, member = _member(run, server, clients)
+    _, member = one.result
 
     def add(accumulators: PyTree, group: PyTree) -> tuple[PyTree, PyTree]:
         def step(accumulators: PyTree, group: PyTree) -> tuple[PyTree, PyTree]:
-            return _step(run, accumulators, server, join(group, pools))
+            return _step(run, one, accumulators, server, join(group, pools))
 
         def skip(accumulators: PyTree, group: PyTree) -> tuple[PyTree, PyTree]:
             return accumulators, jax.tree.map(lambda x: lax.full((lanes, *x.shape), 0, x.dtype), member)
@@ -134,7 +119,8 @@ def map_reduce(
       The reduced values, and the outputs ``[C, ...]``.
     """
     if mesh is None:
-        accumulators, outputs = _fold(run, _zeros(run, server, clients), server, clients, lanes)
+        one = trace_one(run, server, clients)
+        accumulators, outputs = _fold(run, one, _zeros(run, one), server, clients, lanes)
         return _report(run, accumulators), outputs
 
     mesh = auto_mesh(mesh)
@@ -148,7 +134,8 @@ def map_reduce(
 
     def device(server: PyTree, own: PyTree, pools: PyTree) -> PyTree:
         shard = join(own, pools)
-        accumulators, outputs = _fold(run, _zeros(run, server, shard), server, shard, lanes)
+        one = trace_one(run, server, shard)
+        accumulators, outputs = _fold(run, one, _zeros(run, one), server, shard, lanes)
         return _report(run, _all_reduce(run, accumulators)), outputs
 
     reduced, outputs = _by_device(
@@ -263,7 +250,9 @@ class PassStream:
         self.mesh = mesh
         self._run, self._placer = run._replace(in_step=_spreads_clients(mesh)), placer or Placer(mesh)
         split = NamedSharding(mesh, _SPLIT)
-        self._start = jax.jit(self._zeros, out_shardings=split)
+        # What `_start` has traced, the `_step` that follows, of the same arguments, need not trace again.
+        self._one: Traced | None = None
+        self._start = jax.jit(self._sharded_zeros, out_shardings=split)
         self._step = jax.jit(self._sharded_step, static_argnums=3, donate_argnums=0, out_shardings=split)
 
     def __call__(
@@ -289,6 +278,7 @@ class PassStream:
             if accumulators is None:
                 accumulators = self._start(server, chunk)
             accumulators, outputs, done = self._step(accumulators, server, chunk, lanes)
+            self._one = None
             waiting.append((done, Clients(outputs, chunk.mask, chunk.id)))
             if len(waiting) > _IN_FLIGHT:
                 _hand_over(waiting, sink)
@@ -319,18 +309,27 @@ class PassStream:
 
         return _by_device(device, self.mesh, in_specs=_SPLIT, out_specs=_WHOLE)(accumulators)
 
-    def _zeros(self, server: PyTree, clients: Clients) -> PyTree:
-        zeros = _zeros(self._run, server, clients)
-        return jax.tree.map(lambda x: jnp.broadcast_to(x, (self.mesh.shape[AXIS], *jnp.shape(x))), zeros)
+    def _sharded_zeros(self, server: PyTree, clients: Clients) -> PyTree:
+        own, pools, join = per_client(clients)
+
+        def device(server: PyTree, own: PyTree, pools: PyTree) -> PyTree:
+            self._one = trace_one(self._run, server, join(own, pools))
+            return _stacked(_zeros(self._run, self._one))
+
+        return _by_device(device, self.mesh, in_specs=(_WHOLE, _SPLIT, _pool_specs(clients)), out_specs=_SPLIT)(
+            server, own, pools
+        )
 
     def _sharded_step(self, accumulators: PyTree, server: PyTree, clients: Clients, lanes: int | None) -> PyTree:
         own, pools, join = per_client(clients)
 
         def device(accumulators: PyTree, server: PyTree, own: PyTree, pools: PyTree) -> PyTree:
-            shard = join(own, pools)
-            updated, outputs = _fold(self._run, _unstacked(accumulators), server, shard, lanes)
+            shard, accumulators = join(own, pools), _unstacked(accumulators)
+            one = self._one or trace_one(self._run, server, shard)
+            _check_same_shapes(accumulators, _zeros(self._run, one))
+            updated, outputs = _fold(self._run, one, accumulators, server, shard, lanes)
             # Donated accumulators cannot be waited on; this small array can.
-            return jax.tree.map(lambda x: x[None], updated), outputs, jnp.any(shard.mask)[None]
+            return _stacked(updated), outputs, jnp.any(shard.mask)[None]
 
         return _by_device(
             device,
@@ -338,6 +337,10 @@ class PassStream:
             in_specs=(_SPLIT, _WHOLE, _SPLIT, _pool_specs(clients)),
             out_specs=_SPLIT,
         )(accumulators, server, own, pools)
+
+
+def _stacked(accumulators: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: x[None], accumulators)
 
 
 def _unstacked(accumulators: PyTree) -> PyTree:

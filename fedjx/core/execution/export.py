@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
@@ -26,7 +27,8 @@ from fedjx.core.language.values import Clients, Sequence, check_same_clients, ga
 
 Dimension = Any  # a number, or a symbol of `jax.export`
 
-_FORMAT = "fedjx computation 1"
+_FORMAT = "fedjx computation 2"
+_START = f"{_FORMAT}: ".encode()  # then the length and SHA-256 of all that follows the line
 
 
 def export(computation: Computation, *args: PyTree) -> bytes:
@@ -56,37 +58,57 @@ def export(computation: Computation, *args: PyTree) -> bytes:
         return jax.tree.leaves(computation.in_graph()(*treedef.unflatten(leaves)))
 
     program = jax.export.export(jax.jit(flat))(*leaves)
-    header = {
-        "format": _FORMAT,
-        "jax": jax.__version__,
-        "type": str(signature),
-        "arguments": [str(t) for t in types],
-    }
-    return json.dumps(header).encode() + b"\n" + bytes(program.serialize())
+    header = {"jax": jax.__version__, "type": str(signature), "arguments": [str(t) for t in types]}
+    return _sealed(json.dumps(header).encode() + b"\n" + bytes(program.serialize()))
 
 
 def load(artefact: bytes) -> LoadedComputation:
     """Restores what `export` wrote.
 
+    Nothing is parsed before length and SHA-256, in the first line, are found right: a damaged program may crash the
+    process. They tell damage, not malice; load what you would run.
+
     Raises:
-      ValueError: If the bytes are no such artefact, or one that this version of JAX cannot read: JAX keeps programs
-        readable for six months.
+      TypeError: If it is given anything but bytes.
+      ValueError: If the bytes are no such artefact, are damaged, or are one that this version of JAX cannot read: JAX
+        keeps programs readable for six months.
     """
-    head, _, body = artefact.partition(b"\n")
-    try:
-        header = json.loads(head)
-    except ValueError:
-        header = None
-    if not (isinstance(header, dict) and header.get("format") == _FORMAT):
-        raise ValueError(f"an artefact begins with a header of format {_FORMAT!r}; got {head[:40]!r}. Use export.")
+    head, _, body = _unsealed(artefact).partition(b"\n")
+    header = json.loads(head)
     try:
         program = jax.export.deserialize(bytearray(body))
     except Exception as error:  # JAX does not say which
         raise ValueError(
-            f"an artefact needs a program that JAX can read; this one, written by JAX {header.get('jax', 'unknown')}, "
+            f"an artefact needs a program that JAX can read; this one, written by JAX {header['jax']}, "
             f"cannot be read by JAX {jax.__version__}: {error}. Export it again."
         ) from error
     return LoadedComputation(parse_type(header["type"]), header["arguments"], program)
+
+
+def _sealed(content: bytes) -> bytes:
+    """Puts a line in front of some bytes: format, length and SHA-256."""
+    return f"{_FORMAT}: {len(content)} bytes, SHA-256 {hashlib.sha256(content).hexdigest()}\n".encode() + content
+
+
+def _unsealed(artefact: bytes) -> bytes:
+    """Returns the bytes behind the line that `_sealed` puts in front, if it is the line of these bytes."""
+    if not isinstance(artefact, (bytes, bytearray, memoryview)):
+        raise TypeError(
+            f"an artefact is bytes; got {type(artefact).__name__}. Read the file: `Path(...).read_bytes()`."
+        )
+    artefact = bytes(artefact)
+    line = artefact[:200].partition(b"\n")[0]
+    if not line.startswith(_START):
+        raise ValueError(
+            f"an artefact begins with {_FORMAT!r}; got {line[:40]!r}. Use export, of this release of fedjx."
+        )
+    content = artefact[len(line) + 1 :]
+    if _sealed(content) != artefact:
+        raise ValueError(
+            f"an artefact needs the length and SHA-256 of its first line; got {line[len(_START) :]!r}, and "
+            f"{len(content)} bytes that are others. It is damaged: copy it again, or export it again."
+        )
+    return content
 
 
 class LoadedComputation:

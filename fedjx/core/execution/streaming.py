@@ -15,13 +15,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjx.core.execution.ahead import fed
 from fedjx.core.execution.chunks import Chunks, Level
+from fedjx.core.execution.debug import one_by_one
 from fedjx.core.execution.devices import Placer
 from fedjx.core.execution.engine import PassStream
 from fedjx.core.execution.hosts import agreed, auto_mesh, device_memory, share_of
+from fedjx.core.execution.whole import run_whole
 from fedjx.core.language.names import Array, PyTree
 from fedjx.core.language.program import Environment, Program
 from fedjx.core.language.shares import AXIS, own_rows
-from fedjx.core.language.streams import Planned, first_chunk, is_planned, is_stream
+from fedjx.core.language.streams import Planned, first_chunk, is_planned, is_stream, whole
 from fedjx.core.language.traced import Traced
 from fedjx.core.language.types import type_of
 from fedjx.core.language.values import Clients
@@ -38,11 +40,13 @@ class Stream(Generic[P, R]):
       lanes: How many clients each device ran at once in the last call; None if all of a chunk's.
     """
 
-    def __init__(self, computation: Traced, mesh: Mesh | None, lanes: int | None, sink: Sink | None):
+    def __init__(
+        self, computation: Traced, mesh: Mesh | None, lanes: int | None, sink: Sink | None, debug: bool = False
+    ):
         self.lanes = self._asked_lanes = lanes
         self._levels: list[Level] = []
         self._result_bytes: int | None = 0
-        self._computation, self._sink = computation, sink
+        self._computation, self._sink, self._debug = computation, sink, debug
         self._mesh = auto_mesh(mesh or Mesh(np.array(jax.devices()), (AXIS,)))
         # A cohort decides by it what goes to the device, which must be the same in all processes.
         self._share = share_of(self._mesh)._replace(memory=agreed(device_memory()))
@@ -57,6 +61,8 @@ class Stream(Generic[P, R]):
         if any(isinstance(leaf, jax.core.Tracer) for leaf in [jnp.zeros(()), *jax.tree.leaves(shown)]):
             raise TypeError("a streamed computation is a host loop; got called while tracing. Use in_graph under jit.")
         self._computation.check_arrays(shown)
+        if self._debug:
+            return self._one_by_one(values)
         shown = self._computation.converted(shown)
         compiled = self._compile(shown)
         server = self._placer.server(compiled.program.server_arguments(shown))
@@ -70,7 +76,9 @@ class Stream(Generic[P, R]):
         else:
             self._levels = [Level(int(lanes), 1.0)] if lanes else []
         self.lanes = self._levels[0].lanes if self._levels else None
-        return compiled.run(server, chunks, self._levels, self._sink)
+        result = compiled.run(server, chunks, self._levels, self._sink)
+        self._computation.hooks.result(result)
+        return result
 
     def ahead(self, cohorts: Iterable[Planned], *, num_chunks: int = 4, max_bytes: int = 1 << 30) -> Iterator[Planned]:
         """Yields cohorts whose chunks a background thread makes while the device computes.
@@ -98,7 +106,10 @@ class Stream(Generic[P, R]):
             raise TypeError(
                 f"`ahead` takes the cohorts of several rounds; got one {type(cohorts).__name__}. Wrap it: [...]."
             )
-        cohorts = iter(cohorts)
+        if self._debug:
+            yield from cohorts
+            return
+        cohorts = map(self._computation.hooks.argument, cohorts)
         for first in itertools.islice(cohorts, 1):
             yield first
             if not self._levels:
@@ -118,6 +129,17 @@ class Stream(Generic[P, R]):
             max_bytes=max_bytes,
             share=self._share,
         )
+
+    def _one_by_one(self, values: list[PyTree]) -> R:
+        """Runs the computation in debug mode."""
+        values = self._computation.converted(list(map(whole, values)))
+        program = self._computation.trace(tuple(map(type_of, values)))
+        result = run_whole(program, tuple(values), one_by_one)
+        if self._sink is None:
+            return result
+        results = [x for x in jax.tree.leaves(result, is_leaf=_is_clients) if _is_clients(x)]
+        self._sink(Clients(tuple(x.value for x in results), results[0].mask, results[0].id)) if results else None
+        return jax.tree.map(lambda x: None if _is_clients(x) else x, result, is_leaf=_is_clients)
 
     def _compile(self, values: list[PyTree]) -> _Compiled:
         leaves, treedef = jax.tree.flatten(values)
@@ -221,6 +243,10 @@ class _Receiver:
         rows = rows[places(whole.id[rows])]
         real = jax.tree.map(lambda x: x[rows], whole)
         return [Clients(value, real.mask, real.id) for value in real.value]
+
+
+def _is_clients(x: object) -> bool:
+    return isinstance(x, Clients)
 
 
 def _to_host(x: jax.Array) -> Array:

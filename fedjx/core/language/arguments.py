@@ -11,6 +11,7 @@ from fedjx.core.language.names import DType, PyTree, Type
 from fedjx.core.language.types import (
     SERVER,
     FederatedType,
+    Struct,
     children,
     element_type,
     member_accepts,
@@ -35,7 +36,10 @@ def check_type(function: str, name: str, got: FederatedType, declared: Federated
 
 
 def _mismatch(function: str, name: str, got: Type, declared: Type) -> TypeError:
-    return TypeError(f"{function} declares {name!r} as {declared}; got {got}. Pass a value of the declared type.")
+    return TypeError(
+        f"{function} declares {name!r} as {declared}; got {got}. Pass a value of the declared type; names come in the "
+        "declared order, as in an OrderedDict or a NamedTuple, those of a dict sorted."
+    )
 
 
 def as_declared(function: str, name: str, value: PyTree, declared: Type) -> PyTree:
@@ -62,6 +66,9 @@ def _as_member(value: PyTree, type_: Type) -> PyTree:
     fields = children(type_)
     if fields is None:
         return _as_array(value, type_)
+    if isinstance(type_, Struct) and type(value) is dict and value.keys() == {name for name, _ in fields}:
+        # A dict has its names sorted. What is declared has them in their order, and is accessed by name or attribute.
+        value = Struct(tuple(name for name, _ in fields), tuple(value[name] for name, _ in fields))
     parts, treedef = jax.tree.flatten(value, is_leaf=lambda x: x is not value)
     if len(parts) != len(fields):
         return value

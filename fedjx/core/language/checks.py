@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Collection, Sized
+from collections.abc import Callable, Collection, Sized
 from typing import SupportsIndex, cast
 
 import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
+
+from fedjx.core.language.names import PyTree
 
 
 def check_integer(interval: str, advice: str = "", /, **values: object) -> None:
@@ -74,6 +76,12 @@ def check_number(interval: str, advice: str = "", /, **values: object) -> None:
             raise ValueError(f"{name} must be {what}; got {name}={value!r}. {advice}")
 
 
+def check_params(name: str, params: object) -> None:
+    """Refuses to update without the current parameters, which optax lets a caller leave out."""
+    if params is None:
+        raise ValueError(f"{name} needs the current params; got params=None. Call update(updates, state, params).")
+
+
 def check_choice(choices: Collection[object], /, **values: object) -> None:
     """Refuses values that are not one of some.
 
@@ -104,6 +112,34 @@ def check_same_length(advice: str = "Give one element for each.", /, **columns: 
     if len(set(lengths)) > 1:
         got = " and ".join(map(str, lengths))
         raise ValueError(f"{' and '.join(columns)} must have the same length; got {got}. {advice}")
+
+
+def check_alike(first: PyTree, rest: list[PyTree], *, is_leaf: Callable[[object], bool]) -> None:
+    """Refuses members of a cohort that are not of one structure and of the same shapes.
+
+    Args:
+      first: The member with which the others are compared.
+      rest: The others.
+      is_leaf: Tells what is looked at no further, such as sequences, whose lengths may differ.
+
+    Raises:
+      ValueError: If a member differs.
+    """
+    paths, treedef = jax.tree_util.tree_flatten_with_path(first, is_leaf=is_leaf)
+    for k, member in enumerate(rest, 1):
+        leaves, other = jax.tree.flatten(member, is_leaf=is_leaf)
+        if other != treedef:
+            raise ValueError(
+                f"the members of a cohort need one structure; got {other} for member {k} and {treedef} for member 0. "
+                "Give all the same fields."
+            )
+        for (path, mine), leaf in zip(paths, leaves, strict=True):
+            if not is_leaf(mine) and np.shape(leaf) != np.shape(mine):
+                raise ValueError(
+                    f"the members of a cohort need the same shapes; got {list(np.shape(leaf))} for member {k} and "
+                    f"{list(np.shape(mine))} for member 0{jax.tree_util.keystr(path)}. Pad them to one shape, or run "
+                    "those of each shape by themselves: clients whose models or features differ are no one cohort."
+                )
 
 
 def _ends(interval: str) -> tuple[float, float]:

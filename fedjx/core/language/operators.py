@@ -23,6 +23,7 @@ from fedjx.core.language.placed import (
     value_at,
 )
 from fedjx.core.language.reductions import MAX, MIN, SECURE_SUM, SUM, aggregate_of, divide, mean_of
+from fedjx.core.language.trees import as_float
 from fedjx.core.language.types import CLIENTS, SERVER, FederatedType, Placement, member_type, notation, sequence_type
 
 _REDUCE_HINT = "Only arguments that are Clients are at CLIENTS: make them with Clients.of or fedjx.data.Cohort."
@@ -256,7 +257,7 @@ def federated_mean(value: PyTree, weight: PyTree = None) -> FederatedValue:
 
 
 def _weighted(value: PyTree, weight: PyTree) -> tuple[PyTree, jax.Array]:
-    (weight,) = (leaf.astype(jnp.float32) for leaf in jax.tree.leaves(weight))
+    (weight,) = map(as_float, jax.tree.leaves(weight))
     return jax.tree.map(lambda v: jnp.where(weight == 0, 0, v * weight), value), weight
 
 

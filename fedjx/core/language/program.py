@@ -17,10 +17,11 @@ from jax.tree_util import keystr
 
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.passes import Pass
-from fedjx.core.language.placed import Node
+from fedjx.core.language.placed import Node, function_name
 from fedjx.core.language.reductions import SECURE_SUM
 from fedjx.core.language.types import CLIENTS, SERVER, FederatedType, Placement, notation
 from fedjx.core.language.values import Sequence, gathered, strongly_typed
+from fedjx.core.rewriting.dependence import depends_on
 
 Environment = dict[int, PyTree]  # the server's values, by position of their node
 
@@ -230,9 +231,10 @@ class Program:
         return travels
 
     def exposed(self) -> list[str]:
-        """Describes each operator that shows the server more of the clients' values than a secure sum.
+        """Describes all that shows the server more of the clients' values than secure sums do.
 
-        What depends on no argument at CLIENTS and no client's id is public, such as a constant.
+        What depends on no argument at CLIENTS and no client's id is public, such as a constant. A secure sum of what
+        depends on the id shows single values by their place; an effect in a client's function shows what it is given.
         """
         own: set[int] = set()
         for i, node in enumerate(self._nodes):
@@ -241,9 +243,25 @@ class Program:
                 own.add(i)
         # What is shown is a reduction's only input, and a selection's last: the keys.
         ends = [i for i, node in enumerate(self._nodes) if node.name and node.fn is not SECURE_SUM]
-        return [self._exposure(i) for i in ends if self._inputs[i][-1] in own]
+        by_id, effects = self._looked_into()
+        sums = [i for i, node in enumerate(self._nodes) if node.fn is SECURE_SUM and any(by_id[self._inputs[i][0]])]
+        exposed = [self._exposure(i) for i in ends if self._inputs[i][-1] in own]
+        return exposed + [self._exposure(i, ", which depends on the client's id,") for i in sums] + effects
 
-    def _exposure(self, i: int) -> str:
+    def _looked_into(self) -> tuple[list[list[bool]], list[str]]:
+        """Tells whether the client's id decides the leaves of each node, and describes effects in client functions."""
+        by_id: list[list[bool]] = []
+        effects: list[str] = []
+        for i, (node, inputs) in enumerate(zip(self._nodes, self._inputs, strict=True)):
+            flags = [node.kind == "client_id"] * len(jax.tree.leaves(node.type.member))
+            if node.kind == "map" and self._placed(i) == CLIENTS:
+                members = [self._nodes[x].type.member for x in inputs]
+                flags, found = depends_on(node.fn, members, [flag for x in inputs for flag in by_id[x]])
+                effects += [f"{name} in {function_name(node.fn)}, a function of clients" for name in sorted(found)]
+            by_id.append(flags)
+        return by_id, effects
+
+    def _exposure(self, i: int, because: str = "") -> str:
         reached = {i}
         for j in range(i, len(self._nodes)):
             if reached.intersection(self._inputs[j]):
@@ -251,7 +269,7 @@ class Program:
         paths = jax.tree_util.tree_leaves_with_path(self.result)
         results = [keystr(path) for (path, _), j in zip(paths, self._results, strict=True) if j in reached]
         node, shown = self._nodes[i], self._nodes[self._inputs[i][-1]]
-        return f"{node.name} of {shown.type} for {', '.join('result' + path for path in results)}"
+        return f"{node.name} of {shown.type}{because} for {', '.join('result' + path for path in results)}"
 
     def _message(self, level: int, direction: str, member: PyTree, secure: bool = False) -> Message:
         type_ = FederatedType(member, CLIENTS, all_equal=direction == "down")

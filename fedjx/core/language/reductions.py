@@ -18,14 +18,7 @@ from jax.typing import ArrayLike
 
 from fedjx.core.language.names import DType, PyTree
 from fedjx.core.language.passes import Merge, Reduction
-
-
-def wide_dtype(dtype: DType) -> DType:
-    """Returns the dtype in which values of a dtype are accumulated."""
-    if jnp.issubdtype(dtype, jnp.inexact):
-        return jnp.promote_types(dtype, jnp.float32)
-    signed = jnp.issubdtype(dtype, jnp.signedinteger) or dtype == jnp.bool_
-    return jnp.promote_types(dtype, jnp.int32 if signed else jnp.uint32)
+from fedjx.core.language.trees import number_dtype, wide_dtype
 
 
 def _select(mask: jax.Array, members: jax.Array, other: ArrayLike) -> jax.Array:
@@ -71,7 +64,8 @@ def mean_of(dtypes: tuple[DType, ...]) -> Reduction:
 
 def divide(total: PyTree, weight: jax.Array, dtypes: tuple[DType, ...]) -> PyTree:
     """Divides a sum by its scalar weight, 0 where the weight is 0, and casts the leaves to the dtypes."""
-    # One division for all elements of all leaves.
+    # One division for all elements of all leaves, as precise as they are.
+    weight = weight.astype(jnp.promote_types(weight.dtype, number_dtype(total)))
     scale = jnp.where(weight == 0, 0.0, 1 / jnp.where(weight == 0, 1.0, weight))
     leaves, treedef = jax.tree.flatten(total)
     return treedef.unflatten([(leaf * scale).astype(d) for leaf, d in zip(leaves, dtypes, strict=True)])

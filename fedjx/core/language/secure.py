@@ -6,16 +6,21 @@ from fedjx.core.language.traced import Traced
 
 
 def check_secure(computation: Traced, *args: object, **kwargs: object) -> None:
-    """Refuses a computation in which anything but `federated_secure_sum` touches the clients' values.
+    """Refuses a computation that shows the server more of the clients' values than secure sums of them.
 
     The traced graph is looked at and nothing is run. Metrics count as all else does. What clients
     do by themselves, what the server does with secure totals, and what is said of clients without
     looking at them (the sum of a constant) is allowed; so are results that stay at CLIENTS.
     ``federated_select`` is not: it shows the server which slices each client asks for.
 
-    It does not check how many clients a total is of, nor what they do before it. A total of one client is that client's
-    value, and so is a sum in which all others are made to add 0, by their ids for example. Against the first,
-    `secure_sum` and `secure_mean` of `fedjx.aggregation` take ``min_clients``.
+    Nor is a secure sum of what depends on the client's id, in which each value may have a place of its own, or all
+    others may be made to add 0; nor an effect in a client's function, such as ``jax.debug.callback`` or
+    ``jax.debug.print``. Random keys are no such dependence, `federated_keys` and ``fold_in(key, id)`` alike: they
+    stand for randomness of the client's own, and clients that draw still compute alike.
+
+    It does not check how many clients a total is of: that of one client is its value. `secure_sum` and `secure_mean`
+    of `fedjx.aggregation` take ``min_clients``. Nor does it see what clients compute: a value may have a place by a
+    client's data or by its key, and a model may memorise. Against these only noise helps.
 
     Args:
       computation: The federated computation.
@@ -23,7 +28,7 @@ def check_secure(computation: Traced, *args: object, **kwargs: object) -> None:
       **kwargs: The same, by name.
 
     Raises:
-      ValueError: If there is such an operator; the message names each, and the results it is for.
+      ValueError: If there is such an operator or effect; the message names each, and the results it is for.
 
     >>> largest = fedjx.federated_computation(fedjx.FederatedType(jnp.int32, fedjx.CLIENTS))(fedjx.federated_max)
     >>> check_secure(largest)  # doctest: +ELLIPSIS
@@ -34,5 +39,5 @@ def check_secure(computation: Traced, *args: object, **kwargs: object) -> None:
     if exposed:
         raise ValueError(
             f"only secure sums may touch client values; got {'; '.join(exposed)} in {computation.name}. "
-            "Send integers through federated_secure_sum, or leave it out."
+            "Send integers through federated_secure_sum, or leave it out; let clients differ by federated_keys alone."
         )

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fedjx.core.language.debugging import is_watched, watched_fold
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.padding import own_padding
 from fedjx.core.language.reductions import SUM
@@ -49,6 +50,8 @@ def sequence_reduce(
     if capacity == 0:
         return zero
     length = jnp.minimum(sequence.length, capacity)
+    if is_watched((zero, own, pools, length)):
+        return watched_fold(fn, zero, int(length), lambda k: gathered(join(jax.tree.map(lambda x: x[k], own), pools)))
     if loop == "scan":
         positions = jnp.arange(capacity, dtype=jnp.int32)
         return fold(lambda total, xs: step(total, *xs), zero, (positions, own), length)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -17,11 +17,36 @@ from fedjx.core.language.streams import first_chunk
 from fedjx.core.language.types import CLIENTS, SERVER, FederatedType, FunctionType, Struct, notation, type_of
 
 
-class Traced:
-    """A function of placed values: what its types are, and which program it is traced into."""
+def _as_it_is(value: PyTree) -> PyTree:
+    return value
 
-    def __init__(self, fn: Callable[..., PyTree], types: tuple[Type, ...] | None = None):
-        self.name = getattr(fn, "__name__", repr(fn))
+
+def _nothing(value: PyTree) -> None:
+    del value
+
+
+class Hooks(NamedTuple):
+    """What is done on the host around each call of a computation, whichever way it runs.
+
+    Attributes:
+      argument: From an argument to the one that is taken for it, such as a cohort that looks at what it reads.
+      result: Is given what comes back; it must not wait for it.
+    """
+
+    argument: Callable[[PyTree], PyTree] = _as_it_is
+    result: Callable[[PyTree], None] = _nothing
+
+
+class Traced:
+    """A function of placed values: what its types are, and which program it is traced into.
+
+    Attributes:
+      name: Of the function.
+      hooks: What is done on the host around each call.
+    """
+
+    def __init__(self, fn: Callable[..., PyTree], types: tuple[Type, ...] | None = None, hooks: Hooks = Hooks()):
+        self.name, self.hooks = getattr(fn, "__name__", repr(fn)), hooks
         self._fn = fn
         self._signature = inspect.signature(fn)
         self._parameters = _parameter_names(self.name, self._signature)
@@ -102,14 +127,16 @@ class Traced:
         try:
             bound = self._signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise TypeError(f"{self.name} takes ({', '.join(self._parameters)}); got a call with {error}.") from None
+            raise TypeError(
+                f"{self.name} takes ({', '.join(self._parameters)}); got a call with {error}. Pass one value for each."
+            ) from None
         options = [name for name in bound.arguments if name not in self._parameters]
         if options:
             raise TypeError(
                 f"keyword-only parameters keep their defaults; {self.name} got {options}. Pass by position."
             )
         bound.apply_defaults()
-        values = [bound.arguments[name] for name in self._parameters]
+        values = [self.hooks.argument(bound.arguments[name]) for name in self._parameters]
         if self._types is None and any(isinstance(v, list) and not v for v in values):
             raise ValueError("a cohort needs at least one client; got []. Sample again, or skip the round.")
         return values

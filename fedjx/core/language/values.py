@@ -12,7 +12,9 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from fedjx.core.language.checks import check_alike
 from fedjx.core.language.names import Array, PyTree
+from fedjx.core.language.narrow import is_numeric, narrowed
 from fedjx.core.language.shares import own_rows
 
 MASK = "mask"
@@ -124,7 +126,8 @@ class Clients:
         """
         value = stack(value) if isinstance(value, list) else value
         for leaf in own_leaves(value):
-            check_32_bits(leaf)
+            if isinstance(leaf, np.ndarray) and is_numeric(leaf.dtype):
+                narrowed(leaf, "a value", may_round=True)
         sizes = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else None for leaf in own_leaves(value)}
         sizes |= {len(x) for x in (ids, mask) if x is not None}
         if len(sizes) != 1 or None in sizes:
@@ -153,18 +156,6 @@ class Clients:
         """
         value, mask, ids = jax.device_get(own_rows((self.value, self.mask, self.id)))
         return {int(ids[c]): jax.tree.map(lambda x, c=c: x[c], value) for c in np.flatnonzero(mask)}
-
-
-def check_32_bits(leaf: object) -> None:
-    """Refuses integers that JAX would wrap around in silence when it stores them in 32 bits."""
-    if not isinstance(leaf, np.ndarray) or leaf.dtype not in (np.int64, np.uint64) or not leaf.size:
-        return
-    kept = leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype))
-    if not np.array_equal(kept, leaf):
-        raise ValueError(
-            f"integers must fit in 32 bits; got values from {leaf.min()} to {leaf.max()}. "
-            "Subtract an offset, use floats, or enable jax_enable_x64."
-        )
 
 
 def strongly_typed(value: PyTree) -> PyTree:
@@ -296,6 +287,7 @@ def stack(members: Iterable[PyTree]) -> PyTree:
     if not members:
         raise ValueError("a cohort needs at least one client; got 0. Sample again, or skip the round.")
     first, *rest = members
+    check_alike(first, rest, is_leaf=_is_sequence)
     return jax.tree.map(_stack_leaf, first, *rest, is_leaf=_is_sequence)
 
 

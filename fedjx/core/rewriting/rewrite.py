@@ -15,6 +15,7 @@ whatever this version of JAX writes in a form that `jaxprs` does not know.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 from jax import lax
@@ -24,19 +25,43 @@ from fedjx.core.rewriting.convolution import convolution
 from fedjx.core.rewriting.jaxprs import Atom, Equation, Parameters, Program, PyTree, Values
 
 
-def rewritten(fn: Callable[..., PyTree], shared: PyTree, own: PyTree, *, stop_early: bool = False) -> PyTree:
+class Traced(NamedTuple):
+    """A function of what clients share and of one client's own, once it is traced: for several uses, in one context.
+
+    Attributes:
+      fn: The function.
+      program: What it was traced into, of the leaves of both arguments.
+      result: The structure of shapes and dtypes of its result.
+    """
+
+    fn: Callable[..., PyTree]
+    program: Program
+    result: PyTree
+
+
+def traced(fn: Callable[..., PyTree], shared: PyTree, own: PyTree) -> Traced:
+    """Traces ``fn(shared, own)``, of arrays or of their types.
+
+    >>> traced(lambda x, y: x + y, 1.0, jax.ShapeDtypeStruct((2,), jnp.float32)).result.shape
+    (2,)
+    """
+    flat, treedef = jax.tree.flatten((shared, own))
+    program, result = jaxprs.trace(lambda *xs: fn(*treedef.unflatten(xs)), *flat)
+    return Traced(fn, program, result)
+
+
+def rewritten(fn: Callable[..., PyTree] | Traced, shared: PyTree, own: PyTree, *, stop_early: bool = False) -> PyTree:
     """Evaluates ``fn(shared, own)`` with what runs badly under `vmap` replaced.
 
     Args:
-      fn: The function of one client, traceable.
+      fn: The function of one client, traceable, or traced for arguments of these types.
       shared: What all clients have in common; what is made of this alone stays as it is.
       own: What is each client's own.
       stop_early: Whether `sequence_reduce` ends with the longest sequence, and has no derivative in reverse.
     """
-    flat, treedef = jax.tree.flatten((shared, own))
-    num_shared = len(jax.tree.leaves(shared))
+    fn, program, result = fn if isinstance(fn, Traced) else traced(fn, shared, own)
+    flat, num_shared = jax.tree.leaves((shared, own)), len(jax.tree.leaves(shared))
     is_own = [False] * num_shared + [True] * (len(flat) - num_shared)
-    program, shape = jaxprs.trace(lambda *xs: fn(*treedef.unflatten(xs)), *flat)
     try:
         if _is_concerned(program, stop_early):
             results, _ = _evaluate(program, flat, is_own, stop_early)
@@ -45,10 +70,10 @@ def rewritten(fn: Callable[..., PyTree], shared: PyTree, own: PyTree, *, stop_ea
     except Exception as error:  # a JAX that makes programs in another way must not stop anyone
         jaxprs.leave("a program", f"it cannot be rewritten: {error!r}")
         return fn(shared, own)
-    return jax.tree.unflatten(jax.tree.structure(shape), results)
+    return jax.tree.unflatten(jax.tree.structure(result), results)
 
 
-def mapped(fn: Callable[..., PyTree], shared: PyTree, own: PyTree, *, stop_early: bool = False) -> PyTree:
+def mapped(fn: Callable[..., PyTree] | Traced, shared: PyTree, own: PyTree, *, stop_early: bool = False) -> PyTree:
     """Maps ``fn(shared, own)``, rewritten, over the clients: the leading axis of what is their own.
 
     A single client is not mapped: XLA folds fewer transposes into products with an axis of one.

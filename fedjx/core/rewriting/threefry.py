@@ -43,7 +43,7 @@ def _are_jaxs() -> bool:
     """Draws a few bits both ways, once, since nothing in a program says how its generator works."""
     with jax.ensure_compile_time_eval():
         key = jax.random.key(2024, impl="threefry2x32")
-        jaxs, ours = jax.random.bits(key, (5,)), random_bits(key, bit_width=32, shape=(5,))
+        jaxs, ours = jax.random.bits(key, (5,), jnp.uint32), random_bits(key, bit_width=32, shape=(5,))
         same = bool((jaxs == ours).all())
     if not same:
         jaxprs.leave("random_bits", "it draws other bits")

@@ -6,6 +6,7 @@ from fedjx.data.importers.cifar import cifar
 from fedjx.data.importers.fedjax_sqlite import fedjax_sqlite
 from fedjx.data.importers.grouping import grouped
 from fedjx.data.importers.hdf5 import pfl_hdf5, tff_hdf5
+from fedjx.data.importers.idx import emnist, emnist_writers, idx, mnist
 from fedjx.data.importers.image_rows import celeba_rows, inaturalist_rows, landmarks_rows
 from fedjx.data.importers.images import ImageRow, image_folder
 from fedjx.data.importers.leaf import leaf
@@ -22,13 +23,17 @@ __all__ = [
     "celeba_rows",
     "cifar",
     "dataset_grouper",
+    "emnist",
+    "emnist_writers",
     "fedjax_sqlite",
     "grouped",
     "hugging_face",
+    "idx",
     "image_folder",
     "inaturalist_rows",
     "landmarks_rows",
     "leaf",
+    "mnist",
     "parquet",
     "pfl_hdf5",
     "table",

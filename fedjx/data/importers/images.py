@@ -17,7 +17,7 @@ from fedjx.data.client_ids import ClientId
 from fedjx.data.importers.examples import objects
 from fedjx.data.importers.files import PathLike
 from fedjx.data.importers.grouping import Block, grouped
-from fedjx.data.importers.pictures import check_image_shape, decoded
+from fedjx.data.importers.pictures import check_image_shape, decoded, of_one_shape
 from fedjx.data.source import Client, Source
 
 _BLOCK = 4096
@@ -41,7 +41,7 @@ def image_folder(
     directory: PathLike,
     rows: Iterable[ImageRow],
     *,
-    image_shape: tuple[int, int, int],
+    image_shape: tuple[int, int, int] | None = None,
     missing: Literal["error", "drop"] = "error",
     min_images: int = 1,
     image: str = "image",
@@ -49,13 +49,14 @@ def image_folder(
     """Reads the images of a directory, and decodes them to one shape.
 
     An image is scaled until it covers height and width and its centre is cut out, bilinearly, by Pillow: other
-    decoders give slightly other pixels. Grey, CMYK and palette images become RGB.
+    decoders give slightly other pixels.
 
     Args:
       directory: Where the images are.
       rows: Whose each image is: a list, or what `landmarks_rows`, `inaturalist_rows` and `celeba_rows` return; it is
         gone through twice. All rows have labels of the same names and types.
-      image_shape: Height, width and channels: 3, or 1 for grey.
+      image_shape: Height, width and channels: 3, or 1 for grey. By default that of the images, which then need to have
+        one; grey images have one channel, all others are RGB.
       missing: What to do where an image is missing or corrupt: refuse, or leave it out and warn with the number.
       min_images: Clients with fewer images are left out, as is the custom for CelebA.
       image: Name of the feature, uint8 ``[n, height, width, channels]``.
@@ -94,11 +95,11 @@ def image_folder(
                     dropped += 1
             if len(kept) >= max(min_images, 1):
                 labels = {name: column[kept] for name, column in examples.items()}
-                yield Client(client.id, {image: np.stack(pictures), **labels})
+                yield Client(client.id, {image: of_one_shape(pictures, f"client {client.id!r}"), **labels})
         if dropped:
             warnings.warn(f"{dropped} images that are missing or corrupt in {directory} are left out", stacklevel=2)
 
-    options = {"image_shape": list(image_shape), "missing": missing, "min_images": min_images}
+    options = {"image_shape": image_shape and list(image_shape), "missing": missing, "min_images": min_images}
     return Source(
         read, None, {"importer": "image_folder", "files": {}, "options": options, **getattr(rows, "provenance", {})}
     )

@@ -27,12 +27,17 @@ def check_enough(num_examples: int, num_clients: int, min_examples: int) -> None
 
 
 def vector(name: str, values: ArrayLike) -> np.ndarray:
-    """Returns the values of all examples, ``[N]``, none of them NaN."""
+    """Returns the values of all examples, ``[N]``, none of them NaN, NaT or None."""
     array = np.asarray(values)
+    if array.dtype.kind in "US" and not isinstance(values, np.ndarray):
+        array = np.asarray(values, object)  # As text, NaN among it would be the class "nan".
     if array.ndim != 1 or not len(array):
         raise ValueError(f"{name} need to be a vector, not empty; got shape={array.shape}. Give one of each example.")
-    if array.dtype.kind in "fc" and np.isnan(array).any():
-        raise ValueError(f"{name} need to be known; got {np.isnan(array).sum()} NaN. Leave these examples out.")
+    unknown = array != array
+    if array.dtype == object:
+        unknown = np.array([value is None or bool(value != value) for value in array])
+    if unknown.any():
+        raise ValueError(f"{name} need to be known; got {unknown.sum()} NaN. Leave these examples out.")
     return array
 
 

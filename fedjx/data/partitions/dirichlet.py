@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from fedjx.core.language.checks import check_choice, check_integer, check_number
 from fedjx.data.federated_data import ClientData, FederatedData
-from fedjx.data.partitions.allocation import check_enough, generator, rows_by_client
+from fedjx.data.partitions.allocation import check_enough, classes, generator, rows_by_client
 
 # Examples that are read at once to count their labels.
 _BLOCK_BYTES = 1 << 24
@@ -63,26 +63,23 @@ def dirichlet_partition(
     >>> len(parts), sorted(np.concatenate(parts).tolist()) == list(range(100))
     (8, True)
     """
-    labels = np.asarray(labels)
-    if labels.ndim != 1:
-        raise ValueError(f"labels need to be a vector; got {labels.shape=}. Give the class of each example.")
+    _, codes = classes(labels)
     concentration = np.asarray(alpha, float)
-    check_number("(0, inf)", "Use iid_partition for no skew.", alpha=alpha)
+    check_number("(0, inf)", "Near 0 it is all skew; iid_partition has none.", alpha=alpha)
     check_integer("[0, inf)", min_examples=min_examples)
-    check_enough(len(labels), num_clients, min_examples)
+    check_enough(len(codes), num_clients, min_examples)
     if concentration.shape not in ((), (num_clients,)):
         raise ValueError(f"alpha needs to be a number, or one for each client; got {concentration.shape=}. Give one.")
 
     random = generator(seed)
-    order = random.permutation(len(labels))
-    client = np.empty(len(labels), np.int64)
+    order = random.permutation(len(codes))
+    client = np.empty(len(codes), np.int64)
     sizes = np.zeros(num_clients, np.int64)
-    _, class_sizes = np.unique(labels, return_counts=True)
-    by_class = order[np.argsort(labels[order], kind="stable")]
-    for rows in np.split(by_class, np.cumsum(class_sizes)[:-1]):
+    by_class = order[np.argsort(codes[order], kind="stable")]
+    for rows in np.split(by_class, np.cumsum(np.bincount(codes))[:-1]):
         shares = random.dirichlet(np.broadcast_to(concentration, num_clients))
         if self_balancing:
-            shares = _only(sizes <= len(labels) / num_clients, shares)
+            shares = _only(sizes <= len(codes) / num_clients, shares)
         # Rounded at random, so that a client's expected number is its share, also of small classes.
         ends = np.floor(np.cumsum(shares)[:-1] * len(rows) + random.random())
         client[rows] = np.searchsorted(ends, np.arange(len(rows)), side="right")

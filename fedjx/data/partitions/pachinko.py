@@ -111,7 +111,9 @@ def pachinko_partition(
     >>> {len(rows) for rows in parts}, len(np.unique(np.concatenate(parts)))
     ({20}, 500)
     """
-    check_number("(0, inf)", "Use iid_partition for no skew.", coarse_alpha=coarse_alpha, fine_alpha=fine_alpha)
+    check_number(
+        "(0, inf)", "Near 0 it is all skew; iid_partition has none.", coarse_alpha=coarse_alpha, fine_alpha=fine_alpha
+    )
     children, codes = _tree(coarse, fine)
     sizes = checked_sizes(len(codes), sizes)
     random = generator(seed)
@@ -155,7 +157,7 @@ def _drawn_by_example(
 
 
 def _parameters(num_classes: int, alpha: float, prior: ArrayLike | None, concentration: str) -> np.ndarray:
-    check_number("(0, inf)", "Use iid_partition for no skew.", alpha=alpha)
+    check_number("(0, inf)", "Near 0 it is all skew; iid_partition has none.", alpha=alpha)
     weights = np.ones(num_classes) if prior is None else np.asarray(prior, float)
     if weights.shape != (num_classes,) or not ((weights > 0) & (weights < np.inf)).all():
         raise ValueError(

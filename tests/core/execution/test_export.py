@@ -187,15 +187,50 @@ def test_a_computation_without_arguments_is_exported():
         lambda a: a[5:],
         lambda a: b"not json\n" + a,
         lambda a: b"[1, 2]\n" + a,
-        lambda a: json.dumps({"format": "fedjx computation 999"}).encode() + b"\n",
+        lambda a: json.dumps({"format": "fedjx computation 1", "jax": "0.10.2"}).encode() + b"\n",
+        lambda a: a.replace(b"computation 2", b"computation 9", 1),
     ],
-    ids=["empty", "beheaded", "text", "list", "future"],
+    ids=["empty", "beheaded", "text", "list", "older", "future"],
 )
 def test_a_corrupted_header(artefact, corrupted):
-    with pytest.raises(
-        ValueError, match=r"an artefact begins with a header of format 'fedjx computation 1'; got b['\"].*Use export\."
-    ):
+    with pytest.raises(ValueError, match=r"an artefact begins with 'fedjx computation 2'; got b['\"].*Use export, of"):
         fedjx.load(corrupted(artefact))
+
+
+def test_every_damage_is_refused_before_anything_is_parsed(artefact, monkeypatch):
+    """Each bit of the header and of the type, a thousand of the program, and cuts at every kind of place."""
+
+    def parsed(*_):
+        raise AssertionError("a damaged artefact was parsed")
+
+    monkeypatch.setattr(jax.export, "deserialize", parsed)
+    monkeypatch.setattr(json, "loads", parsed)
+    random = np.random.default_rng(0)
+    program = artefact.index(b"\n", artefact.index(b"\n") + 1)
+    bits = [
+        *range(8 * 150),
+        *random.integers(8 * 150, 8 * program, 300),
+        *random.integers(8 * program, 8 * len(artefact), 300),
+    ]
+    damaged = []
+    for bit in map(int, bits):
+        flipped = bytearray(artefact)
+        flipped[bit // 8] ^= 1 << bit % 8
+        damaged.append(bytes(flipped))
+    damaged += [
+        artefact[:length] for length in (*range(0, 200, 7), program, *random.integers(len(artefact), size=50), -1)
+    ]
+    damaged += [artefact + b"\0", artefact + artefact, artefact.replace(b" bytes", b"  bytes", 1)]
+    for copy in damaged:
+        with pytest.raises(
+            ValueError, match=r"an artefact (begins with|needs the length and SHA-256).*got .*\. (Use|It is)"
+        ):
+            fedjx.load(copy)
+
+
+def test_what_is_no_bytes(tmp_path):
+    with pytest.raises(TypeError, match=r"an artefact is bytes; got PosixPath\. Read the file"):
+        fedjx.load(tmp_path)
 
 
 @pytest.mark.parametrize(

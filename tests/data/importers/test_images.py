@@ -46,7 +46,7 @@ def only(tmp_path, name, image_shape):
         ("a.png", "LA"),
     ],
 )
-def test_any_image_becomes_rgb(tmp_path, name, mode):
+def test_any_image_becomes_rgb_or_grey(tmp_path, name, mode):
     path = saved(tmp_path / name, mode=mode)
     with Image.open(path) as image:
         assert image.mode == mode
@@ -56,6 +56,18 @@ def test_any_image_becomes_rgb(tmp_path, name, mode):
     np.testing.assert_array_equal(only(tmp_path, name, (6, 8, 1))[..., 0], grey)
     if mode in ("L", "1"):
         assert (expected[..., 0] == expected[..., 2]).all()
+    # As it is, what has one channel keeps it.
+    (as_it_is,) = image_folder(tmp_path, [ImageRow(0, name)]).clients()
+    np.testing.assert_array_equal(
+        as_it_is.examples["image"][0], grey[..., None] if mode in ("L", "1", "LA") else expected
+    )
+
+
+def test_images_of_several_shapes_need_one(tmp_path):
+    for name, mode in (("a.png", "L"), ("b.png", "RGB")):
+        saved(tmp_path / name, mode=mode)
+    with pytest.raises(ValueError, match=r"images need one shape; got \[\(6, 8, 1\), \(6, 8, 3\)\] in client 0. Give"):
+        list(image_folder(tmp_path, [ImageRow(0, "a.png"), ImageRow(0, "b.png")]).clients())
 
 
 def test_images_are_scaled_to_cover_and_cut_in_the_centre(tmp_path):

@@ -1,4 +1,4 @@
-"""What a round refuses: where the algorithm is built, where it is called, or where its types are first known."""
+"""What a round is made of is checked when an algorithm is built, and what it is called with when it is traced."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from fedjx.core.execution.process import Aggregator
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.placed import FederatedValue
 from fedjx.core.language.types import member_type, notation
+from fedjx.training.each_client import takes_positional
 from fedjx.training.failures import Failures
 from fedjx.training.method import InitClient, Method
 
@@ -31,6 +32,31 @@ def check_delta(
             f"what clients send is like the parameters, or like what Method({name}=...) makes of them; got "
             f"{notation(found)} instead of {notation(expected)}. Say what it is like."
         )
+
+
+def check_method(method: Method[InitClient | None]) -> None:
+    """Refuses parts of a method that are no functions, or not of what a round calls them with."""
+    takes = {
+        "init": ("key",),
+        "client_update": ("params", "data", "key"),
+        "server": ("server_optimizer",),
+        "init_client": ("state",),
+        "sent": ("state",),
+        "context": ("state",),
+        "first": ("params", "data", "key"),
+        "bounded_metrics": ("update",),
+        "delta": ("params",),
+        "first_delta": ("params",),
+    }
+    for name, names in takes.items():
+        part = getattr(method, name)
+        wanted = f"Method({name}=...) is a function of ({', '.join(names)})"
+        if part is None:
+            continue
+        if not callable(part):
+            raise TypeError(f"{wanted}; got a {type(part).__name__}. Write lambda {', '.join(names)}: ...")
+        if not takes_positional(part, len(names)):
+            raise TypeError(f"{wanted}; got {part!r}, which does not take {len(names)}. Change its parameters.")
 
 
 def check_bounded(method: Method[InitClient | None], aggregator: Aggregator | StatefulAggregator | None) -> None:
@@ -63,6 +89,11 @@ def check_parts(
         raise TypeError(
             f"client_optimizer is an optimizer, or a function of the round; got {client_optimizer!r} itself. Call it: "
             "optax.sgd(0.1)."
+        )
+    if callable(client_optimizer) and not takes_positional(client_optimizer, 1):
+        raise TypeError(
+            "client_optimizer is an optimizer, or a function of the round that makes one; got a function that does not "
+            f"take one argument, {client_optimizer!r}. Pass the optimizer itself, or lambda round: ..."
         )
     kinds: dict[str, tuple[object, type | tuple[type, ...], str]] = {
         "client_optimizer": (

@@ -142,29 +142,44 @@ def as_clients(datasets: Iterable[Iterable[PyTree]]) -> Clients:
     """Stacks a list of the clients' data sets, each an iterable of batches, into a cohort.
 
     A batch is a dict of features, or a pair: its parts are called "x" and "y". There are as many steps as the longest
-    client has batches, rounded up to a power of two, so that few shapes are compiled.
+    client has batches, rounded up to a power of two, which costs nothing; the numbers of clients and of examples in a
+    batch are rounded up to four sizes an octave. So few shapes are compiled, whatever the list.
 
     Raises:
       ValueError: If there is no batch, or two batches have different features.
     """
-    clients = [[_features(batch) for batch in dataset] for dataset in datasets]
+    clients = [[features(batch) for batch in dataset] for dataset in datasets]
     batches = [batch for client in clients for batch in client]
     if not batches or any(batch.keys() != batches[0].keys() for batch in batches):
         names = sorted({str(sorted(batch)) for batch in batches})
         raise ValueError(f"federated data is a list of data sets with batches of the same features; got {names}.")
     sizes = [[len(next(iter(batch.values()))) for batch in client] for client in clients]
-    lengths = np.array([len(client) for client in clients], np.int32)
+    num_clients = few_sizes(len(clients))
+    lengths = np.array([len(client) for client in clients] + [0] * (num_clients - len(clients)), np.int32)
     num_steps = 1 << (int(lengths.max()) - 1).bit_length()
+    index = np.full((num_clients, num_steps, few_sizes(max(map(max, filter(None, sizes))))), -1)
     rows = iter(np.split(np.arange(sum(map(sum, sizes))), np.cumsum([n for client in sizes for n in client])))
-    index = np.full((len(clients), num_steps, max(max(client, default=0) for client in sizes)), -1)
     for c, client in enumerate(sizes):
         for s, size in enumerate(client):
             index[c, s, :size] = next(rows)
     columns = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
     elements = {name: column[np.maximum(index, 0)] for name, column in columns.items()}
-    return Clients.of(Sequence({**elements, MASK: index >= 0}, lengths))
+    ids = np.arange(num_clients, dtype=np.int32)
+    is_real = ids < len(clients)
+    return Clients(Sequence({**elements, MASK: index >= 0}, lengths), is_real, np.where(is_real, ids, -1))
 
 
-def _features(batch: PyTree) -> dict[str, np.ndarray]:
-    features = batch if isinstance(batch, Mapping) else dict(zip(("x", "y"), batch, strict=True))
-    return {name: np.asarray(x) for name, x in features.items()}
+def few_sizes(number: int) -> int:
+    """Rounds up to four sizes an octave, by less than a quarter.
+
+    >>> [few_sizes(number) for number in (1, 5, 8, 9, 11, 17, 20, 100)]
+    [1, 5, 8, 10, 12, 20, 20, 112]
+    """
+    step = 1 << max(0, (number - 1).bit_length() - 3)
+    return -(-number // step) * step
+
+
+def features(batch: PyTree) -> dict[str, np.ndarray]:
+    """Names the features of a batch, of their values or of their types."""
+    named = batch if isinstance(batch, Mapping) else dict(zip(("x", "y"), batch, strict=True))
+    return {name: x if hasattr(x, "dtype") else np.asarray(x) for name, x in named.items()}

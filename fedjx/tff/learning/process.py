@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, TypedDict, Unpack
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +13,18 @@ from fedjx.aggregation.broadcast import Broadcaster
 from fedjx.aggregation.weights import by_examples
 from fedjx.algorithms.evaluation import federated_evaluation
 from fedjx.core.execution.computation import Computation, federated_computation
-from fedjx.core.execution.process import Aggregator
+from fedjx.core.execution.process import Aggregator, Algorithm
 from fedjx.core.language.names import PyTree
-from fedjx.core.language.operators import federated_eval, federated_sum
-from fedjx.core.language.placed import FederatedValue, federated_map
+from fedjx.core.language.operators import federated_eval
+from fedjx.core.language.placed import FederatedValue
 from fedjx.core.language.sequence import sequence_reduce
 from fedjx.core.language.streams import AtClients
 from fedjx.core.language.types import SERVER, FunctionType
 from fedjx.core.language.values import MASK, Batches, Clients, Sequence
-from fedjx.models.model import Batch, Model, Ratio, batch_loss, finalize_metrics, sum_metrics
-from fedjx.tff.data import as_clients
+from fedjx.models.model import Batch, MetricSums, Model, batch_loss, sum_metrics
+from fedjx.tff import framework
+from fedjx.tff.learning.metrics import Metrics, averaging_metrics, learning_metrics, measured_alone, sum_then_finalize
+from fedjx.tff.simulation.data import as_clients
 from fedjx.training.client import ClientUpdate, Local, as_batches, drop_non_finite
 from fedjx.training.method import Method, ServerState
 from fedjx.training.round import compose
@@ -30,35 +32,6 @@ from fedjx.training.round import compose
 ModelFn = Callable[[], Model]
 OptimizerFn = Callable[[], optax.GradientTransformation]
 Data = AtClients | Iterable[Iterable[PyTree]]  # a cohort of fedjx, or a list of the clients' data sets
-
-
-class Options(TypedDict, total=False):
-    """What both processes take alike; `build_federated_averaging_process` describes each."""
-
-    client_weighting: Callable[[jax.Array], jax.Array]
-    seed: int
-    lanes: int | None
-
-
-class Metrics(dict[str, PyTree]):
-    """Metrics by name, that also print and are selected as TensorFlow Federated's structures.
-
-    >>> metrics = Metrics(train=Metrics(loss=2.5))
-    >>> print(metrics), metrics.train.loss
-    <train=<loss=2.5>>
-    (None, 2.5)
-    """
-
-    def __getattr__(self, name: str) -> PyTree:
-        if name not in self:
-            raise AttributeError(f"no metric {name!r} in {sorted(self)}")
-        return self[name]
-
-    def __repr__(self) -> str:
-        return f"<{','.join(f'{name}={value}' for name, value in self.items())}>"
-
-    def _asdict(self) -> dict[str, PyTree]:
-        return dict(self)
 
 
 class RoundResult(NamedTuple):
@@ -83,7 +56,9 @@ class Round(NamedTuple):
 
     def __call__(self, state: ServerState, data: Data) -> RoundResult:
         """Runs the round."""
-        state, metrics = self.run(state, _cohort(data))
+        cohort = _cohort(data)
+        framework.count(self.computation, state, cohort)
+        state, metrics = self.run(state, cohort)
         return RoundResult(state, self.report(metrics))
 
     def type_signature(self, state: ServerState, data: Data) -> FunctionType:
@@ -105,11 +80,6 @@ class IterativeProcess(NamedTuple):
     get_model_weights: Callable[[ServerState], PyTree]
 
 
-def sum_then_finalize(metrics: PyTree) -> FederatedValue:
-    """Sums the clients' metrics and divides the ratios at the server."""
-    return federated_map(_finalized, federated_sum(metrics))
-
-
 def build_federated_averaging_process(
     model_fn: ModelFn,
     client_optimizer_fn: OptimizerFn,
@@ -122,7 +92,7 @@ def build_federated_averaging_process(
     seed: int = 0,
     lanes: int | None = None,
 ) -> IterativeProcess:
-    """Builds federated averaging, with metrics ``<broadcast, aggregation, train, stat>``.
+    """Builds federated averaging, with metrics ``<broadcast, aggregation, train>``.
 
     Args:
       model_fn: Makes the model.
@@ -135,23 +105,16 @@ def build_federated_averaging_process(
       seed: Of the first parameters and all that is random.
       lanes: How many clients a device runs at once; all if not given.
     """
-    model = model_fn()
     algorithm = compose(
-        Method(model.init, _client_work(model)),
+        _method(model_fn()),
         client_optimizer=client_optimizer_fn(),
         server_optimizer=server_optimizer_fn(),
         aggregator=aggregation_process,
         broadcaster=broadcast_process,
         client_weight=client_weighting,
-        metrics_sum=metrics_aggregator,
+        metrics_sum=lambda metrics: metrics_aggregator(measured_alone(metrics)),
     )
-
-    @federated_computation
-    def initialize() -> FederatedValue:
-        return federated_eval(lambda: algorithm.init(jax.random.key(seed)), SERVER)
-
-    run = Round(algorithm.next, algorithm.next.streamed(lanes=lanes), _averaging_metrics)
-    return IterativeProcess(initialize, run, lambda state: state.params)
+    return _process(algorithm, averaging_metrics, seed, lanes)
 
 
 def build_weighted_fed_avg(
@@ -159,22 +122,24 @@ def build_weighted_fed_avg(
     client_optimizer_fn: OptimizerFn,
     server_optimizer_fn: OptimizerFn = lambda: optax.sgd(1.0),
     *,
+    client_weighting: Callable[[jax.Array], jax.Array] = by_examples,
     model_distributor: Broadcaster | None = None,
     model_aggregator: Aggregator | None = None,
     metrics_aggregator: Callable[[PyTree], FederatedValue] = sum_then_finalize,
-    **options: Unpack[Options],
+    seed: int = 0,
+    lanes: int | None = None,
 ) -> IterativeProcess:
-    """Builds the same with metrics ``<distributor, client_work, aggregator, finalizer>``."""
-    process = build_federated_averaging_process(
-        model_fn,
-        client_optimizer_fn,
-        server_optimizer_fn,
-        broadcast_process=model_distributor,
-        aggregation_process=model_aggregator,
-        metrics_aggregator=metrics_aggregator,
-        **options,
+    """Builds the same under a later name, with metrics ``<distributor, client_work, aggregator, finalizer>``."""
+    algorithm = compose(
+        _method(model_fn()),
+        client_optimizer=client_optimizer_fn(),
+        server_optimizer=server_optimizer_fn(),
+        aggregator=model_aggregator,
+        broadcaster=model_distributor,
+        client_weight=client_weighting,
+        metrics_sum=metrics_aggregator,
     )
-    return process._replace(next=process.next._replace(report=_learning_metrics))
+    return _process(algorithm, learning_metrics, seed, lanes)
 
 
 def build_federated_evaluation(model_fn: ModelFn) -> Callable[[PyTree, Data], Metrics]:
@@ -183,15 +148,30 @@ def build_federated_evaluation(model_fn: ModelFn) -> Callable[[PyTree, Data], Me
     return lambda params, data: Metrics(run(params, _cohort(data)))
 
 
+def _process(
+    algorithm: Algorithm[ServerState], report: Callable[[dict[str, PyTree]], Metrics], seed: int, lanes: int | None
+) -> IterativeProcess:
+    @federated_computation
+    def initialize() -> FederatedValue:
+        return federated_eval(lambda: algorithm.init(jax.random.key(seed)), SERVER)
+
+    run = Round(algorithm.next, algorithm.next.streamed(lanes=lanes), report)
+    return IterativeProcess(initialize, run, lambda state: state.params)
+
+
 def _cohort(data: PyTree) -> AtClients:
     is_list = isinstance(data, list) and not (data and isinstance(data[0], Clients))
     return as_clients(data) if is_list else data
 
 
+def _method(model: Model) -> Method[None]:
+    return Method(model.init, _client_work(model), input_spec=model.input_spec)
+
+
 def _client_work(model: Model) -> Callable[..., ClientUpdate]:
     """Trains on the batches as they come, and measures the model before every step."""
 
-    def loss(params: PyTree, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Ratio]]:
+    def loss(params: PyTree, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, MetricSums]]:
         mean, (sums, _) = batch_loss(model)(params, batch, key)
         return mean, {**sum_metrics(model.metrics(params, batch), batch[MASK]), **sums}
 
@@ -214,25 +194,3 @@ def _client_work(model: Model) -> Callable[..., ClientUpdate]:
         )
 
     return client_update
-
-
-def _finalized(sums: dict[str, PyTree]) -> dict[str, PyTree]:
-    return {**sums, **finalize_metrics({name: x for name, x in sums.items() if isinstance(x, Ratio)})}
-
-
-def _parts(metrics: dict[str, PyTree]) -> tuple[Metrics, Metrics, Metrics]:
-    values = {name: x for name, x in metrics.items() if name != "aggregation"}
-    stat = Metrics({name: x for name, x in values.items() if name.startswith("num_")})
-    return Metrics(metrics["aggregation"]), Metrics({n: x for n, x in values.items() if n not in stat}), stat
-
-
-def _averaging_metrics(metrics: dict[str, PyTree]) -> Metrics:
-    aggregation, train, stat = _parts(metrics)
-    return Metrics(broadcast=Metrics(), aggregation=aggregation, train=train, stat=stat)
-
-
-def _learning_metrics(metrics: dict[str, PyTree]) -> Metrics:
-    aggregation, train, stat = _parts(metrics)
-    work = Metrics(train=Metrics(train, num_examples=stat.num_examples))
-    finalizer = Metrics(update_non_finite=stat.num_non_finite_clients)
-    return Metrics(distributor=Metrics(), client_work=work, aggregator=aggregation, finalizer=finalizer)

@@ -10,13 +10,14 @@ import numpy as np
 from fedjx.algorithms.personalization import Strategy, no_fine_tuning, personalization_evaluation
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.values import Clients, Sequence
-from fedjx.tff.data import as_clients
-from fedjx.tff.learning import Metrics, ModelFn
+from fedjx.tff.learning.metrics import Metrics
+from fedjx.tff.learning.process import ModelFn
+from fedjx.tff.simulation.data import as_clients
 
 Data = list[Mapping[str, Iterable[PyTree]]]
 
 
-def build_personalization_eval(
+def build_personalization_eval_computation(
     model_fn: ModelFn,
     personalize_fn_dict: Mapping[str, Strategy],
     baseline_evaluate_fn: Strategy = no_fine_tuning,
@@ -57,3 +58,6 @@ def build_personalization_eval(
         return Metrics({name: Metrics(entry) for name, entry in named.items()})
 
     return evaluate
+
+
+build_personalization_eval = build_personalization_eval_computation  # as it was called for a while

@@ -1,0 +1,5 @@
+"""``tff.simulation``: client data for simulations."""
+
+from fedjx.tff.simulation import datasets
+
+__all__ = ["datasets"]

@@ -1,0 +1,5 @@
+"""``tff.templates``."""
+
+from fedjx.tff.learning.process import IterativeProcess
+
+__all__ = ["IterativeProcess"]
