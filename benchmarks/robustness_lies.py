@@ -50,7 +50,7 @@ def lies(
     def is_malicious(client: Any) -> Any:
         return client == num_clients - 1
 
-    def times_200(client: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def times_200(client: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {**client, "x": 200 * client["x"].astype(np.float32)}
 
     in_floats = preprocess(data, lambda client: {**client, "x": client["x"].astype(np.float32)})

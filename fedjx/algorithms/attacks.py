@@ -23,6 +23,7 @@ from fedjx.core.language.checks import check_number, check_params
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.trees import cast_like, map_keeping, squared_norm
 from fedjx.core.language.values import Sequence
+from fedjx.models.model import Ratio
 from fedjx.training.client import ClientUpdate, Local
 from fedjx.training.each_client import told_to
 from fedjx.training.method import Reported
@@ -118,7 +119,7 @@ def projected_boosting(
 def lying(
     is_malicious: Callable[[jax.Array], ArrayLike], *, factor: float
 ) -> Callable[[jax.Array, ClientUpdate], ClientUpdate]:
-    """Lets malicious clients say a multiple of the truth in all but the delta: of weight, metrics and counts.
+    """Lets malicious clients say a multiple of the truth in all but the delta: of weight, counts, and means.
 
     Args:
       is_malicious: From a client's id, int32 ``[]``, to whether it is.
@@ -136,8 +137,13 @@ def lying(
 
     def forged(id: jax.Array, update: ClientUpdate) -> ClientUpdate:
         malicious = jnp.asarray(is_malicious(id), bool)
-        weight, metrics = jax.tree.map(lambda x: jnp.where(malicious, _times(x, factor), x), tuple(update[1:]))
-        return update._replace(weight=jnp.abs(weight), metrics=metrics)
+        lie = lambda x: jnp.where(malicious, _times(x, factor), x)  # noqa: E731
+
+        def said(x: PyTree) -> PyTree:  # of a mean not what it is over, or the mean would stay what it was
+            return x._replace(numerator=lie(x.numerator)) if isinstance(x, Ratio) else lie(x)
+
+        metrics = jax.tree.map(said, update.metrics, is_leaf=lambda x: isinstance(x, Ratio))
+        return update._replace(weight=jnp.abs(lie(update.weight)), metrics=metrics)
 
     return forged
 

@@ -87,7 +87,7 @@ def fed_nova(
 def _apart(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     """Trains parameters and probe each with an optimizer for itself: one that clips the norm of all would mix them."""
 
-    def init(params: tuple[PyTree, jax.Array]) -> tuple[PyTree, PyTree]:
+    def init(params: PyTree) -> tuple[PyTree, PyTree]:
         return optimizer.init(params[0]), optimizer.init(params[1])
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:

@@ -59,13 +59,13 @@ def test_the_server_moves_as_far_as_the_clip_allows(name):
         assert 0 < moved(METHODS[name](aggregator=clip, failures=liar(factor)), huge()) <= reach, factor
 
 
-@pytest.mark.parametrize("name", ["fed_avg", "fed_exp", "fed_nova", "q_fed_avg", "scaffold"])
+@pytest.mark.parametrize("name", ["fed_exp", "fed_nova", "q_fed_avg"])
 def test_without_a_clip_it_moves_further(name):
     """The negative control."""
     assert moved(METHODS[name](), huge()) > 2 * CLIP
 
 
-@pytest.mark.parametrize("name", ["fed_exp", "fed_nova", "q_fed_avg", "agnostic_fed_avg", "scaffold", "fed_dyn"])
+@pytest.mark.parametrize("name", ["fed_exp", "fed_nova", "q_fed_avg", "fed_dyn"])
 def test_no_negative_lie_moves_it_further(name):
     reach = 1.0001 * CLIP * REACH.get(name, 1.0)
     assert moved(METHODS[name](aggregator=clip_by_norm(max_norm=CLIP), failures=liar(-1e3))) <= reach
@@ -81,7 +81,7 @@ def test_a_factor_of_fed_nova_without_a_bound_is_found_out():
 def test_q_fed_avg_does_not_stall_under_a_bound(aggregator):
     """The factor is made of bounded norms: it was thousands of times smaller where one client is huge."""
     average = moved(methods.fed_avg(toy(), client_optimizer=optax.sgd(0.1), aggregator=aggregator), huge())
-    for q in (0.0, 0.5, 1.0, 2.0):
+    for q in (0.5, 2.0):
         own = {"client_optimizer": optax.sgd(0.1), "aggregator": aggregator}
         assert moved(methods.q_fed_avg(toy(), q=q, lipschitz=10.0, **own), huge()) > 0.5 * average, q
 
