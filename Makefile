@@ -38,7 +38,7 @@ format: $(VENV)/.dev ## Format the code and repair what can be repaired.
 
 # Short runs, under two minutes together; without the flags each measures properly, in many minutes.
 bench: $(VENV)/.runtime ## Run the quickstart and the benchmarks, shortened.
-	$(BIN)/python -m benchmarks.quickstart --num-rounds 5 --output runs/bench
+	$(BIN)/python -m benchmarks.quickstart --num-rounds 5 --output runs/bench --overwrite
 	$(BIN)/python -m benchmarks.round_time --clients 2 --rounds 2 --output runs/bench/round_time.json
 	$(BIN)/python -m benchmarks.limit --workload emnist_dense --seconds 0.1 --output runs/bench/limit.json
 	$(BIN)/python -m benchmarks.scaling --parts cohort devices recompilation --cohorts 10 100 --device-numbers 1 2 \

@@ -3,6 +3,7 @@
 This file is at the root, and not in `tests/`, because the doctests of `fedjx/` need it too.
 """
 
+import ctypes
 import gc
 import importlib.metadata
 import os
@@ -16,8 +17,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # Compiling takes most of the tests' time, so the machine code is left as it comes; the XLA program is the same.
 flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
-    # A quarter less to compile. Later versions may not know the flag, and stop at what they do not know.
-    flags += " --xla_cpu_use_fusion_emitters=false"
+    # A quarter less to compile, each. Later versions may not know a flag, and stop at what they do not know.
+    flags += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
 # What one process of a run has compiled, no other one compiles: neither a worker nor what a test starts. An entry is
 # found by its whole program, the flags and the version of XLA; JAX counts what it finds like what it compiles.
@@ -71,6 +72,9 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     if nextitem is not None and nextitem.path != item.path and _resident_bytes() > 1.5e9:
         jax.clear_caches()
         gc.collect()
+        # glibc keeps what is free, in many small pieces: without this every file from here on would begin anew.
+        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+            trim(0)
 
 
 def _resident_bytes() -> int:

@@ -22,8 +22,8 @@ from benchmarks.measuring import (
     flag_parser,
     peak_memory,
     quartiles,
+    start,
     table,
-    use_cpu_devices,
 )
 from benchmarks.round_time import lanes, population_size
 from benchmarks.workloads import WORKLOADS, Workload
@@ -70,8 +70,8 @@ def parse_flags(args: list[str] | None = None) -> argparse.Namespace:
 
 def measure(
     workload: Workload, compared: Mapping[str, Aggregator], flags: argparse.Namespace, mesh: Mesh
-) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Times rounds of every aggregator in turns; returns their seconds, the first apart, and late compilations."""
+) -> tuple[dict[str, list[float]], dict[str, int], dict[str, float]]:
+    """Times rounds of every aggregator in turns; returns their seconds, late compilations, and last losses."""
     population = population_size(workload, flags.clients)
     data, sample = workload.data(population, flags.seed), uniform_sampler(population, flags.clients, seed=flags.seed)
     runs, states = {}, {}
@@ -79,6 +79,7 @@ def measure(
         algorithm: Any = fed_avg(workload.model, client_optimizer=workload.client_optimizer, aggregator=aggregator)
         runs[name], states[name] = algorithm.next.streamed(mesh=mesh), algorithm.init(jax.random.key(flags.seed))
     seconds: dict[str, list[float]] = {name: [] for name in compared}
+    losses = dict.fromkeys(compared, 0.0)
     recompilations = dict.fromkeys(compared, 0)
     for number in range(flags.rounds + 1):
         names = list(compared)[:: -1 if number % 2 else 1]  # what drifts is not always against the same ones
@@ -86,13 +87,16 @@ def measure(
             cohort = Cohort(data, sample(number), batch_size=workload.batch_size, lanes=flags.lanes)
             with Compilations() as compiled:
                 started = time.perf_counter()
-                states[name], _ = jax.block_until_ready(runs[name](states[name], cohort))
+                states[name], metrics = jax.block_until_ready(runs[name](states[name], cohort))
                 seconds[name].append(time.perf_counter() - started)
             recompilations[name] += compiled.number if number else 0
-    return seconds, recompilations
+            losses[name] = float(metrics["loss"])
+    return seconds, recompilations, losses
 
 
-def summary(seconds: Mapping[str, list[float]], recompilations: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+def summary(
+    seconds: Mapping[str, list[float]], recompilations: Mapping[str, int], losses: Mapping[str, float]
+) -> dict[str, dict[str, Any]]:
     """Summarises each aggregator's rounds: seconds, and ratios to the plain rounds of the same cohorts."""
     plain = seconds[PLAIN][1:]
     return {
@@ -102,6 +106,7 @@ def summary(seconds: Mapping[str, list[float]], recompilations: Mapping[str, int
             "ratio": quartiles(own / other for own, other in zip(timed, plain, strict=True)),
             "ratio_of_bests": min(timed) / min(plain),
             "recompilations": recompilations[name],
+            "loss": losses[name],
         }
         for name, (first, *timed) in seconds.items()
     }
@@ -137,5 +142,5 @@ def show(results: Mapping[str, dict[str, Any]]) -> str:
 
 if __name__ == "__main__":
     parsed = parse_flags()
-    use_cpu_devices(parsed.devices)
+    start(parsed.devices)
     main(parsed)

@@ -23,8 +23,8 @@ from benchmarks.measuring import (
     flag_parser,
     peak_memory,
     run_apart,
+    start_alone,
     table,
-    use_cpu_devices,
 )
 from fedjx.core.execution.computation import federated_computation
 from fedjx.core.language.values import Clients
@@ -105,5 +105,5 @@ def _row(row: dict[str, Any]) -> list[Any]:
 
 if __name__ == "__main__":
     parsed = parse_flags()
-    use_cpu_devices(parsed.devices)
+    start_alone(parsed.devices)
     main(parsed)

@@ -9,7 +9,6 @@ half is reported.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from benchmarks.measuring import client_mesh, environment, finish, flag_parser, quartiles, table, use_cpu_devices
+from benchmarks.measuring import client_mesh, environment, finish, flag_parser, quartiles, start, table
 from benchmarks.methods import METHODS
 from fedjx.core.execution.process import Algorithm, StatefulAlgorithm
 from fedjx.core.language.values import Batches, Clients, Sequence
@@ -68,8 +67,7 @@ class Problem:
 
     def __init__(self, flags: Any):
         self.flags = flags
-        num_points = len(flags.client_rates) * len(flags.server_rates)
-        self.mesh = client_mesh(math.gcd(num_points, jax.device_count()))
+        self.mesh = client_mesh(flags.devices)
         self.data, test = digits(flags.num_clients, alpha=flags.alpha, seed=flags.seed)
         self.model = mlp(10, input_shape=(8, 8, 1), hidden=(32,), scale=1 / 16)
         halves = [{name: x[half::2] for name, x in test.items()} for half in (0, 1)]
@@ -116,11 +114,14 @@ class Problem:
             one = lambda rates, seed, plan: self.run(method, rates[0], rates[1], seed, plan)  # noqa: E731
             return jax.vmap(jax.vmap(one, (None, 0, 0)), (0, None, None))(grid, seeds, plans)
 
-        # Points need nothing of each other: each device has its share of them.
-        grid = jax.device_put(self.grid(), NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names)))
-        arguments = grid, jnp.arange(self.flags.num_seeds), self.plans
-        program = jax.jit(all_runs).lower(*arguments).compile()
-        return lambda: np.asarray(program(*arguments))
+        # Points need nothing of each other: each device has its share of them, and some come twice.
+        num_points, split = len(self.grid()), NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))
+        grid = np.resize(self.grid(), (num_points + -num_points % self.mesh.size, 2))
+        arguments = jax.device_put(grid, split), np.arange(self.flags.num_seeds), jax.device_get(self.plans)
+        # What comes out is on every device, so every process can read it.
+        whole = NamedSharding(self.mesh, PartitionSpec())
+        program = jax.jit(all_runs, out_shardings=whole).lower(*arguments).compile()
+        return lambda: np.asarray(program(*arguments))[:num_points]
 
     def one_by_one(self, method: Callable[..., Any]) -> Callable[[], np.ndarray]:
         """Compiles one point, all rounds of it, to run the grid as a loop, ``-> [G, seeds, 2]``."""
@@ -252,5 +253,5 @@ def show(results: dict[str, dict[str, Any]]) -> None:
 
 if __name__ == "__main__":
     parsed = parse_flags()
-    use_cpu_devices(parsed.devices)
+    start(parsed.devices)
     main(parsed)

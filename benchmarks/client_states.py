@@ -27,8 +27,8 @@ from benchmarks.measuring import (
     peak_memory,
     quartiles,
     run_apart,
+    start_alone,
     table,
-    use_cpu_devices,
 )
 from benchmarks.workloads import WORKLOADS
 from fedjx import fed_avg
@@ -239,5 +239,5 @@ def memory(flags: argparse.Namespace) -> dict[str, Any]:
 
 if __name__ == "__main__":
     parsed = parse_flags()
-    use_cpu_devices(parsed.devices)
+    start_alone(parsed.devices)
     main(parsed)

@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from benchmarks.measuring import client_mesh, environment, finish, flag_parser, table, use_cpu_devices
+from benchmarks.measuring import client_mesh, environment, finish, flag_parser, is_first, start, table
 from fedjx import Traffic, traffic
 from fedjx.aggregation import Compressor, compress, compressed_broadcast, eden, rotated, uniform_quantizer
 from fedjx.algorithms import fed_avg
@@ -128,7 +128,7 @@ def main(flags: argparse.Namespace) -> dict[str, Any]:
     for row in results.values():
         row.update(beside(results[flags.variants[0]], row))
     show(results)
-    if flags.output is not None:
+    if flags.output is not None and is_first():
         draw(flags.output.with_suffix(".png"), results)
     settings = {k: v for k, v in vars(flags).items() if k not in ("output", "devices", "variants")}
     seconds = time.perf_counter() - started
@@ -238,5 +238,5 @@ def draw(path: Path, results: dict[str, dict[str, Any]]) -> None:
 
 if __name__ == "__main__":
     flags = parse_flags()
-    use_cpu_devices(flags.devices)
+    start(flags.devices)
     main(flags)

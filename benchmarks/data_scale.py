@@ -25,8 +25,8 @@ from benchmarks.measuring import (
     peak_memory,
     quartiles,
     run_apart,
+    start_alone,
     table,
-    use_cpu_devices,
 )
 from fedjx import fed_avg
 from fedjx.data import Cohort, Store, uniform_sampler
@@ -154,5 +154,5 @@ def bag_of_tokens(store: Store, num_classes: int = 16) -> Model:
 
 if __name__ == "__main__":
     parsed = parse_flags()
-    use_cpu_devices(parsed.devices)
+    start_alone(parsed.devices)
     main(parsed)

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from benchmarks.input_files import clients_of, drop_from_cache, write_all
-from benchmarks.measuring import client_mesh, environment, finish, flag_parser, quartiles, table, use_cpu_devices
+from benchmarks.measuring import client_mesh, environment, finish, flag_parser, quartiles, start_alone, table
 from benchmarks.peers_engines import Engine, EngineError, Worker, engines, python_of
 from benchmarks.workloads import emnist_cnn
 from fedjx import fed_avg
@@ -208,5 +208,5 @@ def timed_waits() -> Iterator[Callable[[], float]]:
 
 if __name__ == "__main__":
     parsed = parse_flags()
-    use_cpu_devices(parsed.devices)
+    start_alone(parsed.devices)
     main(parsed)

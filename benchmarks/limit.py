@@ -20,8 +20,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks import round_time
 from benchmarks.flops import Product, total_flops, training_products
-from benchmarks.measuring import client_mesh, environment, finish, flag_parser, peak_memory, table, use_cpu_devices
+from benchmarks.measuring import client_mesh, environment, finish, flag_parser, peak_memory, start, table
 from benchmarks.workloads import WORKLOADS, Workload
+from fedjx.core.execution.hosts import agreed
 
 SPLIT = PartitionSpec("clients")
 # What is too small to matter for a step is not timed: this share of its operations.
@@ -69,10 +70,10 @@ def least_seconds(call: Callable[[], jax.Array], seconds: float) -> float:
         return (time.perf_counter() - started) / times
 
     timed(1)  # compiles
-    least = timed(1)
+    least = agreed(timed(1))  # processes that share the devices call equally often
     deadline = time.perf_counter() + seconds
-    while time.perf_counter() < deadline:
-        least = min(least, timed(max(1, int(0.1 * seconds / least))))
+    while agreed(deadline - time.perf_counter()) > 0:
+        least = min(least, agreed(timed(max(1, int(0.1 * seconds / least)))))
     return least
 
 
@@ -202,5 +203,5 @@ def show(result: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     parsed = parse_flags()
-    use_cpu_devices(parsed.devices)
+    start(parsed.devices)
     main(parsed)

@@ -19,6 +19,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+import fedjx
+
 # --- flags and devices --------------------------------------------------------------------------
 
 
@@ -26,24 +28,55 @@ def flag_parser(doc: str | None) -> argparse.ArgumentParser:
     """Starts a command line with the flags of every benchmark."""
     summary = (doc or "").splitlines()[0]
     parser = argparse.ArgumentParser(description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--devices", type=int, help="devices to use: on a CPU one per core if not given, else all")
+    parser.add_argument("--devices", type=int, help="devices of each process; on a CPU one per core if not given")
     parser.add_argument("--seed", type=int, default=0, help="of the data, the cohorts and the model")
     parser.add_argument("--output", type=Path, help="file for the JSON")
     return parser
 
 
-def use_cpu_devices(num_devices: int | None) -> None:
-    """Divides the CPU into devices, one per core if not said; to be called before JAX starts."""
+def start(num_devices: int | None = None) -> None:
+    """Divides the CPU into devices, and joins the processes that were started together, of which the first one prints.
+
+    To be called before JAX starts.
+
+    Args:
+      num_devices: Of each process on a CPU; one per core if not said.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jax.config.update("jax_num_cpu_devices", num_devices or cores)
+    if fedjx.initialize_distributed() and not is_first():
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
+
+
+def start_alone(num_devices: int | None = None) -> None:
+    """Starts a benchmark that starts processes of its own."""
+    start(num_devices)
+    check_alone()
+
+
+def check_alone() -> None:
+    """Refuses to start processes of its own from one of several, each of which would."""
+    if jax.distributed.is_initialized():
+        sentence = (
+            f"this benchmark starts processes of its own, one after the other, and must be started once; got "
+            f"{jax.process_count()} processes. Start it alone; benchmarks.round_time measures several."
+        )
+        raise SystemExit(sentence if is_first() else 1)
+
+
+def is_first() -> bool:
+    """Tells whether this process is the one that prints and writes."""
+    return jax.process_index() == 0
 
 
 def client_mesh(num_devices: int | None = None) -> Mesh:
-    """Returns a mesh of the first devices, of all if not said."""
-    devices = jax.devices()
-    if num_devices is not None and not 1 <= num_devices <= len(devices):
-        raise SystemExit(f"--devices needs to be from 1 to {len(devices)} here; got {num_devices}. Ask for fewer.")
-    return Mesh(np.array(devices[:num_devices]), ("clients",))
+    """Returns a mesh of the first devices of every process, of all if not said."""
+    most = jax.local_device_count()
+    if num_devices is not None and not 1 <= num_devices <= most:
+        raise SystemExit(f"--devices needs to be from 1 to {most} here; got {num_devices}. Ask for fewer.")
+    processes = range(jax.process_count())
+    devices = [device for k in processes for device in jax.local_devices(process_index=k)[:num_devices]]
+    return Mesh(np.array(devices), ("clients",))
 
 
 def environment(mesh: Mesh) -> dict[str, Any]:
@@ -53,6 +86,7 @@ def environment(mesh: Mesh) -> dict[str, Any]:
         "device": _processor() if device.platform == "cpu" else device.device_kind,
         "platform": device.platform,
         "num_devices": mesh.size,
+        "num_processes": jax.process_count(),
         "jax": jax.__version__,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
@@ -95,8 +129,8 @@ class Compilations:
 
 
 def peak_memory(mesh: Mesh) -> dict[str, int | None]:
-    """Returns the most memory that the process, and the busiest device, have held, in bytes."""
-    on_devices = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in mesh.devices.flat]
+    """Returns the most memory that this process, and the busiest of its devices, have held, in bytes."""
+    on_devices = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in mesh.local_devices]
     known = [peak for peak in on_devices if peak is not None]
     return {
         "peak_host_bytes": _peak_host_bytes(),
@@ -145,7 +179,7 @@ def finish(report: dict[str, Any], output: Path | None) -> dict[str, Any]:
     """Prints a report as one line of JSON, the last of a benchmark, and writes it whole or not at all."""
     report = _rounded(report)
     line = json.dumps(report, allow_nan=False)
-    if output is not None:
+    if output is not None and is_first():
         output.parent.mkdir(parents=True, exist_ok=True)
         unfinished = output.with_name(f"{output.name}.{os.getpid()}.part")
         unfinished.write_text(line + "\n", encoding="utf-8")

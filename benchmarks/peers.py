@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.measuring import start_alone
 from benchmarks.peers_engines import Engine, EngineError, Worker, engines, python_of
 from benchmarks.peers_workers.protocol import Problem, Weights, save_problem
 
@@ -296,4 +297,6 @@ def parse_flags(arguments: list[str] | None = None) -> argparse.Namespace:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # So that it ends the workers when it is ended.
-    main(parse_flags())
+    parsed = parse_flags()
+    start_alone(1)
+    main(parsed)

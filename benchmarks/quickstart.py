@@ -1,15 +1,15 @@
 """Federated averaging on real handwriting, from non-IID clients. Copy this file and change it.
 
 Shows progress while it trains, compares with training on the pooled images, and leaves in the
-output directory TensorBoard events, `curves.png` and Orbax checkpoints. The last line it prints
-is one JSON object.
+output directory, which is its own, TensorBoard events, `curves.png` and Orbax checkpoints. The
+last line it prints is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,12 @@ import jax
 import matplotlib as mpl
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from fedjx import traffic
+from fedjx import initialize_distributed, traffic
 from fedjx.algorithms import fed_avg
 from fedjx.data import Cohort, central, digits, label_counts, uniform_sampler
-from fedjx.data.sampling import Sampler, check_description
+from fedjx.experiment import Checkpoint, RunError, event_writer, last_checkpoint, open_run, save_checkpoint
 from fedjx.models import cnn, finalize_metrics, mlp
 from fedjx.training import local_evaluate, local_train
 
@@ -53,6 +51,7 @@ def parse_flags(args: list[str] | None = None) -> argparse.Namespace:
     flag("--seed", type=int, default=0, help="of the partition, the cohorts and the model")
     flag("--output", type=Path, default=Path("runs/quickstart"), help="directory for the results")
     flag("--resume", action="store_true", help="go on from the last checkpoint in the output directory")
+    flag("--overwrite", action="store_true", help="delete the run in the output directory, and begin anew")
     return parser.parse_args(args)
 
 
@@ -87,10 +86,7 @@ def main(flags: argparse.Namespace) -> dict[str, Any]:
 
     history, timing = train(flags, data, algorithm, evaluate)
     centralised = float(evaluate(train_centrally(jax.random.key(flags.seed)))["accuracy"])
-    draw(flags.output / "curves.png", history, centralised, label_counts(data, num_classes=10))
     accuracy = history[-1]["test_accuracy"]
-    print(f"\n{'':<14}test accuracy\nfederated     {accuracy:.4f}         {data.num_clients} clients")
-    print(f"centralised   {centralised:.4f}         the same images, pooled\n\nResults are in {flags.output}.")
     report = {
         "test_accuracy": round(accuracy, 4),
         "centralised_accuracy": round(centralised, 4),
@@ -98,22 +94,35 @@ def main(flags: argparse.Namespace) -> dict[str, Any]:
         "num_clients": data.num_clients,
         **timing,
     }
-    print(json.dumps(report))
+    if jax.process_index() == 0:
+        draw(flags.output / "curves.png", history, centralised, label_counts(data, num_classes=10))
+        print(f"\n{'':<14}test accuracy\nfederated     {accuracy:.4f}         {data.num_clients} clients")
+        print(f"centralised   {centralised:.4f}         the same images, pooled\n\nResults are in {flags.output}.")
+        print(json.dumps(report))
     return report
 
 
 def train(flags: argparse.Namespace, data: Any, algorithm: Any, evaluate: Any) -> tuple[list[dict], dict[str, float]]:
     """Runs the rounds that are left to do; returns the history of evaluations, and the speed."""
-    state = algorithm.init(jax.random.key(flags.seed))
-    with open_checkpoints(flags) as checkpoints, SummaryWriter(str(flags.output)) as events:
-        sample = uniform_sampler(data.num_clients, flags.clients_per_round, seed=flags.seed)
-        state, history = restore(checkpoints, state, flags, sample)
-        done = int(state.round)
-        history = history or [{"round": done, "test_accuracy": float(evaluate(state.params)["accuracy"])}]
+    sample = uniform_sampler(data.num_clients, flags.clients_per_round, seed=flags.seed)
+    state, is_first = algorithm.init(jax.random.key(flags.seed)), jax.process_index() == 0
+    first = Cohort(data, sample(1), batch_size=flags.batch_size)
+    about = {
+        "flags": {k: v for k, v in vars(flags).items() if k not in ("num_rounds", "output", "resume", "overwrite")},
+        "sampler": sample.description,
+        "algorithm": str(algorithm.next.type_signature(state, first)),
+    }
+    with open_run(flags.output, about, resume=flags.resume, overwrite=flags.overwrite) as run:
+        last = last_checkpoint(run, state) if flags.resume else None
+        if flags.resume and is_first:
+            print(f"Resuming after round {last.round if last else 0}.")
+        history = [{"round": 0, "test_accuracy": float(evaluate(state.params)["accuracy"])}]
+        done, state, history = last or Checkpoint(0, state, history)
         # What one client receives and sends in a round; the bill needs types alone.
-        sent = traffic(algorithm.next, state, Cohort(data, sample(done + 1)[:1], batch_size=flags.batch_size).whole())
-        num_examples, started = 0, time.perf_counter()
-        progress = tqdm(range(done + 1, flags.num_rounds + 1), "training", unit=" rounds", smoothing=0)
+        sent = traffic(algorithm.next, state, first.whole())
+        num_examples, started, rounds = 0, time.perf_counter(), range(done + 1, flags.num_rounds + 1)
+        progress = tqdm(rounds, "training", unit=" rounds", smoothing=0, disable=not is_first)
+        events = event_writer(run, after=done)
         for number in progress:
             ids = sample(number)
             clients = Cohort(data, ids, batch_size=flags.batch_size, lanes=flags.lanes)
@@ -121,71 +130,22 @@ def train(flags: argparse.Namespace, data: Any, algorithm: Any, evaluate: Any) -
             loss = float(metrics["loss"])
             num_examples += flags.num_epochs * int(metrics["num_examples"])
             seconds = time.perf_counter() - started
-            if number % flags.eval_every == 0 or number == flags.num_rounds:
-                row = {"round": number, "train_loss": loss} | {
-                    f"test_{name}": float(value) for name, value in evaluate(state.params).items()
-                }
-                history.append(row)
-                save(checkpoints, state, history, flags, sample)
-                events.add_scalar("test/accuracy", row["test_accuracy"], number)
             events.add_scalar("train/loss", loss, number)
             for name, value in (sent * len(ids) * number).metrics().items():
                 events.add_scalar(f"sent/{name}", value, number)
+            if number % flags.eval_every == 0 or number == flags.num_rounds:
+                tested = {f"test_{name}": float(value) for name, value in evaluate(state.params).items()}
+                history.append({"round": number, "train_loss": loss} | tested)
+                events.add_scalar("test/accuracy", tested["test_accuracy"], number)
+                events.flush()  # before the checkpoint: a run that goes on from it has all curves until then
+                save_checkpoint(run, Checkpoint(number, state, history))
             progress.set_postfix_str(
                 f"{(number - done) * len(ids) / seconds:.0f} clients/s, {num_examples / seconds:.0f} examples/s, "
                 f"loss {loss:.3f}, test accuracy {history[-1]['test_accuracy']:.3f}"
             )
+        events.close()
     seconds = time.perf_counter() - started
     return history, {"train_seconds": round(seconds, 2), "examples_per_second": round(num_examples / seconds, 1)}
-
-
-# --- checkpoints --------------------------------------------------------------------------------
-
-
-def open_checkpoints(flags: argparse.Namespace) -> ocp.CheckpointManager:
-    """Opens the checkpoints of the output directory, emptied unless the run resumes."""
-    directory = flags.output.absolute() / "checkpoints"
-    if directory.exists() and not flags.resume:
-        print(f"Replacing the earlier run in {flags.output}; to go on with it, pass --resume.")
-        shutil.rmtree(directory)
-        for events in flags.output.glob("events.out.tfevents.*"):
-            events.unlink()
-    return ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(max_to_keep=3, create=True))
-
-
-def save(
-    checkpoints: ocp.CheckpointManager, state: Any, history: list[dict], flags: argparse.Namespace, sample: Sampler
-) -> None:
-    """Saves the whole state of the run; a crash while it does leaves the checkpoint before."""
-    about = {"history": history, "flags": comparable(flags), "sampler": sample.description}
-    checkpoints.save(
-        int(state.round), args=ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(about))
-    )
-
-
-def restore(
-    checkpoints: ocp.CheckpointManager, state: Any, flags: argparse.Namespace, sample: Sampler
-) -> tuple[Any, list[dict]]:
-    """Returns the last checkpoint's state and history, or the given state and none."""
-    last = checkpoints.latest_step()
-    if last is None:
-        return state, []
-    wanted = ocp.args.Composite(state=ocp.args.StandardRestore(state), run=ocp.args.JsonRestore())
-    saved = checkpoints.restore(last, args=wanted)
-    differ = {k: v for k, v in comparable(flags).items() if saved["run"]["flags"].get(k) != v}
-    if differ:
-        raise SystemExit(
-            f"a resumed run needs the flags it began with; got {differ}, saved was {saved['run']['flags']}. "
-            "Repeat them, or choose another --output."
-        )
-    check_description(saved["run"].get("sampler", {}), sample)
-    print(f"Resuming after round {last}.")
-    return saved["state"], saved["run"]["history"]
-
-
-def comparable(flags: argparse.Namespace) -> dict[str, Any]:
-    """Returns the flags that must not change when a run resumes."""
-    return {name: value for name, value in vars(flags).items() if name not in ("num_rounds", "output", "resume")}
 
 
 # --- picture ------------------------------------------------------------------------------------
@@ -217,4 +177,8 @@ def draw(path: Path, history: list[dict], centralised: float, counts: np.ndarray
 
 
 if __name__ == "__main__":
-    main(parse_flags())
+    initialize_distributed()  # where it was started several times, as one program
+    try:
+        main(parse_flags())
+    except RunError as error:
+        sys.exit(f"quickstart: {error} (--resume, --overwrite, --output)")

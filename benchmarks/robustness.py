@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.measuring import client_mesh, environment, finish, flag_parser
+from benchmarks.measuring import client_mesh, environment, finish, flag_parser, is_first, start
 from benchmarks.robustness_lies import lies
 from benchmarks.robustness_report import draw, show, show_lies
 from fedjx.aggregation.attacks import (
@@ -368,10 +368,12 @@ def main(flags: argparse.Namespace) -> dict[str, Any]:
         **told,
     }
     print(show(report))
-    if flags.output is not None:
+    if flags.output is not None and is_first():
         draw(flags.output.with_name(f"{flags.output.stem}_backdoor.png"), report)
     return finish(report, flags.output)
 
 
 if __name__ == "__main__":
-    main(parse_flags())
+    parsed = parse_flags()
+    start(1)  # all rules are one program
+    main(parsed)

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from benchmarks.measuring import (
     Compilations,
+    check_alone,
     client_mesh,
     environment,
     finish,
@@ -26,8 +27,8 @@ from benchmarks.measuring import (
     peak_memory,
     quartiles,
     run_apart,
+    start,
     table,
-    use_cpu_devices,
 )
 from benchmarks.workloads import WORKLOADS, Workload
 from fedjx.algorithms import fed_avg
@@ -219,6 +220,7 @@ def main(flags: argparse.Namespace) -> dict[str, Any]:
 
 def main_all(flags: argparse.Namespace) -> dict[str, Any]:
     """Times every workload, each in a process of its own so that its memory is its own."""
+    check_alone()
     passed = ["--rounds", flags.rounds, "--warm-up", flags.warm_up, "--lanes", flags.lanes, "--seed", flags.seed]
     for name in ("clients", "devices"):
         passed += [f"--{name}", getattr(flags, name)] if getattr(flags, name) else []
@@ -255,5 +257,5 @@ def show(results: Sequence[dict[str, Any]]) -> str:
 
 if __name__ == "__main__":
     parsed = parse_flags()
-    use_cpu_devices(parsed.devices)
+    start(parsed.devices)
     main(parsed)

@@ -28,7 +28,7 @@ from benchmarks.measuring import (
     peak_memory,
     quartiles,
     run_apart,
-    use_cpu_devices,
+    start_alone,
 )
 from benchmarks.scaling_report import draw, show
 from benchmarks.workloads import (
@@ -236,5 +236,5 @@ def main(flags: argparse.Namespace) -> dict[str, Any]:
 
 if __name__ == "__main__":
     parsed = parse_flags()
-    use_cpu_devices(parsed.devices)
+    start_alone(parsed.devices)
     main(parsed)

@@ -7,6 +7,7 @@ at `SERVER` and `CLIENTS`, and run the computation over any number of simulated 
 from fedjx import aggregation, algorithms, data, models, training
 from fedjx.algorithms import fed_avg, federated_evaluation
 from fedjx.core.execution.computation import Computation, federated_computation
+from fedjx.core.execution.distributed import initialize_distributed
 from fedjx.core.execution.export import LoadedComputation, export, load
 from fedjx.core.execution.process import Aggregator, Algorithm, StatefulAlgorithm
 from fedjx.core.language.debugging import NonFiniteError
@@ -77,6 +78,7 @@ __all__ = [
     "federated_sum",
     "federated_value",
     "federated_zip",
+    "initialize_distributed",
     "load",
     "models",
     "parse_type",

@@ -19,6 +19,7 @@ from fedjx.core.language.streams import ids_or_nobody
 from fedjx.core.language.values import Batches, Clients, Sequence
 from fedjx.data.buckets import bucket, chunk_steps, part_rows
 from fedjx.data.federated_data import ClientData, FederatedData, cached
+from fedjx.data.fingerprint import fingerprint
 
 _ALIGNMENT = 64  # bytes; of rows too, so that each device's part begins so
 
@@ -138,6 +139,14 @@ class Cohort:
         planned = self._planned(ids, is_member & (ids >= 0), Share(), num_steps)
         batches = dataclasses.replace(planned.value.elements, shared=True)  # its one part is the whole
         return dataclasses.replace(planned, value=Sequence(batches, planned.value.length))
+
+    def identity(self) -> dict[str, str]:
+        """Says what must be the same in all processes that share a round, besides the ids."""
+        return {
+            "data": fingerprint(self.data),
+            "batch_size": str(self.batch_size),
+            "placement": self.placement,
+        }
 
     def members(self, ids: np.ndarray, mask: np.ndarray, share: Share = Share()) -> Clients:
         """Plans this process's share of a chunk of the named clients; where the mask is False it is padding."""

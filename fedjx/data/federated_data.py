@@ -101,7 +101,7 @@ class FederatedData:
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        examples = {name: np.asarray(column) for name, column in self.examples.items()}
+        examples = named_columns(self.examples)
         offsets = _integers("offsets", self.offsets)
         num_examples = checked_examples(examples)
         if len(offsets) < 2:
@@ -167,7 +167,7 @@ class FederatedData:
         >>> FederatedData.from_partition({"x": [7, 8, 9]}, [[2, 0], [1]]).client(0)["x"]
         array([9, 7])
         """
-        arrays = {name: np.asarray(column) for name, column in examples.items()}
+        arrays = named_columns(examples)
         num_examples = checked_examples(arrays)
         parts = [_integers(f"rows of client {k}", rows) for k, rows in enumerate(partition)]
         for k, rows in enumerate(parts):
@@ -326,18 +326,20 @@ def notation(schema: Mapping[str, ArrayType]) -> str:
     return "<" + ",".join(f"{n}={schema[n].dtype}{shapes[n].replace('[]', '')}" for n in sorted(shapes)) + ">"
 
 
-def named_columns(client: Mapping[str, ArrayLike], k: Any) -> dict[str, np.ndarray]:
-    """Returns one client's features as arrays."""
-    if not isinstance(client, Mapping):
-        raise TypeError(f"a client is a dict of arrays by name; got {type(client).__name__} for client {k}. Name them.")
+def named_columns(examples: Mapping[str, ArrayLike], k: Any = None) -> dict[str, np.ndarray]:
+    """Returns the features of client k, or of all, as arrays."""
+    who, owner = ("examples are", "") if k is None else ("a client is", f"client {k}")
+    if not isinstance(examples, Mapping):
+        got = " for ".join(filter(None, (type(examples).__name__, owner)))
+        raise TypeError(f"{who} a dict of arrays by name; got {got}. Name them.")
     columns = {}
-    for name, column in client.items():
+    for name, column in examples.items():
         try:
             columns[name] = np.asarray(column)
         except ValueError as error:
             raise ValueError(
-                f"every example of a feature needs the same shape; got rows of different length in '{name}' of "
-                f"client {k}. Pad them."
+                f"every example of a feature needs the same shape; got rows of different length in "
+                f"{' of '.join(filter(None, (repr(name), owner)))}. Pad them."
             ) from error
     return columns
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjx.core.language.meshes import no_mesh
 from fedjx.core.language.narrow import narrowed
 from fedjx.data.buckets import pool_rows
 
@@ -22,7 +23,7 @@ def pool_of(examples: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     if num_rows > np.iinfo(np.int32).max:
         raise ValueError(f"a pool is indexed with int32; got num_examples={num_rows}. Split the data set by clients.")
     # At first use a round may be being traced; the pool must outlive that trace.
-    with jax.ensure_compile_time_eval():
+    with no_mesh(), jax.ensure_compile_time_eval():
         columns = {name: narrowed(column, f"feature '{name}'") for name, column in examples.items()}
         num_rows = pool_rows(num_rows, sum(column.nbytes for column in columns.values()) // num_rows)
         return {name: _placed(column, num_rows) for name, column in columns.items()}

@@ -7,10 +7,12 @@ with the batch's mask. What padding shows is a copy of a real example (`own_padd
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, NoReturn, TypedDict, Unpack
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import optax
 from jax import lax
@@ -110,8 +112,8 @@ def local_train(
       shuffle: Whether to draw a new order for every epoch.
       drop_remainder: Whether to leave out an epoch's last batch when it is not full. ``num_examples`` is then that of
         an epoch without it: who has less than a batch takes no step, and weighs nothing.
-      completed: float32 ``[]`` in [0, 1]; with which part of its steps, rounded up, the client gets done. Then
-        ``num_examples`` are those that it got to. All steps if not given.
+      completed: float32 ``[]`` in [0, 1], which may be traced; with which part of its steps, rounded up, the client
+        gets done: 2 of 5 epochs are ``2 / 5``. Then ``num_examples`` are those that it got to. All steps if not given.
 
     Guarantees: Every example is used once per epoch (but for dropped remainders). The result
     depends neither on how far the data is padded nor on what the padding holds.
@@ -135,7 +137,9 @@ def local_train(
     if drop_remainder:
         num_examples -= num_examples % batches.index.shape[1]
     if completed is not None:
-        done = Sequence(plan.elements, jnp.ceil(completed * plan.length).astype(jnp.int32))
+        # A share such as 2 / 5 is rounded, and may be a little more than what it stands for.
+        steps = jnp.ceil(completed * plan.length * (1 - 2**-20)).astype(jnp.int32)
+        done = Sequence(plan.elements, steps)
         got_to = jnp.minimum(num_examples, jnp.sum((done.elements >= 0) & done.mask[:, None], dtype=jnp.int32))
         num_examples, plan = jnp.where(done.length < plan.length, got_to, num_examples), done
 
@@ -170,7 +174,8 @@ class Local(NamedTuple):
 
     Attributes:
       optimizer: The client's; that of the round, if it is a schedule over rounds.
-      train: `local_train` with the run's amount of training, and with what a client that fails gets done.
+      train: `local_train` with the run's amount of training, of which a client that fails gets a part done. A method
+        gives clients amounts of their own by ``completed``, the part of the run's steps that this one takes.
       report: ``(params, result) -> ClientUpdate``, `report_update` with the run's client weight.
       weight: From a number of examples, int32 ``[]``, to the client's weight, float32 ``[]``.
     """
@@ -194,10 +199,16 @@ def local_training(
     optimizer: optax.GradientTransformation | None,
     weight: Callable[[jax.Array], jax.Array] = by_examples,
     *,
-    completed: jax.Array | None = None,
+    fails_after: jax.Array | None = None,
     **amount: Unpack[LocalAmount],
 ) -> Local:
     """Binds how a client trains; `compose` does, from the arguments of a run.
+
+    Args:
+      optimizer: The client's.
+      weight: From a client's number of examples to its weight.
+      fails_after: float32 ``[]``; the part of its steps after which the client fails, of all that it would take.
+      **amount: As for `local_train`.
 
     >>> model = fedjx.models.linear(2, input_shape=(3,))
     >>> data = fedjx.data.central({"x": np.ones((4, 3), np.float32), "y": np.zeros(4, np.int32)}, batch_size=2)
@@ -207,7 +218,11 @@ def local_training(
     4.0
     """
     check_amount(**amount)
-    train = functools.partial(local_train, **amount, completed=completed)
+
+    def train(*arguments: PyTree, completed: jax.Array | float | None = None, **named: PyTree) -> LocalResult:
+        shares = [jnp.asarray(x, jnp.float32) for x in (completed, fails_after) if x is not None]
+        return local_train(*arguments, **{**amount, "completed": math.prod(shares) if shares else None, **named})
+
     report = functools.partial(report_update, weight=weight)
     optimizer = _no_optimizer() if optimizer is None else optimizer
     return Local(optimizer, train, report, weight)
@@ -320,7 +335,9 @@ def check_amount(num_epochs: int | None = None, num_steps: int | None = None, **
     """Refuses an amount of local training that is not a number of epochs or a number of steps."""
     del order
     given = {name: n for name, n in (("num_epochs", num_epochs), ("num_steps", num_steps)) if n is not None}
-    check_integer("[1, inf)", **given)
+    advice = "It is how much a client trains at most; how much of it this one does is local.train(..., completed=)."
+    traced = any(isinstance(n, jax.core.Tracer) for n in given.values())
+    check_integer("[1, inf)", advice if traced else "", **given)
     if len(given) > 1:
         raise ValueError(
             f"local training takes a number of epochs or of steps; got {num_epochs=}, {num_steps=}. Give one."

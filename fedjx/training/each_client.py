@@ -29,7 +29,7 @@ from fedjx.training.client import (
     local_training,
     zeroed_if_non_finite,
 )
-from fedjx.training.failures import Failures, failed, fate, remaining
+from fedjx.training.failures import Failures, failed, fate, may_happen, remaining
 from fedjx.training.method import First, InitClient, Method, Reported
 
 # From a number of examples, and by name the client's id if it takes that, to the client's weight.
@@ -88,9 +88,9 @@ class EachClient(NamedTuple):
         keeps, leaves = "own" in also and "own" in told, "left_out" in told
 
         def step(params: PyTree, data: PyTree, key: jax.Array, told: dict[str, PyTree] = {}) -> Reported:  # noqa: B006
-            happens = fate(failures, key) if any(failures.probabilities) else None
+            happens = fate(failures, key) if any(map(may_happen, failures.probabilities)) else None
             named = told_to(fn, told)
-            completed = happens.completed if happens is not None and failures.partial else None
+            completed = happens.completed if happens is not None and may_happen(failures.partial) else None
             by_id = self._weighs_by_id and "id" in told  # not told where nobody is weighed
             weight = functools.partial(self.weight, id=told["id"]) if by_id else self.weight
             named |= {"local": self._local(told.get("round"), completed, weight)} if "local" in names else {}
@@ -117,7 +117,7 @@ class EachClient(NamedTuple):
                 f"client_optimizer as a function of the round makes an optimizer; got {optimizer!r} from it. Return "
                 "optax.sgd(...), not the learning rate."
             )
-        return local_training(optimizer, weight, completed=completed, **self.amount)
+        return local_training(optimizer, weight, fails_after=completed, **self.amount)
 
     def check(self, given: list[str]) -> None:
         """Refuses functions that take what no round gives, and arguments that no function takes."""
@@ -135,7 +135,7 @@ class EachClient(NamedTuple):
         unused = [] if trains else [name for name in given if not (name == "client_weight" and "weight" in names)]
         if unused:
             raise TypeError(f"this method does not train as the arguments say; got {unused}. Leave them out.")
-        if self.failures.partial and not trains:
+        if may_happen(self.failures.partial) and not trains:
             raise TypeError(
                 f"a client update that is left incomplete trains with local.train; got {self.failures} for one that "
                 "does not take local. Take it by name."

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 
 from fedjx.core.language.names import PyTree
@@ -68,13 +69,19 @@ def fate(failures: Failures, key: jax.Array) -> Fate:
     return Fate(kind < first, (first <= kind) & (kind < second), partial, jnp.where(partial, 1 - part, 1.0))
 
 
+def may_happen(probability: float | jax.Array) -> bool:
+    """Tells whether a probability is not 0; one that JAX traces may be any."""
+    return isinstance(probability, jax.core.Tracer) or bool(probability != 0)
+
+
 def checked_failures(failures: Failures) -> Failures:
     """Returns the probabilities, and refuses those that are none.
 
     Raises:
       ValueError: If they are negative or add up to more than one.
     """
-    if min(failures.probabilities) < 0 or sum(failures.probabilities) > 1:
+    known = [p for p in failures.probabilities if not isinstance(p, jax.core.Tracer)]
+    if min(known, default=0) < 0 or sum(known) > 1:
         raise ValueError(f"probabilities are not negative and add up to at most one; got {failures}. Lower them.")
     return failures
 

@@ -20,6 +20,7 @@ from fedjx.aggregation.mean import mean
 from fedjx.aggregation.weights import by_examples
 from fedjx.core.execution.computation import Computation
 from fedjx.core.execution.process import Aggregator, Algorithm, StatefulAlgorithm, keeps_type
+from fedjx.core.language.meshes import outside_meshes
 from fedjx.core.language.names import Metrics, PyTree
 from fedjx.core.language.operators import (
     federated_keys,
@@ -39,7 +40,7 @@ from fedjx.training.client import (
     check_amount,
 )
 from fedjx.training.each_client import EachClient
-from fedjx.training.failures import Failures, checked_failures
+from fedjx.training.failures import Failures, checked_failures, may_happen
 from fedjx.training.meeting import data_hooks, round_hooks
 from fedjx.training.method import Held, InitClient, Method, ServerState
 
@@ -195,9 +196,9 @@ def compose(
     def next_with_states(state: FederatedValue, data: FederatedValue, states: FederatedValue) -> Outcome:
         return parts.round(state, data, states)
 
-    init = jax.jit(parts.init)
+    init = outside_meshes(jax.jit(parts.init))
     # Who asked for updates that are not finite need not be told of them.
-    hooks = data_hooks(method.input_spec) if failures.non_finite else round_hooks(method.input_spec)
+    hooks = data_hooks(method.input_spec) if may_happen(failures.non_finite) else round_hooks(method.input_spec)
     if parts.is_stateful:
         return StatefulAlgorithm(init, parts.init_client, Computation(next_with_states, hooks=hooks))
     return Algorithm(init, Computation(next, hooks=hooks))

@@ -16,9 +16,9 @@ from fedjx.core.language.values import Batches, Sequence
 from fedjx.data import Cohort, FederatedData, central
 from fedjx.models import Model, Ratio, finalize_metrics
 from fedjx.training import local_evaluate, local_train
-from fedjx.training.client import _plan, as_batches
+from fedjx.training.client import _plan, as_batches, local_training
 from fedjx.training.splits import split_where
-from tests.algorithms.problems import dropout_model, federated_data, plain_model
+from tests.algorithms.problems import assert_trees_equal, dropout_model, federated_data, plain_model
 
 INDEX = np.array([[3, 4, 5], [6, 7, 8], [9, -1, -1], [-1, -1, -1]], np.int32)  # 7 examples in batches of 3
 
@@ -125,6 +125,36 @@ def test_one_client_by_itself_on_numpy_arrays():
     assert set(seen) == {np.dtype(np.uint8)}  # bytes travel as they are
     total = 1 + 4 + (first - 6) ** 2
     assert float(finalize_metrics(result.metrics)["loss"]) == pytest.approx(total / 3)
+
+
+def test_a_share_of_the_epochs_is_as_many_epochs_and_steps_to_the_bit():
+    """Of 7 epochs of 3 steps: float32 of e / 7, times 21, is often a little more than 3 e."""
+    model, params = mean_model(), jnp.float32(0)
+    data = central({"x": np.arange(10, dtype=np.float32)}, batch_size=4)
+    key, optimizer = jax.random.key(3), optax.sgd(0.1, momentum=0.9)
+
+    @jax.jit
+    def shared(share):
+        return local_train(model, params, data, key, optimizer=optimizer, num_epochs=7, completed=share)
+
+    for epochs in (1, 3, 5, 7):
+        found = shared(jnp.float32(epochs) / 7)
+        expected = local_train(model, params, data, key, optimizer=optimizer, num_epochs=epochs)
+        assert_trees_equal(found, expected)
+    assert int(shared(jnp.float32(1e-6)).num_examples) == 4  # one step, rounded up
+    steps = [int(jnp.ceil(jnp.float32(k) / n * n * (1 - 2**-20))) - k for n in (7, 49, 1000, 4095) for k in range(1, n)]
+    assert not any(steps)
+
+    with pytest.raises(TypeError, match=r"how much a client trains at most; .*completed="):
+        jax.jit(lambda n: local_train(model, params, data, key, optimizer=optimizer, num_epochs=n))(3)
+
+
+def test_a_client_of_its_own_pace_that_fails_completes_a_part_of_that_part():
+    data = central({"x": np.arange(16, dtype=np.float32)}, batch_size=2)
+    local = local_training(optax.sgd(0.1), fails_after=jnp.float32(0.5), num_epochs=1)
+    arguments = (mean_model(), jnp.float32(0), data, jax.random.key(0))
+    trained = [local.train(*arguments, optimizer=local.optimizer, **own) for own in ({}, {"completed": 0.25})]
+    assert [int(x.num_examples) for x in trained] == [8, 2]
 
 
 def test_batches_without_a_mask_are_all_real():

@@ -101,6 +101,8 @@ X, Y = np.zeros((3, 2)), np.zeros(3)
         ({"x": X, "y": Y[:2]}, [0, 3], ValueError, "same number of examples; got 'x' with 3 and 'y' with 2"),
         ({"x": X, "mask": Y}, [0, 3], ValueError, "'mask' names the padding of a batch"),
         ({"x": np.float32(1)}, [0, 1], ValueError, "need an examples axis; got the scalar 'x'"),
+        ({"x": [[1, 2], [3]]}, [0, 2], ValueError, r"the same shape; got rows of different length in 'x'\. Pad them"),
+        ([1, 2], [0, 2], TypeError, r"examples are a dict of arrays by name; got list\. Name them"),
         ({"x": np.array(["a", "b"])}, [0, 2], TypeError, "need to be numeric; got 'x' of dtype <U1"),
         ({"x": X}, [0], ValueError, "at least one client; got offsets=array"),
         ({"x": X}, [0, 2], ValueError, "from 0 to the number of examples; .*num_examples=3"),

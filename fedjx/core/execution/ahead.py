@@ -89,6 +89,10 @@ class Ahead:
         """Returns the wrapped cohort whole; nothing of it is made ahead."""
         return whole(self._cohort)
 
+    def identity(self) -> dict[str, str]:
+        """Returns what the wrapped cohort says of itself."""
+        return getattr(self._cohort, "identity", dict)()
+
     def put(self, made: _Made | None) -> None:
         """Adds the next chunk, or None after the last."""
         self._made.put(made)

@@ -12,11 +12,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh
 
+from fedjx.core.execution.agreement import check_agreement
 from fedjx.core.execution.devices import Placer
 from fedjx.core.execution.engine import map_reduce
 from fedjx.core.execution.hosts import auto_mesh
 from fedjx.core.execution.streaming import Sink, Stream
 from fedjx.core.execution.whole import run_whole
+from fedjx.core.language.meshes import outside_meshes
 from fedjx.core.language.names import PyTree, Type
 from fedjx.core.language.placed import FederatedValue
 from fedjx.core.language.streams import Planned, is_planned, is_stream, whole
@@ -93,6 +95,7 @@ class Computation(Traced, Generic[P, R]):
         """
         _check_lanes(lanes)
         placer = None if mesh is None else Placer(auto_mesh(mesh))
+        agreed: set[tuple[Type, ...]] = set()  # by type, what processes that share the mesh have compared
 
         @jax.jit
         def compiled(*values: PyTree) -> PyTree:
@@ -102,12 +105,14 @@ class Computation(Traced, Generic[P, R]):
             sweep = functools.partial(map_reduce, lanes=lanes, mesh=mesh)
             return run_whole(program, values, sweep, differentiable=differentiable)
 
+        @outside_meshes
         @functools.wraps(self._fn)
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
             values = self.converted([whole(value) for value in self.bind(args, kwargs)])
             self.check_arrays(values)
             check_same_clients([v for v in values if isinstance(v, Clients)])
             if placer is not None and not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(values)):
+                self._check_agreement(values, mesh, agreed)
                 # Or the second round, whose state comes from the mesh, would compile again.
                 values = [placer.clients(v) if isinstance(v, Clients) else placer.server(v) for v in values]
             result = compiled(*values)
@@ -142,13 +147,18 @@ class Computation(Traced, Generic[P, R]):
                 "Keep client states on disk or in memory, and call round by round."
             )
         step: Callable[..., PyTree] = self.in_graph(mesh=mesh, lanes=lanes, differentiable=False)
+        agreed: set[tuple[Type, ...]] = set()
 
+        @outside_meshes
         def all_rounds(state: PyTree, cohorts: Iterable[Clients | Planned]) -> R:
             if is_planned(cohorts) or isinstance(cohorts, Clients):
                 raise TypeError(
                     f"several rounds take a list of cohorts; got a {type(cohorts).__name__} alone. Wrap it: [...]."
                 )
-            result = run(state, stack_cohorts(whole(self.hooks.argument(cohort)) for cohort in cohorts))
+            cohorts = [whole(self.hooks.argument(cohort)) for cohort in cohorts]
+            for first in cohorts[:1]:
+                self._check_agreement([state, first], mesh, agreed)
+            result = run(state, stack_cohorts(cohorts))
             self.hooks.result(result)
             return result
 
@@ -197,6 +207,14 @@ class Computation(Traced, Generic[P, R]):
         stream: Stream[P, R] = Stream(self, mesh, lanes, sink, debug)
         functools.update_wrapper(stream, self._fn)
         return stream
+
+    def _check_agreement(self, values: list[PyTree], mesh: Mesh | None, agreed: set[tuple[Type, ...]]) -> None:
+        if mesh is None or not mesh.is_multi_process or self._is_local(self._types):
+            return
+        types = tuple(map(type_of, values))
+        if types not in agreed:
+            check_agreement(self.name, self.trace(types), self.named(values), mesh)
+            agreed.add(types)
 
     @functools.cached_property
     def _in_graph(self) -> Callable[P, R]:

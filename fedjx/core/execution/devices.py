@@ -33,10 +33,17 @@ class Placer:
         self._pools: tuple[list[Array], list[Array]] = ([], [])
 
     def server(self, value: PyTree) -> PyTree:
-        """Copies a value to every device, unless it is there."""
-        leaves = jax.tree.leaves(value)
-        there = all(isinstance(x, jax.Array) and x.sharding == self.whole for x in leaves)
-        return value if there else self._whole(value)
+        """Copies a value to every device, unless it is there, or spread over further axes of the mesh by the user."""
+        leaves, structure = jax.tree.flatten(value)
+        placed = iter(self._whole([x for x in leaves if not self._is_there(x)]))
+        return structure.unflatten([x if self._is_there(x) else next(placed) for x in leaves])
+
+    def _is_there(self, x: Array) -> bool:
+        where = x.sharding if isinstance(x, jax.Array) else None
+        if where == self.whole or not isinstance(where, NamedSharding) or where.mesh != self._mesh:
+            return where == self.whole
+        axes = jax.tree.leaves(tuple(where.spec))  # of one dimension there may be several
+        return bool(axes) and AXIS not in axes
 
     def clients(self, clients: Clients) -> Clients:
         """Divides a cohort, whole in every process; one that does not divide goes to all devices whole."""

@@ -144,8 +144,9 @@ def map_reduce(
         in_specs=(_WHOLE, _SPLIT, _pool_specs(clients)),
         out_specs=(_WHOLE, _SPLIT),
     )(server, own, pools)
-    # Said, not only computed: where processes share the mesh, each can then read what is at the server.
-    reduced = lax.with_sharding_constraint(reduced, NamedSharding(mesh, _WHOLE))
+    if not run.in_step:
+        # Said, not only computed: where processes share the mesh, each can then read what is at the server.
+        reduced = lax.with_sharding_constraint(reduced, NamedSharding(mesh, _WHOLE))
     return reduced, jax.tree.map(lambda x: x[:num_clients], outputs)
 
 

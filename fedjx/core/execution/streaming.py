@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fedjx.core.execution.agreement import check_agreement
 from fedjx.core.execution.ahead import fed
 from fedjx.core.execution.chunks import Chunks, Level
 from fedjx.core.execution.debug import one_by_one
@@ -20,6 +21,7 @@ from fedjx.core.execution.devices import Placer
 from fedjx.core.execution.engine import PassStream
 from fedjx.core.execution.hosts import agreed, auto_mesh, device_memory, share_of
 from fedjx.core.execution.whole import run_whole
+from fedjx.core.language.meshes import outside_meshes
 from fedjx.core.language.names import Array, PyTree
 from fedjx.core.language.program import Environment, Program
 from fedjx.core.language.shares import AXIS, own_rows
@@ -56,6 +58,9 @@ class Stream(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Runs every pass over the cohort's chunks."""
+        return outside_meshes(self._run)(*args, **kwargs)
+
+    def _run(self, *args: P.args, **kwargs: P.kwargs) -> R:
         values = self._computation.bind(args, kwargs)
         shown = [first_chunk(value) for value in values]
         if any(isinstance(leaf, jax.core.Tracer) for leaf in [jnp.zeros(()), *jax.tree.leaves(shown)]):
@@ -65,6 +70,10 @@ class Stream(Generic[P, R]):
             return self._one_by_one(values)
         shown = self._computation.converted(shown)
         compiled = self._compile(shown)
+        if not compiled.is_agreed:
+            arguments = self._computation.named([v if is_stream(v) else s for v, s in zip(values, shown, strict=True)])
+            check_agreement(self._computation.name, compiled.program, arguments, self._mesh)
+            compiled.is_agreed = True
         server = self._placer.server(compiled.program.server_arguments(shown))
         at_clients = [v if is_stream(v) else s for v, s in zip(values, shown, strict=True) if isinstance(s, Clients)]
         self._result_bytes = compiled.program.result_bytes()
@@ -121,10 +130,13 @@ class Stream(Generic[P, R]):
         def chunks(cohort: Planned) -> Chunks:
             return Chunks([cohort], self._share, result_bytes=self._result_bytes)
 
+        def make(cohort: Planned, ids: np.ndarray, mask: np.ndarray) -> Clients:
+            return self._placer.chunk(cohort.members(ids, mask, self._share), are_fresh=True)
+
         yield from fed(
             cohorts,
             order=lambda cohort: [(ids, mask) for _, ids, mask in chunks(cohort).order(self._levels)],
-            make=lambda cohort, ids, mask: self._placer.chunk(cohort.members(ids, mask, self._share), are_fresh=True),
+            make=outside_meshes(make),
             num_chunks=num_chunks,
             max_bytes=max_bytes,
             share=self._share,
@@ -158,13 +170,15 @@ class _Compiled:
 
     def __init__(self, program: Program, mesh: Mesh, placer: Placer):
         self.program = program
-        whole = NamedSharding(mesh, PartitionSpec())
+        # What users have spread over further axes of the mesh stays so.
+        whole = NamedSharding(mesh, PartitionSpec()) if mesh.size == mesh.shape[AXIS] else None
         passes = [program.client_pass(k)._replace(differentiable=False) for k in range(program.num_passes)]
         self._passes = [PassStream(run, mesh, placer) for run in passes]
         self._first = jax.jit(functools.partial(program.server_stage, 0), out_shardings=whole)
         stages = [functools.partial(self._finish, level) for level in range(program.num_passes)]
         self._finishes = [jax.jit(stage, out_shardings=whole) for stage in stages]
         self.levels: list[Level] = []  # the fastest lanes and fewer, once measured
+        self.is_agreed = False  # whether all processes have said that they run it on the same arguments
 
     def _finish(
         self, level: int, environment: Environment, accumulators: PyTree, members: PyTree, mask: PyTree

@@ -114,7 +114,7 @@ def check_same_length(advice: str = "Give one element for each.", /, **columns: 
         raise ValueError(f"{' and '.join(columns)} must have the same length; got {got}. {advice}")
 
 
-def check_alike(first: PyTree, rest: list[PyTree], *, is_leaf: Callable[[object], bool]) -> None:
+def check_alike(first: PyTree, rest: list[PyTree], *, is_leaf: Callable[[object], bool] | None = None) -> None:
     """Refuses members of a cohort that are not of one structure and of the same shapes.
 
     Args:
@@ -134,7 +134,7 @@ def check_alike(first: PyTree, rest: list[PyTree], *, is_leaf: Callable[[object]
                 "Give all the same fields."
             )
         for (path, mine), leaf in zip(paths, leaves, strict=True):
-            if not is_leaf(mine) and np.shape(leaf) != np.shape(mine):
+            if not (is_leaf and is_leaf(mine)) and np.shape(leaf) != np.shape(mine):
                 raise ValueError(
                     f"the members of a cohort need the same shapes; got {list(np.shape(leaf))} for member {k} and "
                     f"{list(np.shape(mine))} for member 0{jax.tree_util.keystr(path)}. Pad them to one shape, or run "

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import keystr
 
+from fedjx.core.language import fingerprint
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.passes import Pass
 from fedjx.core.language.placed import Node, function_name
@@ -184,6 +185,24 @@ class Program:
                 if self._nodes[i].kind == "map":
                     stack.extend(self._inputs[i])
         return sorted(needed)
+
+    # --- identity ---
+
+    def fingerprint(self) -> str:
+        """Returns a hash of all that is computed, the same in every process that has traced the same computation."""
+        return fingerprint.of_texts([part for i in range(len(self._nodes)) for part in self._described(i)])
+
+    def _described(self, i: int) -> list[str]:
+        node = self._nodes[i]
+        members = [self._nodes[x].type.member for x in self._inputs[i]]
+        holds = ""
+        if node.kind == "map":
+            holds = fingerprint.of_function(node.fn, *members)
+        elif node.kind == "reduce":
+            holds = fingerprint.of_reduction(node.fn, *members)
+        elif node.kind == "constant":
+            holds = fingerprint.of_values(node.fn)
+        return [node.kind, node.name, str(node.type), str(self._inputs[i]), holds]
 
     # --- results and bill ---
 

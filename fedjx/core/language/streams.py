@@ -19,6 +19,7 @@ class Planned(Protocol):
     """A cohort that makes chunks as the engine asks, such as `fedjx.data.Cohort`.
 
     A method ``whole() -> Clients`` may make all of it, in the order of the ids, in a better shape than that of a chunk.
+    A method ``identity() -> dict[str, str]`` may say what else than its ids must be the same in all processes, by name.
 
     Attributes:
       ids: Integers ``[C]``; none for a cohort of nobody, which is one chunk of padding.

@@ -141,6 +141,10 @@ class Traced:
             raise ValueError("a cohort needs at least one client; got []. Sample again, or skip the round.")
         return values
 
+    def named(self, values: list[PyTree]) -> dict[str, PyTree]:
+        """Returns arguments, in the order of the parameters, by name."""
+        return dict(zip(self._parameters, values, strict=True))
+
     def check_arrays(self, values: list[PyTree]) -> None:
         """Refuses an argument that holds what is no array and no number, such as a whole data set."""
         for name, value in zip(self._parameters, values, strict=True):

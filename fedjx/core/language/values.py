@@ -349,6 +349,8 @@ def _lengthened(cohort: Clients, capacities: list[int]) -> Clients:
 
 def _stack_leaf(*leaves: Any) -> Any:
     if isinstance(leaves[0], Sequence):
+        first, *rest = [jax.tree.map(lambda x: np.broadcast_to(0, np.shape(x)[1:]), s.elements) for s in leaves]
+        check_alike(first, rest)  # one element of each
         capacity = max(_capacity(s) for s in leaves)
         donor = next((s for s in leaves if _capacity(s)), None)
         padded = [_padded(s, capacity, donor) for s in leaves]

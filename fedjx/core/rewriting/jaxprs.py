@@ -118,10 +118,11 @@ def draws_threefry(equation: Equation) -> bool:
 
 
 def inner(equation: Equation) -> Iterable[Program]:
-    """Lists the programs within an equation, for a look at them; their constants are not known."""
+    """Lists the programs within an equation, for a look at them; their constants are not all known."""
     for jaxpr in jax.extend.core.jaxprs_in_params(equation.params):
         open_ = getattr(jaxpr, "jaxpr", jaxpr)
-        yield Program({}, list(open_.invars), list(open_.eqns), list(open_.outvars), open_)
+        known = dict(zip(open_.constvars, getattr(jaxpr, "consts", ()), strict=False))
+        yield Program(known, list(open_.invars), list(open_.eqns), list(open_.outvars), open_)
 
 
 def alone(within: Program, equation: Equation, inputs: Values) -> Values:

@@ -28,7 +28,7 @@ from fedjx import (
     sequence_reduce,
 )
 from fedjx.core.execution.engine import PassStream
-from fedjx.data import Cohort, Store
+from fedjx.data import Cohort, Store, uniform_sampler
 from fedjx.models import Model
 from tests.algorithms.problems import BATCH_SIZE, NUM_CLASSES, NUM_FEATURES, federated_data
 
@@ -183,13 +183,45 @@ def errors() -> dict[str, str]:
     return found
 
 
+# What one process may have otherwise, by a number that is its rank, and how the round is run.
+CASES = {
+    "sampler": {"sampler": 1},
+    "data": {"data": 1},
+    "rate": {"rate": 1},
+    "key": {"key": 1},
+    "in graph": {"key": 1, "how": "in_graph"},
+    "scanned": {"rate": 1, "how": "scanned"},
+}
+
+
+def refused() -> dict[str, str]:
+    """What processes of which one has something else are answered in the first round."""
+    found = {}
+    for name, different in CASES.items():
+        try:
+            one_round(**{k: v * jax.process_index() if v == 1 else v for k, v in different.items()})
+        except ValueError as error:
+            found[name] = str(error)
+    return found
+
+
+def one_round(*, sampler: int = 0, data: int = 0, rate: int = 0, key: int = 0, how: str = "streamed") -> None:
+    """Runs one round, of which a number other than 0 makes another one."""
+    algorithm = fed_avg(MODEL, client_optimizer=optax.sgd(0.1 + 1e-6 * rate))
+    state = algorithm.init(jax.random.key(key))
+    ids = uniform_sampler(len(SIZES), 6, seed=sampler)(1)
+    clients = Cohort(federated_data(SIZES, seed=data), ids, batch_size=BATCH_SIZE)
+    step = getattr(algorithm.next, how)(mesh=mesh())
+    step(state, [clients] if how == "scanned" else clients)
+
+
 def main(rank: int, port: int, store: str, output: str) -> None:
     faulthandler.dump_traceback_later(SECONDS_TO_LIVE, exit=True)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", DEVICES_PER_PROCESS)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"127.0.0.1:{port}", NUM_PROCESSES, rank)
-    everything = {**results(Path(store)), "own/errors": errors()}
+    everything = {**results(Path(store)), "own/errors": errors(), "refused": refused()}
     Path(output).write_bytes(pickle.dumps(jax.device_get(everything)))
     jax.distributed.shutdown()
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pickle
+import re
 import socket
 import subprocess
 import sys
@@ -94,6 +95,27 @@ def test_sums_of_two_numbers_are_bitwise_equal(results):
     for name in ("two clients", "collected", "auto lanes"):
         assert_equal(several[0][name], alone[name])
     assert alone["auto lanes"] == 4
+
+
+NAMED = {
+    "sampler": {"data.ids"},
+    "data": {"data.data"},
+    "rate": {"the computation"},
+    "key": {"state.key", "state.params"},
+    "in graph": {"state.key", "state.params"},
+    "scanned": {"the computation"},
+}
+
+
+def test_processes_that_disagree_are_refused_and_told_in_what(results):
+    _, (first, second) = results
+    assert first["refused"] == second["refused"]
+    assert first["refused"].keys() == hosts_worker.CASES.keys() == NAMED.keys()
+    for name, error in first["refused"].items():
+        sentence = r"processes that share a mesh must run .*; \w+ got others than process 0 has: (.*)\. Give all .*"
+        (listed,) = re.fullmatch(sentence, error).groups()
+        parts = {part.removesuffix(" in process 1").partition(" (")[0] for part in listed.split("; ")}
+        assert parts == NAMED[name], name
 
 
 def test_all_processes_have_the_same_bits(results):

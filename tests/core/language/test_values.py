@@ -164,6 +164,12 @@ def test_a_list_is_one_member_per_client():
     np.testing.assert_array_equal(clients.value["a"], [[0, 0, 0], [1, 1, 1]])
 
 
+@pytest.mark.parametrize("size", [0, 2])
+def test_sequences_of_other_widths_are_no_one_cohort(size):
+    with pytest.raises(ValueError, match=r"need the same shapes; got \[4\] for member 1 and \[3\] for member 0"):
+        stack([Sequence.of(np.zeros((size, 3))), Sequence.of(np.zeros((2, 4)))])
+
+
 def test_integers_that_would_wrap_around_are_refused():
     with pytest.raises(
         ValueError, match="a value must be exact in int32, as the device stores it; got int64 109951162"

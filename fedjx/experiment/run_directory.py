@@ -1,0 +1,249 @@
+"""The directory of a run: whose it is, who writes to it now, and what of it may be deleted."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from fedjx.data.manifest import checked_text, sync_directory
+
+MARKER, LOCK, CHECKPOINTS, EVENTS = "run.json", "run.lock", "checkpoints", "events.out.tfevents.*"
+_FORMAT, _VERSION = "fedjx run", 1
+
+
+class RunError(ValueError):
+    """A run cannot begin, or not go on, in a directory; the message says why, and what to do."""
+
+
+class Run(NamedTuple):
+    """A directory that is this run's while it is open.
+
+    Attributes:
+      path: The directory.
+      identity: The SHA-256 of what determines the run.
+      token: Random text in the names of what the run writes beside others, by which it knows them again.
+    """
+
+    path: Path
+    identity: str
+    token: str
+
+
+@contextlib.contextmanager
+def open_run(
+    path: str | Path, about: Mapping[str, Any], *, resume: bool = False, overwrite: bool = False
+) -> Iterator[Run]:
+    """Opens the directory of a run, for as long as the context lasts and for nobody else.
+
+    A new run takes a directory that is empty or not there. It leaves a marker, `run.json`, that says what determines
+    the run; only a run of which all of that is the same goes on in it. Nothing that the run has not written is ever
+    deleted or written over. Of several processes the first one alone looks at the directory.
+
+    The lock is the operating system's: it ends with the process that holds it, however that ends.
+
+    Args:
+      path: The directory.
+      about: What determines the run, as JSON holds it: its arguments, the data's fingerprint, the sampler's
+        description. Leave out what may change when it goes on, such as the number of rounds.
+      resume: Go on with the run in the directory.
+      overwrite: Delete the run in the directory, its checkpoints and events, and begin anew.
+
+    Raises:
+      RunError: If there is nothing to resume; if there is something, and neither `resume` nor `overwrite` is said; if
+        it is another run, is in use, or no run at all.
+
+    >>> import tempfile
+    >>> path = tempfile.mkdtemp() + "/run"
+    >>> with open_run(path, {"seed": 0}):
+    ...     pass
+    >>> with open_run(path, {"seed": 1}, resume=True):
+    ...     pass
+    Traceback (most recent call last):
+    fedjx.experiment.run_directory.RunError: a resumed run needs what it began with; got {'seed': 1}, was ...
+    """
+    about = _as_json(about)
+    identity = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    path = Path(os.path.abspath(path))
+    if jax.process_index() != 0:
+        yield Run(path, identity, "")
+        return
+    if resume and overwrite:
+        raise RunError("a run is either resumed or overwritten; got both. Choose one.")
+    if resume and not (path / MARKER).is_file():
+        raise RunError(f"a run that resumes needs one to go on with; got no {MARKER} in {path}. Check the path.")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"a run needs a directory; got {path}: {error.strerror}. Choose another.") from None
+    with _locked(path):
+        found = _marker(path)
+        if resume and found is not None:
+            _check_same(path, about, found["about"])
+        else:
+            _check_free(path, found, overwrite)
+            found = _begin(path, about, found)
+        yield Run(path, identity, found["token"])
+
+
+def _as_json(about: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return json.loads(json.dumps(about))
+    except TypeError as error:
+        raise TypeError(f"what a run is about must be JSON; got {error}. Give text and numbers.") from None
+
+
+# --- the marker ---------------------------------------------------------------------------------
+
+
+def _marker(path: Path) -> dict[str, Any] | None:
+    """Returns what the marker says, if there is one."""
+    try:
+        text = (path / MARKER).read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise RunError(f"the marker of a run needs to be a file; got {path / MARKER}: {error.strerror}.") from None
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError):
+        body = None
+    body = body if isinstance(body, dict) else {}
+    is_known = (body.get("format"), body.get("version")) == (_FORMAT, _VERSION)
+    if is_known and checked_text({name: value for name, value in body.items() if name != "sha256"}) == text:
+        return body
+    raise RunError(
+        f"the marker of a run needs to be as it was written; {path / MARKER} is damaged, or no marker of this release. "
+        "Choose another directory, or put the marker back."
+    )
+
+
+def _check_same(path: Path, about: Mapping[str, Any], was: Mapping[str, Any]) -> None:
+    """Refuses to go on with another run."""
+    now, before = dict(_flat(about)), dict(_flat(was))
+    differ = [name for name in {**before, **now} if _shown(now, name) != _shown(before, name)]
+    if differ:
+        got, had = ({name: found[name] for name in differ if name in found} for found in (now, before))
+        raise RunError(
+            f"a resumed run needs what it began with; got {got}, was {had} in {path}. Repeat it, or choose another "
+            "directory."
+        )
+
+
+def _shown(found: Mapping[str, Any], name: str) -> str | None:
+    return json.dumps(found[name]) if name in found else None  # False is not 0
+
+
+def _flat(about: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in about.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _check_free(path: Path, found: dict[str, Any] | None, overwrite: bool) -> None:
+    """Refuses a directory that holds a run which nobody has given up, or that is somebody else's."""
+    if found is not None and not overwrite:
+        raise RunError(f"a new run needs a directory of its own; {path} holds a run. Resume it, or overwrite it.")
+    own = {LOCK, f"{MARKER}.partial"}
+    if (path / CHECKPOINTS).is_dir() and not any((path / CHECKPOINTS).iterdir()):
+        own.add(CHECKPOINTS)  # perhaps a link to a larger disk
+    others = sorted(entry.name for entry in path.iterdir() if entry.name not in own)
+    if found is None and others:
+        raise RunError(
+            f"a new run needs an empty directory; {path} holds {', '.join(others[:5])} ({len(others)} in all), and no "
+            f"{MARKER}, so it is no run's. Choose another."
+        )
+
+
+def _begin(path: Path, about: dict[str, Any], found: dict[str, Any] | None) -> dict[str, Any]:
+    """Deletes the run that was there, if one was, and writes the marker of the new one."""
+    if found is not None:
+        for file in path.glob(f"{EVENTS}.{found['token']}"):
+            file.unlink()
+        for checkpoint in checkpoints(path):
+            delete_listed(checkpoint)
+    marker = {"format": _FORMAT, "version": _VERSION, "token": secrets.token_hex(4), "about": about}
+    replace_file(path / MARKER, checked_text(marker))
+    return marker
+
+
+# --- files --------------------------------------------------------------------------------------
+
+SUMS = "SHA256SUMS"
+
+
+def checkpoints(path: Path) -> list[Path]:
+    """Lists the checkpoints of a run by round, whole or not; what has another name is none."""
+    folder = path / CHECKPOINTS
+    names = os.listdir(folder) if folder.is_dir() else []
+    return [folder / name for name in sorted(names) if len(name) == 8 and name.isdecimal()]
+
+
+def delete_listed(checkpoint: Path) -> None:
+    """Deletes the files of a checkpoint that its list of checksums names, then the list, and folders that are empty."""
+    for name in listed(checkpoint) or ():
+        (checkpoint / name).unlink(missing_ok=True)
+    (checkpoint / SUMS).unlink(missing_ok=True)
+    for folder, _, _ in os.walk(checkpoint, topdown=False):
+        with contextlib.suppress(OSError):  # what others have put there stays
+            os.rmdir(folder)
+
+
+def listed(checkpoint: Path) -> dict[str, str] | None:
+    """Reads the checksums of a checkpoint by names of files; None if the list is missing or damaged."""
+    try:
+        first, _, lines = (checkpoint / SUMS).read_text().partition("\n")
+    except (OSError, UnicodeDecodeError):
+        return None
+    sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines.splitlines())}
+    is_inside = not any(Path(name).is_absolute() or ".." in Path(name).parts for name in sums)
+    return sums if is_inside and first == f"# {hashlib.sha256(lines.encode()).hexdigest()}" else None
+
+
+def replace_file(path: Path, text: bytes) -> None:
+    """Writes a file whole or not at all, and waits until it is on disk."""
+    partial = path.with_name(f"{path.name}.partial")
+    with open(partial, "wb") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    # A file that is there or not would have to be judged by its writer's number, which another process, container or
+    # machine may have too, and stay behind when that is killed. This lock is kept by the kernel, or the server of NFS.
+    try:
+        file = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise RunError(f"a run needs to lock its directory; got {path / LOCK}: {error.strerror}.") from None
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(file, 200).decode(errors="replace").strip() or "another process"
+            raise RunError(
+                f"a run's directory is for one at a time; {path} is in use by {holder}. Wait, or choose another."
+            ) from None
+        except OSError as error:
+            raise RunError(
+                f"a run needs to lock its directory; got {path}: {error.strerror}. Choose another."
+            ) from None
+        os.ftruncate(file, 0)
+        os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(file)

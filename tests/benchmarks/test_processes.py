@@ -1,0 +1,170 @@
+"""The benchmarks as several processes: they find what one process finds, one of them prints and writes, all end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import compression, measuring
+from tests.benchmarks import processes_worker
+from tests.benchmarks.processes_worker import RUNS
+from tests.core.execution.test_hosts import free_port, together
+
+ROOT = Path(__file__).resolve().parents[2]
+# Every process computes all of it by itself, for half a minute: not run here.
+BY_ITSELF = {"robustness"}
+ALONE = {"aggregation_memory", "client_states", "data_scale", "input_pipeline", "peers", "scaling"}
+# What depends on the data and the seeds alone; all else is a time, a size in memory or a date.
+NUMBERS = {
+    "aggregation_cost": ("loss",),
+    "algorithms": ("accuracies", "client_rate"),
+    "compression": ("accuracy", "bits_up_per_round"),
+    "limit": ("flops_per_example", "loss", "lanes", "real_steps"),
+    "quickstart": ("test_accuracy", "centralised_accuracy", "rounds"),
+    "round_time": ("loss", "lanes", "real_steps", "examples_per_round", "num_devices"),
+}
+
+
+def numbers(report: Any, names: tuple[str, ...]) -> list[Any]:
+    """Lists the values of some names, wherever they are in a report, in their order."""
+    if isinstance(report, list):
+        return [x for part in report for x in numbers(part, names)]
+    if not isinstance(report, dict):
+        return []
+    return [x for name, part in report.items() for x in ([part] if name in names else numbers(part, names))]
+
+
+def environments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NUM_PROCESSES", "2")
+    monkeypatch.setenv("COORDINATOR", f"127.0.0.1:{free_port()}")
+
+
+@contextlib.contextmanager
+def started(commands: list[list[str]], logs: list[Path]) -> Iterator[list[subprocess.Popen]]:
+    """Starts commands, which may fail, and leaves none of them behind."""
+    processes = []
+    try:
+        for line, log in zip(commands, logs, strict=True):
+            with log.open("wb") as output:
+                processes.append(subprocess.Popen(line, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT))
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def command(rank: int, *what: str) -> list[str]:
+    return ["env", f"PROCESS_ID={rank}", sys.executable, "-m", *what]
+
+
+def test_every_script_is_run_by_several_processes_or_refuses_to():
+    scripts = {path.stem: path.read_text() for path in (ROOT / "benchmarks").glob("*.py")}
+    scripts = {name: text for name, text in scripts.items() if "__main__" in text}
+    assert RUNS.keys() == NUMBERS.keys()
+    assert scripts.keys() == ALONE | BY_ITSELF | RUNS.keys()
+    for name, text in scripts.items():
+        begins = text[text.index('if __name__ == "__main__"') :]
+        assert bool(re.search(r"\bstart_alone\(", begins)) == (name in ALONE)
+        assert bool(re.search(r"\b(start|initialize_distributed)\(", begins)) == (name not in ALONE)
+
+
+def test_two_processes_report_what_one_does(tmp_path, monkeypatch):
+    environments(monkeypatch)
+    commands = [command(rank, "tests.benchmarks.processes_worker", str(tmp_path / "two")) for rank in (0, 1)]
+    with together(commands, tmp_path, timeout=280):
+        monkeypatch.delenv("NUM_PROCESSES")
+        monkeypatch.setattr(compression, "network", compression.network)  # so that it comes back after the test
+        processes_worker.make_small()
+        alone = {name: processes_worker.report(name, tmp_path / "one", 4) for name in RUNS}
+    first, other = ((tmp_path / f"log{rank}").read_text().splitlines() for rank in (0, 1))
+    reports = [json.loads(line) for line in first if line.startswith("{")]
+    assert len(reports) == len(RUNS)
+    for name, several in zip(RUNS, reports, strict=True):
+        found, expected = (numbers(report, NUMBERS[name]) for report in (several, alone[name]))
+        assert len(found) >= len(NUMBERS[name])
+        for a, b in zip(found, expected, strict=True):
+            assert a == pytest.approx(b, rel=1e-4, abs=2e-3), name
+        if name != "quickstart":
+            assert (several["num_processes"], alone[name]["num_processes"]) == (2, 1)
+            assert json.loads((tmp_path / "two" / f"{name}.json").read_text()) == several
+    assert [line for line in other if not line.startswith("[Gloo]")] == []
+    assert len(list((tmp_path / "two" / "quickstart").glob("events.out.tfevents.*"))) == 1
+
+
+def test_what_starts_processes_of_its_own_is_started_once(tmp_path, monkeypatch):
+    environments(monkeypatch)
+    logs = [tmp_path / f"log{rank}" for rank in (0, 1)]
+    with started([command(rank, "benchmarks.scaling", "--devices", "1") for rank in (0, 1)], logs) as processes:
+        assert [process.wait(120) for process in processes] == [1, 1]
+    said = "".join(log.read_text() for log in logs)
+    assert said.count("starts processes of its own, one after the other, and must be started once; got 2 proc") == 1
+
+
+WAITING = """
+import os, signal, sys, jax, fedjx
+from jax.experimental import multihost_utils
+jax.config.update("jax_num_cpu_devices", 1)
+assert fedjx.initialize_distributed()
+multihost_utils.sync_global_devices("together")
+if jax.process_index() == int(sys.argv[1]):
+    if sys.argv[2] == "raises":
+        raise ValueError("my own fault")
+    os.kill(os.getpid(), signal.SIGKILL)
+multihost_utils.sync_global_devices("never")
+"""
+
+
+@pytest.mark.parametrize("how", ["is killed", "raises"])
+def test_when_one_process_ends_the_other_ends_and_says_why(how, tmp_path, monkeypatch):
+    environments(monkeypatch)
+    logs = [tmp_path / f"log{rank}" for rank in (0, 1)]
+    lines = [["env", f"PROCESS_ID={rank}", sys.executable, "-c", WAITING, "1", how] for rank in (0, 1)]
+    with started(lines, logs) as (waits, ends):
+        ended, then = ends.wait(120), time.monotonic()
+        assert waits.wait(60) != 0
+        assert time.monotonic() - then < 20
+    first, other = (log.read_text() for log in logs)
+    assert "another process has ended or cannot be reached" in first or "another task died" in first
+    if how == "raises":
+        assert ended == 1
+        assert "ValueError: my own fault" in other
+        assert "fedjx: process 1 of 2 ends by the error above" in other
+    else:
+        assert ended == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"NUM_PROCESSES": "2"},
+        {"NUM_PROCESSES": "2", "COORDINATOR": "localhost:1", "PROCESS_ID": "2"},
+        {"NUM_PROCESSES": "two", "COORDINATOR": "localhost:1", "PROCESS_ID": "0"},
+    ],
+)
+def test_variables_that_are_no_process_of_several(environment, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=r"a process of several needs COORDINATOR .* Set all three, or none\."):
+        measuring.fedjx.initialize_distributed()
+
+
+def test_a_process_alone_stays_alone(monkeypatch):
+    hook = sys.excepthook
+    for environment in ({}, {"NUM_PROCESSES": "1", "COORDINATOR": "localhost:1", "PROCESS_ID": "0"}):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        assert measuring.fedjx.initialize_distributed() is False
+    assert sys.excepthook is hook
+    assert os.environ["NUM_PROCESSES"] == "1"
