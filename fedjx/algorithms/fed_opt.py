@@ -72,9 +72,8 @@ def _adaptive(
     check_number("(0, inf]", "Pass about 1e-3.", tau=tau)
 
     def init(params: PyTree) -> Moments:
-        return Moments(
-            jax.tree.map(jnp.zeros_like, params), jax.tree.map(lambda p: jnp.full_like(p.real, tau**2), params)
-        )
+        first = jax.tree.map(jnp.zeros_like, params)
+        return Moments(first, jax.tree.map(lambda p: jnp.full_like(p.real, tau**2), params))
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, Moments]:
         del params

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import ParamSpec, TypeVar
 
@@ -42,7 +42,8 @@ def outside_meshes(fn: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(fn)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        traced = [x for x in [*jax.tree.leaves((args, kwargs)), _now()] if isinstance(x, jax.core.Tracer)]
+        leaves = jax.tree.leaves((args, kwargs), is_leaf=_is_read_once)
+        traced = [x for x in [*leaves, _now()] if isinstance(x, jax.core.Tracer)]
         if traced:
             return _traced(lambda values: call(*values[0], **values[1]), traced)((args, kwargs))
         mesh = jax.sharding.get_mesh()
@@ -83,7 +84,11 @@ def _automatic(values: PyTree) -> PyTree:
             return x
         return jax.device_put(x, _likewise(x, where, Mesh(_devices(where.mesh), where.mesh.axis_names)))
 
-    return jax.tree.map(one, values)
+    return jax.tree.map(one, values, is_leaf=_is_read_once)
+
+
+def _is_read_once(x: object) -> bool:
+    return isinstance(x, Iterator)  # which is no pytree, and for others to refuse
 
 
 def _within(mesh: Mesh, x: PyTree) -> PyTree:

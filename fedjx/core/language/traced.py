@@ -14,7 +14,17 @@ from fedjx.core.language.operators import federated_zip
 from fedjx.core.language.placed import FederatedValue, Node
 from fedjx.core.language.program import Message, Program
 from fedjx.core.language.streams import first_chunk
-from fedjx.core.language.types import CLIENTS, SERVER, FederatedType, FunctionType, Struct, notation, type_of
+from fedjx.core.language.types import (
+    CLIENTS,
+    SERVER,
+    FederatedType,
+    FunctionType,
+    Struct,
+    element_type,
+    notation,
+    type_of,
+)
+from fedjx.core.language.values import Sequence
 
 
 def _as_it_is(value: PyTree) -> PyTree:
@@ -58,6 +68,7 @@ class Traced:
                 f"a computation declares one type per parameter; got {len(self._types)} for {self._parameters} of "
                 f"{self.name}. Declare all, or none."
             )
+        self._traced: tuple[Type, ...] | None = None  # types with which it went well, for a message
         if self._types is not None:
             self._declared_signature = self._signature_of(self._types)
 
@@ -116,11 +127,17 @@ class Traced:
         arguments = [Node("argument", type_) for type_ in types]
         try:
             result = self._fn(*map(FederatedValue, arguments))
-        except (TypeError, ValueError) as error:
+        except Exception as error:  # whatever the functions of others raise
             if FederatedValue.__name__ in str(error):
                 error.add_note("fedjx: a placed value is no array. Act on its members with federated_map.")
+            if self._traced is not None and (changed := _changed(self._parameters, self._traced, types)):
+                raise ValueError(
+                    f"{self.name} needs data that its functions take, as those of the calls before; got {changed}. "
+                    f"Bring them into that form. The functions say: {error}"
+                ) from error
             raise
-        return Program(arguments, _normal(result))
+        program, self._traced = Program(arguments, _normal(result)), types
+        return program
 
     def bind(self, args: tuple[PyTree, ...], kwargs: Mapping[str, PyTree]) -> list[PyTree]:
         """Returns the arguments of a call in the order of the parameters."""
@@ -169,6 +186,28 @@ class Traced:
             for name, value, type_ in zip(self._parameters, values, self._types, strict=True):
                 check_type(self.name, name, value.type, type_)
         return self._fn(*values)
+
+
+def _changed(names: tuple[str, ...], before: tuple[Type, ...], now: tuple[Type, ...]) -> str:
+    """Says which leaves at the clients are others than before, if all at the server are the same."""
+    said = []
+    for name, was, is_ in zip(names, before, now, strict=True):
+        if is_ != was and (isinstance(is_, FederatedType) and is_.placement == SERVER):
+            return ""
+        found, had = _leaves(is_), _leaves(was)
+        differ = [path for path in {**had, **found} if found.get(path) != had.get(path)]
+        said += [f"{name}{path} {found.get(path, 'missing')}, before {had.get(path, 'missing')}" for path in differ]
+    return "; ".join(said)
+
+
+def _leaves(type_: Type) -> dict[str, str]:
+    member = type_.member if isinstance(type_, FederatedType) else type_
+    member = jax.tree.map(_element, member, is_leaf=lambda x: isinstance(x, Sequence))
+    return {jax.tree_util.keystr(path): notation(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(member)}
+
+
+def _element(node: Type) -> Type:
+    return element_type(node) if isinstance(node, Sequence) else node
 
 
 def _parameter_names(name: str, signature: inspect.Signature) -> tuple[str, ...]:

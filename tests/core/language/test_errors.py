@@ -29,7 +29,9 @@ from fedjx import (
     federated_zip,
     parse_type,
     sequence_map,
+    sequence_reduce,
 )
+from fedjx.data import Cohort, FederatedData
 
 CLIENT_FLOAT, SERVER_FLOAT = "{float32}@CLIENTS", "float32@SERVER"
 X = Clients.of(np.array([1.0, 2.0, 3.0], np.float32))
@@ -543,3 +545,43 @@ def test_what_is_no_array_is_refused_before_it_reaches_jax(value):
 def test_an_argument_too_many_is_refused_with_the_names_of_those_there_are():
     with pytest.raises(TypeError, match=r"summed takes \(x\); got a call with too many positional arguments."):
         summed(X, X)
+
+
+@pytest.mark.parametrize("way", ["streamed", "in one program", "types"])
+def test_data_that_change_into_what_the_functions_do_not_take(way):
+    """In round 5 a feature has another shape, dtype or name: the message has what it is, and what it was."""
+
+    @federated_computation
+    def score(params, data):
+        def of_one(params, batches):
+            step = lambda total, batch: total + jnp.sum(batch["x"] @ params)  # noqa: E731
+            return sequence_reduce(step, jnp.zeros((), params.dtype), batches)
+
+        return federated_sum(federated_map(of_one, federated_broadcast(params), data))
+
+    ways = {"streamed": score.streamed(), "in one program": score.in_graph(), "types": score.program}
+    params = np.ones((4, 2), np.float32)
+
+    def run(shape=(4,), dtype=np.float32, name="x", params=params):
+        data = FederatedData({name: np.ones((6, *shape), dtype)}, np.array([0, 2, 4, 6]))
+        return ways[way](params, Cohort(data, [0, 2], batch_size=2, lanes=2))
+
+    with pytest.raises(TypeError, match=r"^dot_general requires"):
+        run(shape=(5,))  # nothing was before
+    for _ in range(2):
+        run()
+    begin = r"^score needs data that its functions take, as those of the calls before; got "
+    for changed, message in (
+        (
+            {"shape": (5,)},
+            r"data\['x'\] float32\[2,5\], before float32\[2,4\]\. Bring them .* say: dot_general requires",
+        ),
+        ({"name": "z"}, r"data\['x'\] missing, before float32\[2,4\]; data\['z'\] float32\[2,4\], before missing"),
+    ):
+        with pytest.raises(ValueError, match=begin + message):
+            run(**changed)
+    with pytest.raises(TypeError, match=r"^dot_general requires"):
+        run(params=np.ones((3, 2), np.float32))  # it is not the data that changed
+    with pytest.raises(TypeError, match=r"^dot_general requires"):
+        run(params=np.ones((3, 2), np.float32), shape=(5,))  # another use
+    run(shape=(2, 4))  # what the functions take may change
