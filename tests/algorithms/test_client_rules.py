@@ -26,6 +26,7 @@ from tests.algorithms.test_fed_opt import constant_change
 pytestmark = pytest.mark.usefixtures("x64")
 RATE, MOMENTUM, MU = 0.2, 0.6, 0.7
 HEAVY_BALL = optax.sgd(RATE, momentum=MOMENTUM)
+CLIPPED = optax.chain(optax.clip_by_global_norm(0.3), HEAVY_BALL)
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,8 @@ def rounds(data):
         "fed_nova_nesterov": fed_nova(model, client_optimizer=nesterov, server_optimizer=optax.sgd(0.5), **local),
         "fed_avg_equal": fed_avg(model, client_optimizer=HEAVY_BALL, num_steps=3),
         "fed_nova_equal": fed_nova(model, client_optimizer=HEAVY_BALL, num_steps=3),
+        "fed_avg_clipped": fed_avg(model, client_optimizer=CLIPPED, num_steps=3),
+        "fed_nova_clipped": fed_nova(model, client_optimizer=CLIPPED, num_steps=3),
         "fed_exp": fed_exp(model, client_optimizer=HEAVY_BALL, client_weight=uniform, epsilon=1e-4, **local),
         "delta_sgd": fed_avg(model, client_optimizer=delta_sgd(), **local),
     }
@@ -163,8 +166,12 @@ def test_fed_nova_is_the_loop_of_the_paper(data, rounds, name):
 
 
 def test_fed_nova_with_equal_steps_is_fed_avg(rounds):
-    for (nova, _), (average, _) in zip(rounds["fed_nova_equal"], rounds["fed_avg_equal"], strict=True):
-        assert_trees_close(nova.params, average.params)
+    """Where the optimizer clips the norm of all parameters too, of which the probe is none."""
+    for kind in ("equal", "clipped"):
+        for (nova, _), (average, _) in zip(rounds[f"fed_nova_{kind}"], rounds[f"fed_avg_{kind}"], strict=True):
+            assert_trees_close(nova.params, average.params)
+    with pytest.raises(AssertionError):
+        assert_trees_close(rounds["fed_avg_clipped"][0][0].params, rounds["fed_avg_equal"][0][0].params)
     with pytest.raises(AssertionError):
         assert_trees_close(rounds["fed_nova"][0][0].params, rounds["fed_avg"][0][0].params)
 
@@ -220,6 +227,26 @@ def test_delta_sgd_is_the_loop_of_the_paper(data, rounds):
     assert_equal_rounds(rounds["delta_sgd"], expected)
 
 
+@pytest.mark.parametrize("after", [optax.identity(), optax.trace(0.9)], ids=["alone", "before momentum"])
+def test_delta_sgd_keeps_its_step_where_there_is_nothing_to_learn(after):
+    """On a loss that is flat beyond a hinge, and for a client that is fitted."""
+    optimizer = optax.chain(delta_sgd(initial_step=0.5), after)
+
+    @jax.jit
+    def steps(slopes):
+        def step(carry, slope):
+            state, params = carry
+            updates, state = optimizer.update(slope, state, params)
+            return (state, optax.apply_updates(params, updates)), state[0].step
+
+        start = jnp.float32(1)
+        return jax.lax.scan(step, (optimizer.init(start), start), slopes)[1]
+
+    flat = np.asarray(steps(jnp.float32([1.0] + [0.0] * 300 + [0.5])))
+    np.testing.assert_array_equal(flat[:301], np.full(301, 0.5))
+    assert 0 < flat[301] < 1
+
+
 def test_delta_sgd_goes_on_where_nothing_changes():
     optimizer = delta_sgd(initial_step=0.5)
 
@@ -232,8 +259,8 @@ def test_delta_sgd_goes_on_where_nothing_changes():
         return jax.lax.scan(step, optimizer.init(positions[0]), positions)[1]
 
     theta = np.sqrt(1.1)
-    expected = [-0.5, -0.5 * theta, -0.5 * theta * np.sqrt(1 + 0.1 * theta)]
-    np.testing.assert_allclose(steps(jnp.float32([1, 1, 0])), expected, rtol=1e-6)
+    expected = [-0.5, -0.5, -0.5 * theta, -0.5 * theta * np.sqrt(1 + 0.1 * theta)]  # the first two at one place
+    np.testing.assert_allclose(steps(jnp.float32([1, 1, 0, 1])), expected, rtol=1e-6)
 
 
 # --- What is refused ------------------------------------------------------------------------------
