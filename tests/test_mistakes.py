@@ -2,6 +2,7 @@
 
 import functools
 import re
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -240,7 +241,7 @@ MISTAKES = {
     ),
     # What is declared.
     "names in another order": Mistake(
-        lambda: declared("<b=float32,a=float32>@SERVER", lambda x: x)((np.float32(1), np.float32(2))),
+        lambda: declared("<b=float32,a=float32>@SERVER", lambda x: x)(OrderedDict(a=1.0, b=2.0)),
         "declares 'x' as .*; got .*OrderedDict",
     ),
     "a placed value as a condition": Mistake(
