@@ -59,6 +59,10 @@ docs/aggregation.md
     aggregation/test_clipping.py::test_a_client_without_a_finite_norm_is_left_out_and_counted
   one of weight 0 changes nothing
     aggregation/test_laws.py::test_a_client_of_zero_weight_changes_nothing
+  A test holds every method to it under a clip
+    algorithms/test_bounded_clients.py::test_the_server_moves_as_far_as_the_clip_allows
+  were, and is counted in
+    algorithms/test_non_finite_aggregates.py::test_nothing_of_the_server_moves_but_the_round
   the result is NaN and `overflow` is
     aggregation/test_secure.py
   names every operator that shows the server
