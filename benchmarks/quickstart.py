@@ -23,6 +23,7 @@ from tqdm import tqdm
 from fedjx import initialize_distributed, traffic
 from fedjx.algorithms import fed_avg
 from fedjx.data import Cohort, central, digits, label_counts, uniform_sampler
+from fedjx.data.fingerprint import fingerprint
 from fedjx.experiment import Checkpoint, RunError, event_writer, last_checkpoint, open_run, save_checkpoint
 from fedjx.models import cnn, finalize_metrics, mlp
 from fedjx.training import local_evaluate, local_train
@@ -110,7 +111,8 @@ def train(flags: argparse.Namespace, data: Any, algorithm: Any, evaluate: Any) -
     about = {
         "flags": {k: v for k, v in vars(flags).items() if k not in ("num_rounds", "output", "resume", "overwrite")},
         "sampler": sample.description,
-        "algorithm": str(algorithm.next.type_signature(state, first)),
+        "data": fingerprint(data),
+        "algorithm": algorithm.next.program(state, first).fingerprint(),
     }
     with open_run(flags.output, about, resume=flags.resume, overwrite=flags.overwrite) as run:
         last = last_checkpoint(run, state) if flags.resume else None

@@ -20,6 +20,7 @@ from fedjx.data.source import Client, Source
 _TABLES = {"federated_data": ("client_id", "data", "num_examples")}
 # The extension types of msgpack that FedJAX defines.
 ARRAY, COMPLEX, SCALAR, BYTES_ARRAY = 1, 2, 3, 4
+_MANY_BYTES, _PIECE = 1 << 26, 1 << 20
 
 
 def fedjax_sqlite(path: str | Path, *, features: Features | None = None, max_client_bytes: int = 1 << 30) -> Source:
@@ -88,9 +89,15 @@ def _columns(data: Any, num_examples: Any, max_client_bytes: int) -> dict[str, n
 
 def _decompressed(data: bytes, max_client_bytes: int) -> bytes:
     unpacker = zlib.decompressobj()
-    unpacked = unpacker.decompress(data, max_client_bytes)
+    unpacked = unpacker.decompress(data, min(max_client_bytes, _MANY_BYTES))
     if unpacker.unconsumed_tail:
-        raise ValueError(f"more than {max_client_bytes=}; if this is no attack, ask for more")
+        # What is large is counted, piece by piece, before memory is taken for it.
+        counter, count = unpacker.copy(), len(unpacked)
+        while counter.unconsumed_tail and count <= max_client_bytes:
+            count += len(counter.decompress(counter.unconsumed_tail, _PIECE))
+        if count > max_client_bytes or counter.unconsumed_tail:
+            raise ValueError(f"more than {max_client_bytes=}; if this is no attack, ask for more")
+        unpacked += unpacker.decompress(unpacker.unconsumed_tail)
     if not unpacker.eof or unpacker.unused_data:
         raise ValueError("data that do not end where zlib's do")
     return unpacked
