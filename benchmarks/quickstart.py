@@ -179,10 +179,10 @@ def draw(path: Path, history: list[dict], centralised: float, counts: np.ndarray
 
 
 if __name__ == "__main__":
-    initialize_distributed()  # where it was started several times, as one program
+    several = initialize_distributed()  # where it was started several times, as one program
     try:
         main(parse_flags())
     except RunError as error:
-        if jax.process_count() > 1:
-            raise  # which ends the others too
+        if several:
+            raise  # an error that nobody catches ends the others too
         sys.exit(f"quickstart: {error} (--resume, --overwrite, --output)")

@@ -12,6 +12,9 @@ descends with momentum: the setting in which these rules and attacks were publis
 The first table has as many malicious clients as every rule bears by its own account; the second, of the rules that
 state more, as many as each states. A rule survives an attack if it loses less than 0.1 of its own accuracy without one,
 and the backdoor opens less than 0.1 more often. The last table sets the bound of norm bounding against the backdoor.
+
+`--only-lies` measures how far servers move where a client lies about all but its change (`robustness_lies`); else that
+is the fourth table.
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ import numpy as np
 import optax
 
 from benchmarks.measuring import client_mesh, environment, finish, flag_parser, is_first, start
-from benchmarks.robustness_report import draw, show
+from benchmarks.robustness_lies import lies
+from benchmarks.robustness_report import draw, show, show_lies
 from fedjx.aggregation.attacks import (
     Attack,
     alie,
@@ -109,6 +113,7 @@ def parse_flags(args: list[str] | None = None) -> argparse.Namespace:
     flag("--period", type=int, default=10, help="rounds from one attack of a lone client to the next")
     flag("--batch-size", type=int, default=16, help="of the one step that a client takes in a round")
     flag("--bound", type=float, help="of norm bounding and centred clipping; the honest norm if not given")
+    flag("--only-lies", action="store_true", help="only the table of lies")
     return parser.parse_args(args)
 
 
@@ -334,6 +339,10 @@ def main(flags: argparse.Namespace) -> dict[str, Any]:
     """Trains under every attack with every rule, and reports."""
     started = time.perf_counter()
     given, n = setting(flags), flags.num_clients
+    told = {"lies": lies(given.data, given.model, given.evaluate, num_clients=n, seed=flags.seed)}
+    if flags.only_lies:
+        print(show_lies(told["lies"]))
+        return finish({"benchmark": "robustness", **environment(client_mesh()), **told}, flags.output)
     faced, norm, own = threats(given.model, n), honest_norm(given), stated(n)
     bound = flags.bound or norm
     compared = rules(n, dict.fromkeys(own, own["Bulyan"]), bound)
@@ -356,6 +365,7 @@ def main(flags: argparse.Namespace) -> dict[str, Any]:
         "results": tables,
         "survives": {name: survives(results) for name, results in tables.items()},
         "sweep": swept,
+        **told,
     }
     print(show(report))
     if flags.output is not None and is_first():

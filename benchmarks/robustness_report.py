@@ -19,7 +19,16 @@ def show(report: dict[str, Any]) -> str:
         f"Accuracy, {name} of malicious clients (* does not survive):\n{_rules(report, name)}"
         for name in report["results"]
     ]
-    return "\n\n".join([*shown, f"Norm bounding (honest norm {report['honest_norm']:.3g}):\n{_sweep(report['sweep'])}"])
+    sweep = f"Norm bounding (honest norm {report['honest_norm']:.3g}):\n{_sweep(report['sweep'])}"
+    return "\n\n".join([*shown, sweep, *([show_lies(report["lies"])] if "lies" in report else [])])
+
+
+def show_lies(lies: dict[str, Any]) -> str:
+    """Formats how far the server of each method moves under each lie, and how accurate it is then."""
+    rows = [
+        [method, *(f"{x['moves']:.2f} ({x['accuracy']:.2f})" for x in row.values())] for method, row in lies.items()
+    ]
+    return f"Farthest round, in clips (accuracy):\n{table(['method', *next(iter(lies.values()))], rows)}"
 
 
 def _rules(report: dict[str, Any], name: str) -> str:

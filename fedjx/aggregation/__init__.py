@@ -25,6 +25,7 @@ from fedjx.aggregation.power_sgd import power_sgd, power_sgd_with_memory
 from fedjx.aggregation.quantize import qsgd, quantize, scaled_sign, terngrad, uniform_quantizer
 from fedjx.aggregation.rotate import fourier, hadamard, rotated
 from fedjx.aggregation.secure import secure_mean, secure_sum, secure_total
+from fedjx.aggregation.secure_preset import secure_mean_of_estimated_bound, zeroed_and_clipped_secure_mean
 from fedjx.aggregation.secure_protocol import protocol_cost, protocol_traffic, run_secure_sum
 from fedjx.aggregation.sparsify import random_k, top_k
 from fedjx.aggregation.total import total
@@ -82,6 +83,7 @@ __all__ = [
     "run_secure_sum",
     "scaled_sign",
     "secure_mean",
+    "secure_mean_of_estimated_bound",
     "secure_sum",
     "secure_total",
     "terngrad",
@@ -93,4 +95,5 @@ __all__ = [
     "zero_above",
     "zero_outliers",
     "zeroed_and_clipped_mean",
+    "zeroed_and_clipped_secure_mean",
 ]

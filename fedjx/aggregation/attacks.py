@@ -19,7 +19,7 @@ from jax.typing import ArrayLike
 from fedjx.aggregation.mean import wrapped
 from fedjx.aggregation.norms import euclidean_norm
 from fedjx.core.execution.computation import federated_computation
-from fedjx.core.execution.process import Aggregation, Aggregator
+from fedjx.core.execution.process import Aggregation, Aggregator, bounded_after
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import (
     federated_broadcast,
@@ -72,16 +72,22 @@ def attacked(
     """
     inner = wrapped(inner)
 
-    @federated_computation
-    def next(key: FederatedValue, state: FederatedValue, value: FederatedValue, weight: FederatedValue) -> Aggregation:
+    def sent(key: FederatedValue, value: FederatedValue, weight: FederatedValue) -> FederatedValue:
         malicious = federated_map(lambda client: jnp.asarray(is_malicious(client), bool), federated_client_ids())
         weight_of = federated_map(as_float, weight)
         # A stream of its own: the inner aggregator draws from the same key.
         key_attack = federated_map(lambda key: jax.random.fold_in(key, 0x61747461), key)
         forged = attack(Scene(key_attack, value, weight_of, malicious))
-        return inner.next(key, state, federated_map(_replace, malicious, forged, value), weight)
+        return federated_map(_replace, malicious, forged, value)
 
-    return Aggregator(inner.init, next)
+    @federated_computation
+    def next(key: FederatedValue, state: FederatedValue, value: FederatedValue, weight: FederatedValue) -> Aggregation:
+        return inner.next(key, state, sent(key, value, weight), weight)
+
+    def to_inner(key: PyTree, state: PyTree, value: PyTree, weight: PyTree) -> tuple[PyTree, PyTree, PyTree, PyTree]:
+        return key, state, sent(key, value, weight), weight
+
+    return Aggregator(inner.init, next, bounded_after(inner, to_inner), inner.secure)
 
 
 def _replace(malicious: jax.Array, forged: PyTree, value: PyTree) -> PyTree:

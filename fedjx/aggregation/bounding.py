@@ -10,10 +10,10 @@ import jax.numpy as jnp
 
 from fedjx.aggregation.norms import check_order, follow_quantile, joint_norm
 from fedjx.core.execution.computation import federated_computation
-from fedjx.core.execution.process import Aggregation, Aggregator
+from fedjx.core.execution.process import Aggregation, Aggregator, bounded_after
 from fedjx.core.language.checks import check_number
 from fedjx.core.language.names import Metrics, PyTree
-from fedjx.core.language.operators import federated_broadcast, federated_sum, federated_value
+from fedjx.core.language.operators import federated_broadcast, federated_secure_sum, federated_sum, federated_value
 from fedjx.core.language.placed import FederatedValue, federated_map
 from fedjx.core.language.trees import number_dtype
 from fedjx.core.language.types import SERVER
@@ -79,15 +79,22 @@ def fixed_bound(bound: float, inner: Aggregator, order: float, change: Change, r
     """Wraps an aggregator in a fixed bound; ``report(bound, votes)`` makes the measurements."""
     check_order(order)
 
+    def each(value: FederatedValue, weight: FederatedValue) -> FederatedValue:
+        return federated_map(lambda v, w: _bound(v, w, bound, bound, order, change), value, weight)
+
     @federated_computation
     def next(key: FederatedValue, state: FederatedValue, value: FederatedValue, weight: FederatedValue) -> Aggregation:
-        bounded = federated_map(lambda v, w: _bound(v, w, bound, bound, order, change), value, weight)
-        votes = federated_sum(bounded.votes)
+        bounded = each(value, weight)
+        votes = _counted(bounded.votes, inner.secure)
         state, result, measured = inner.next(key, state, bounded.value, bounded.weight)
         own = federated_map(report, federated_value(jnp.float32(bound), SERVER), votes)
         return state, result, federated_map(with_own, measured, own)
 
-    return Aggregator(inner.init, next)
+    def to_inner(key: PyTree, state: PyTree, value: PyTree, weight: PyTree) -> tuple[PyTree, PyTree, PyTree, PyTree]:
+        bounded = each(value, weight)
+        return key, state, bounded.value, bounded.weight
+
+    return Aggregator(inner.init, next, bounded_after(inner, to_inner), inner.secure)
 
 
 def adaptive_bound(adaptive: Adaptive, inner: Aggregator, order: float, change: Change, report: Report) -> Aggregator:
@@ -110,16 +117,32 @@ def adaptive_bound(adaptive: Adaptive, inner: Aggregator, order: float, change: 
         moved = follow_quantile(estimate, at_most, quantile=adaptive.quantile, learning_rate=adaptive.learning_rate)
         return jnp.where(votes["client"] > 0, moved, estimate)
 
+    def each(state: FederatedValue, value: FederatedValue, weight: FederatedValue) -> FederatedValue:
+        return federated_map(bound_one, value, weight, federated_broadcast(state.estimate))
+
     @federated_computation
     def next(key: FederatedValue, state: FederatedValue, value: FederatedValue, weight: FederatedValue) -> Aggregation:
-        bounded = federated_map(bound_one, value, weight, federated_broadcast(state.estimate))
-        votes = federated_sum(bounded.votes)
+        bounded = each(state, value, weight)
+        votes = _counted(bounded.votes, inner.secure)
         inner_state, result, measured = inner.next(key, state.inner, bounded.value, bounded.weight)
         own = federated_map(lambda estimate, votes: report(of(estimate), votes), state.estimate, votes)
         new = federated_map(BoundState, federated_map(follow, state.estimate, votes), inner_state)
         return new, result, federated_map(with_own, measured, own)
 
-    return Aggregator(init, next)
+    def to_inner(key: PyTree, state: PyTree, value: PyTree, weight: PyTree) -> tuple[PyTree, PyTree, PyTree, PyTree]:
+        bounded = each(state, value, weight)
+        return key, state.inner, bounded.value, bounded.weight
+
+    return Aggregator(init, next, bounded_after(inner, to_inner), inner.secure)
+
+
+def _counted(votes: FederatedValue, secure: bool) -> FederatedValue:
+    """Counts the votes: exact small integers, so that a secure sum does as well, where only such are to be."""
+    return federated_secure_sum(federated_map(_as_integers, votes)) if secure else federated_sum(votes)
+
+
+def _as_integers(votes: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: vote.astype(jnp.int32) for name, vote in votes.items()}
 
 
 def with_own(inner: Metrics, own: Metrics) -> Metrics:

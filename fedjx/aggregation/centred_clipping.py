@@ -77,7 +77,12 @@ def norm_bounding(*, bound: float, weighted: bool = False) -> Aggregator:
         moves = federated_map(clipped, vote, zeros_at(CLIENTS, vote.value))
         return state, federated_mean(moves, vote.weight), measurements(vote)
 
-    return Aggregator(lambda member: (), next)
+    def bounded(key: PyTree, state: PyTree, value: PyTree, weight: PyTree) -> tuple[FederatedValue, FederatedValue]:
+        del key, state
+        vote = votes(value, weight, weighted=weighted)
+        return federated_map(clipped, vote, zeros_at(CLIENTS, vote.value)), vote.weight
+
+    return Aggregator(lambda member: (), next, bounded)
 
 
 class _Clipped(NamedTuple):

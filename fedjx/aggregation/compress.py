@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from fedjx.aggregation.mean import wrapped
 from fedjx.core.execution.computation import federated_computation
-from fedjx.core.execution.process import Aggregation, Aggregator
+from fedjx.core.execution.process import Aggregation, Aggregator, bounded_after
 from fedjx.core.language.names import DType, PyTree
 from fedjx.core.language.operators import federated_decode, federated_keys, federated_sum, federated_zip
 from fedjx.core.language.placed import FederatedValue, federated_map
@@ -103,15 +103,19 @@ def compress(
     inner = wrapped(inner)
     check_compressor("compress", compressor)
 
+    def coded(key: FederatedValue, value: FederatedValue) -> FederatedValue:
+        return federated_map(lambda key, value: encode_tree(compressor, where, key, value), federated_keys(key), value)
+
+    def decoded(code: FederatedValue, value: FederatedValue) -> FederatedValue:
+        member = value.type.member
+        return federated_decode(code, lambda code: decode_tree(compressor, where, code, member))
+
     @federated_computation
     def next(key: FederatedValue, state: FederatedValue, value: FederatedValue, weight: FederatedValue) -> Aggregation:
-        key_encode, key_inner = federated_map(lambda key: tuple(jax.random.split(key)), key)
+        key_encode, key_inner = federated_map(_two_keys, key)
         member = value.type.member
-        code = federated_map(
-            lambda key, value: encode_tree(compressor, where, key, value), federated_keys(key_encode), value
-        )
-        decoded = federated_decode(code, lambda code: decode_tree(compressor, where, code, member))
-        state, result, measured = inner.next(key_inner, state, decoded, weight)
+        code = coded(key_encode, value)
+        state, result, measured = inner.next(key_inner, state, decoded(code, value), weight)
         if measure is None:
             return state, result, measured
 
@@ -119,7 +123,11 @@ def compress(
         counted = federated_map(_unless_weightless, federated_decode(code, length), weight)
         return state, result, federated_zip({"inner": measured, "payload_bits": federated_sum(counted)})
 
-    return Aggregator(inner.init, next)
+    def to_inner(key: PyTree, state: PyTree, value: PyTree, weight: PyTree) -> tuple[PyTree, PyTree, PyTree, PyTree]:
+        key_encode, key_inner = federated_map(_two_keys, key)
+        return key_inner, state, decoded(coded(key_encode, value), value), weight
+
+    return Aggregator(inner.init, next, bounded_after(inner, to_inner), inner.secure)
 
 
 def encode_tree(compressor: Compressor, where: Callable[[Leaf], bool], key: jax.Array, value: PyTree) -> PyTree:
@@ -141,6 +149,10 @@ def decode_tree(compressor: Compressor, where: Callable[[Leaf], bool], code: PyT
         for x, leaf, chosen in zip(codes, leaves, leaves_where(where, member), strict=True)
     ]
     return treedef.unflatten(decoded)
+
+
+def _two_keys(key: jax.Array) -> tuple[jax.Array, ...]:
+    return tuple(jax.random.split(key))
 
 
 def _unless_weightless(bits: PyTree, weight: jax.Array) -> PyTree:

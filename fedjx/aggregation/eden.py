@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjx.aggregation.compress import Compressor
+from fedjx.aggregation.norms import unit
 from fedjx.aggregation.packing import pack, unpack
 from fedjx.aggregation.quantize import Quantized
 from fedjx.aggregation.rotate import Rotation, rotated
@@ -58,12 +59,14 @@ def eden(num_bits: int, *, unbiased: bool = True, rotation: Rotation | None = No
 
     def encode(key: jax.Array, x: jax.Array) -> Quantized:
         del key
+        largest = unit(x)
+        x = x / largest
         deviation = jnp.sqrt(jnp.mean(x**2))
         codes = nearest(x / jnp.where(deviation > 0, deviation, 1), levels)
         chosen = take(levels, codes)
         product = jnp.vdot(chosen, x)
         scale = jnp.vdot(x, x) / jnp.where(product > 0, product, 1) if unbiased else product / jnp.vdot(chosen, chosen)
-        return Quantized(pack(codes, num_bits), scale)
+        return Quantized(pack(codes, num_bits), largest * scale)
 
     def decode(code: Quantized, size: int) -> jax.Array:
         return code.range * take(levels, unpack(code.words, num_bits, size))

@@ -20,6 +20,7 @@ from fedjx.core.execution.process import Aggregator
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_decode, federated_keys, federated_sum, federated_zip
 from fedjx.core.language.placed import FederatedValue, federated_map
+from fedjx.core.language.trees import all_finite
 
 # An aggregator's state, result and measurements at the server, and the clients' memory.
 StatefulAggregation = tuple[FederatedValue, FederatedValue, FederatedValue, FederatedValue]
@@ -34,7 +35,8 @@ class StatefulAggregator(NamedTuple):
       next: ``(key@SERVER, state@SERVER, value@CLIENTS, weight@CLIENTS, memory@CLIENTS) ->
         (state@SERVER, result@SERVER, measurements@SERVER, memory@CLIENTS)``. The memory of a client
         of weight 0 stays as it is, and so does that of one with a number that is not finite in its
-        value and memory together: it takes no part, and is counted in ``num_non_finite``.
+        value and memory together: it takes no part, and is counted in ``num_non_finite``. One
+        that would become infinite stays too.
     """
 
     init: Callable[[PyTree], PyTree]
@@ -61,7 +63,7 @@ def error_feedback(
         total, weight, non_finite = sound(jax.tree.map(jnp.add, value, memory), weight)
         code = encode_tree(compressor, where, key, total)
         rest = jax.tree.map(jnp.subtract, total, decode_tree(compressor, where, code, value))
-        return code, weight, non_finite, _where(weight > 0, rest, memory)
+        return code, weight, non_finite, kept_if((weight > 0) & all_finite(rest), rest, memory)
 
     @federated_computation
     def next(
@@ -97,7 +99,7 @@ def ef21(compressor: Compressor, *, num_clients: int, where: Callable[[Leaf], bo
         difference, weight, non_finite = sound(jax.tree.map(jnp.subtract, value, memory), weight)
         code = encode_tree(compressor, where, key, difference)
         moved = jax.tree.map(jnp.add, memory, decode_tree(compressor, where, code, value))
-        return (code, weight > 0), non_finite, _where(weight > 0, moved, memory)
+        return (code, weight > 0), non_finite, kept_if((weight > 0) & all_finite(moved), moved, memory)
 
     @federated_computation
     def next(
@@ -112,7 +114,7 @@ def ef21(compressor: Compressor, *, num_clients: int, where: Callable[[Leaf], bo
         def decode(message: tuple[PyTree, jax.Array]) -> PyTree:
             code, present = message
             step = decode_tree(compressor, where, code, member)
-            return _where(present, step, jax.tree.map(jnp.zeros_like, step))
+            return kept_if(present, step, jax.tree.map(jnp.zeros_like, step))
 
         message, non_finite, memory = federated_map(encode, federated_keys(key), value, weight, memory)
         total = federated_sum(message, decode=decode)
@@ -132,7 +134,7 @@ def _zeros(member: PyTree) -> PyTree:
 
 def sound(value: PyTree, weight: jax.Array) -> tuple[PyTree, jax.Array, jax.Array]:
     """Makes a value with a number that is not finite zeros of weight 0; returns also whether it was one with weight."""
-    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(value)]))
+    finite = all_finite(value)
     value = jax.tree.map(lambda x: jnp.where(finite, x, jnp.zeros_like(x)), value)
     return value, jnp.where(finite, weight, jnp.zeros_like(weight)), (weight > 0) & ~finite
 
@@ -142,5 +144,6 @@ def counted(non_finite: FederatedValue) -> FederatedValue:
     return federated_zip({"num_non_finite": federated_sum(non_finite)})
 
 
-def _where(condition: jax.Array, value: PyTree, other: PyTree) -> PyTree:
+def kept_if(condition: jax.Array, value: PyTree, other: PyTree) -> PyTree:
+    """Returns a value on a condition, else the other one."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), value, other)

@@ -22,7 +22,7 @@ def mean() -> Aggregator:
         del key
         return state, federated_mean(value, weight), federated_value({}, SERVER)
 
-    return Aggregator(init, next)
+    return Aggregator(init, next, lambda key, state, value, weight: (value, weight))
 
 
 def wrapped(inner: Aggregator | None) -> Aggregator:

@@ -38,7 +38,7 @@ def joint_norm(value: PyTree, order: float = 2) -> jax.Array:
         return jnp.stack([jnp.max(leaf, initial=0.0) for leaf in leaves]).max() if leaves else jnp.zeros((), dtype)
     if order == 1:
         return sum((leaf.sum() for leaf in leaves), jnp.zeros((), dtype))
-    return euclidean_norm(leaves)
+    return jnp.sqrt(sum((jnp.square(leaf).sum() for leaf in leaves), jnp.zeros((), dtype)))
 
 
 def euclidean_norm(value: PyTree) -> jax.Array:
@@ -47,11 +47,25 @@ def euclidean_norm(value: PyTree) -> jax.Array:
     >>> euclidean_norm([jnp.float32([3e30, 0]), jnp.float32(4e30)]), euclidean_norm(jnp.float32([3e-30, 4e-30]))
     (Array(5.e+30, dtype=float32), Array(5.e-30, dtype=float32))
     """
-    zero, leaves = jnp.zeros((), number_dtype(value)), [jnp.abs(as_float(x)) for x in jax.tree.leaves(value)]
-    largest = jnp.stack([jnp.max(x, initial=0.0).astype(zero.dtype) for x in leaves]).max() if leaves else zero
-    # Squares of 1e20 and of 1e-20 are infinity and 0. What is no number stays none.
-    unit = jnp.where(jnp.isfinite(largest) & (largest > 0), largest, 1.0)
-    return unit * jnp.sqrt(sum((jnp.square(x / unit).sum() for x in leaves), zero))
+    zero, leaves = jnp.zeros((), number_dtype(value)), [as_float(x) for x in jax.tree.leaves(value)]
+    of_largest = unit(leaves)
+    return of_largest * jnp.sqrt(sum((jnp.square(x / of_largest).sum() for x in leaves), zero))
+
+
+def unit(value: PyTree) -> jax.Array:
+    """Returns the power of two, ``[]``, that is nearest below the largest magnitude of a pytree.
+
+    In parts of it numbers have squares, which those of 1e20 and 1e-20 have not, and dividing by it rounds nothing. It
+    is 1 if all are 0, or one is not finite.
+
+    >>> unit({"w": jnp.float32([0.3, -5.0]), "b": jnp.float32(1)})
+    Array(4., dtype=float32)
+    """
+    largest = joint_norm(value, np.inf)
+    limits = jnp.finfo(largest.dtype)
+    exponent = jnp.clip(jnp.frexp(largest)[1] - 1, limits.minexp, limits.maxexp - 1)
+    one = jnp.ones((), largest.dtype)
+    return jnp.where(jnp.isfinite(largest) & (largest > 0), jnp.ldexp(one, exponent), one)
 
 
 def check_order(order: float) -> None:

@@ -14,15 +14,16 @@ import jax.numpy as jnp
 
 from fedjx.aggregation.bounding import with_own
 from fedjx.aggregation.compress import Leaf, is_large, leaves_where
-from fedjx.aggregation.error_feedback import StatefulAggregation, StatefulAggregator, counted, sound
+from fedjx.aggregation.error_feedback import StatefulAggregation, StatefulAggregator, counted, kept_if, sound
 from fedjx.aggregation.mean import wrapped
+from fedjx.aggregation.norms import unit
 from fedjx.core.execution.computation import federated_computation
 from fedjx.core.execution.process import Aggregation, Aggregator
 from fedjx.core.language.checks import check_integer
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_broadcast, federated_mean
 from fedjx.core.language.placed import FederatedValue, federated_map
-from fedjx.core.language.trees import as_float
+from fedjx.core.language.trees import all_finite, as_float
 
 
 class PowerSGDState(NamedTuple):
@@ -83,7 +84,7 @@ def power_sgd_with_memory(
             matrices, others = _split(where, total)
             lost = [m - p @ (p.T @ m) for m, p in zip(matrices, left, strict=True)]
             lost = _join(where, total, lost, [jnp.zeros_like(x) for x in others])
-            return jax.tree.map(lambda new, old: jnp.where(weight > 0, new, old), lost, memory)
+            return kept_if((weight > 0) & all_finite(lost), lost, memory)
 
         total, weight, non_finite = federated_map(
             lambda value, memory, weight: sound(jax.tree.map(jnp.add, value, memory), weight), value, memory, weight
@@ -111,13 +112,12 @@ def _round(
     matrices, others = federated_map(lambda value: _split(where, value), value)
 
     products = federated_map(_each(lambda m, q: m @ q), matrices, federated_broadcast(state.factors))
-    left = federated_map(_each(lambda p: jnp.linalg.qr(p)[0]), federated_mean(products, weight))
+    left = federated_map(_each(_orthonormal), federated_mean(products, weight))
     left_at_clients = federated_broadcast(left)
     right = federated_mean(federated_map(_each(lambda m, p: m.T @ p), matrices, left_at_clients), weight)
     inner_state, others, measured = inner.next(key, state.inner, others, weight)
 
-    # A round of nobody, or of zeros, leaves nothing to start from.
-    factors = federated_map(_each(lambda old, new: jnp.where(jnp.any(new != 0), new, old)), state.factors, right)
+    factors = federated_map(_each(_next_factor), state.factors, right)
     result = federated_map(
         lambda left, right, others: _join(where, member, _each(lambda p, q: p @ q.T)(left, right), others),
         left,
@@ -126,6 +126,16 @@ def _round(
     )
     state = federated_map(PowerSGDState, factors, inner_state)
     return state, result, measured, left_at_clients
+
+
+def _orthonormal(product: jax.Array) -> jax.Array:
+    return jnp.linalg.qr(product / unit(product))[0]
+
+
+def _next_factor(old: jax.Array, new: jax.Array) -> jax.Array:
+    """Returns where the next round starts, of which only the direction counts."""
+    # A round of nobody, of zeros, or of what is beyond float32, leaves nothing to start from.
+    return jnp.where(jnp.any(new != 0) & all_finite(new), new / unit(new), old)
 
 
 def _init(rank: int, inner: Aggregator, where: Callable[[Leaf], bool]) -> Callable[[PyTree], PowerSGDState]:

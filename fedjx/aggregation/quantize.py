@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjx.aggregation.compress import Compressor, Leaf, compress, is_large
+from fedjx.aggregation.norms import euclidean_norm
 from fedjx.aggregation.packing import pack, unpack
 from fedjx.core.execution.process import Aggregator
 from fedjx.core.language.checks import check_integer
@@ -86,7 +87,7 @@ def qsgd(num_levels: int) -> Compressor:
 
     The normalised error is at most ``min(n / s**2, sqrt(n) / s)`` for ``s`` levels.
     """
-    return _signed_levels(num_levels, jnp.linalg.norm)
+    return _signed_levels(num_levels, euclidean_norm)
 
 
 def terngrad() -> Compressor:

@@ -120,7 +120,12 @@ def secure_mean(
         result = divide(product, share, (jnp.float32,) * len(jax.tree.leaves(product)))
         return _cast(_shown(measured, result), dtypes), measured
 
-    return _aggregator(grid, client, server)
+    def bounded(key: PyTree, state: PyTree, value: PyTree, weight: PyTree) -> tuple[FederatedValue, FederatedValue]:
+        del key, state
+        clipped = federated_map(lambda v: jax.tree.map(lambda x: jnp.clip(jnp.nan_to_num(x), -bound, bound), v), value)
+        return clipped, federated_map(lambda w: jnp.clip(jnp.nan_to_num(w), 0.0, max_weight), weight)
+
+    return _aggregator(grid, client, server)._replace(bounded=bounded)
 
 
 def secure_total(
@@ -190,7 +195,7 @@ def _aggregator(grid: FixedPoint, client: Client, server: Server) -> Aggregator:
         result = federated_map(lambda total, counts: server(dtypes, total, counts), total, counts)
         return state, result[0], result[1]
 
-    return Aggregator(init, next)
+    return Aggregator(init, next, secure=True)
 
 
 def _counts(max_clients: int, weight: jax.Array, clipped: jax.Array) -> Counts:

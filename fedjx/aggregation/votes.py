@@ -14,7 +14,7 @@ from fedjx.core.execution.process import Aggregation, Aggregator
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.operators import federated_collect, federated_sum, federated_zip
 from fedjx.core.language.placed import FederatedValue, check_numeric, federated_map, value_at
-from fedjx.core.language.trees import as_float, number_dtype
+from fedjx.core.language.trees import all_finite, as_float, number_dtype
 from fedjx.core.language.types import CLIENTS
 from fedjx.core.language.values import Sequence
 
@@ -51,7 +51,7 @@ def votes(value: PyTree, weight: PyTree, *, weighted: bool) -> FederatedValue:
 
     def vote(value: PyTree, weight: jax.Array) -> Vote:
         weight = as_float(weight)
-        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in [weight, *jax.tree.leaves(value)]]))
+        finite = all_finite((weight, value))
         counts = finite & (weight > 0)
         value = jax.tree.map(lambda x: jnp.where(counts, x, jnp.zeros_like(x)), value)
         weighs = jnp.where(counts, weight if weighted else jnp.ones_like(weight), jnp.zeros_like(weight))

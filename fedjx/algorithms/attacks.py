@@ -23,6 +23,7 @@ from fedjx.core.language.checks import check_number, check_params
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.trees import cast_like, map_keeping, squared_norm
 from fedjx.core.language.values import Sequence
+from fedjx.models.model import Ratio
 from fedjx.training.client import ClientUpdate, Local
 from fedjx.training.each_client import told_to
 from fedjx.training.method import Reported
@@ -113,6 +114,44 @@ def projected_boosting(
         return _scaled(update, jnp.where(malicious, boost, 1.0))
 
     return client_update
+
+
+def lying(
+    is_malicious: Callable[[jax.Array], ArrayLike], *, factor: float
+) -> Callable[[jax.Array, ClientUpdate], ClientUpdate]:
+    """Lets malicious clients say a multiple of the truth in all but the delta: of weight, counts, and means.
+
+    Args:
+      is_malicious: From a client's id, int32 ``[]``, to whether it is.
+      factor: The multiple; a huge one, a tiny one, or a negative one.
+
+    Returns:
+      What `fedjx.training.Failures` takes as ``forged``.
+
+    >>> from fedjx.training import ClientUpdate, Failures
+    >>> failures = Failures(forged=lying(lambda client: client == 3, factor=1e6))
+    >>> said = failures.forged(jnp.int32(3), ClientUpdate(jnp.float32(1), jnp.float32(1), {"loss": jnp.float32(2)}))
+    >>> [float(x) for x in jax.tree.leaves(said)]
+    [1.0, 1000000.0, 2000000.0]
+    """
+
+    def forged(id: jax.Array, update: ClientUpdate) -> ClientUpdate:
+        malicious = jnp.asarray(is_malicious(id), bool)
+        lie = lambda x: jnp.where(malicious, _times(x, factor), x)  # noqa: E731
+
+        def said(x: PyTree) -> PyTree:  # of a mean not what it is over, or the mean would stay what it was
+            return x._replace(numerator=lie(x.numerator)) if isinstance(x, Ratio) else lie(x)
+
+        metrics = jax.tree.map(said, update.metrics, is_leaf=lambda x: isinstance(x, Ratio))
+        return update._replace(weight=jnp.abs(lie(update.weight)), metrics=metrics)
+
+    return forged
+
+
+def _times(x: jax.Array, factor: float) -> jax.Array:
+    if jnp.issubdtype(x.dtype, jnp.inexact):
+        return x * factor
+    return jnp.clip(x * factor, -(2.0**24), 2.0**24).astype(x.dtype)
 
 
 # --- optimizers that remember where they began ----------------------------------------------------

@@ -41,6 +41,9 @@ def delta_sgd(
       amplification: gamma, of the smoothness estimate.
       growth: delta; bounds how fast the step size grows.
 
+    The paper leaves open what 0 / 0 is: where the parameters have not moved, or the gradient is exactly 0, the step
+    size stays as it is.
+
     Raises:
       ValueError: If the step or gamma is not positive, or delta negative.
     """
@@ -57,11 +60,11 @@ def delta_sgd(
         check_params("delta_sgd", params)
         moved = euclidean_norm(optax.tree.sub(params, state.params))
         turned = euclidean_norm(optax.tree.sub(updates, state.gradient))
-        # Nothing is known of the smoothness where nothing changes.
-        known = (moved > 0) & (turned > 0)
-        smooth = jnp.where(known, amplification * moved / (2 * jnp.where(known, turned, 1)), jnp.inf)
+        smooth = jnp.where(turned > 0, amplification * moved / (2 * jnp.where(turned > 0, turned, 1)), jnp.inf)
         grown = jnp.sqrt(1 + growth * state.ratio) * state.step
-        step = jnp.where(state.is_first, state.step, jnp.minimum(smooth, grown))
+        # Where nothing moved, or there is nowhere to go, nothing is learnt of the smoothness.
+        keeps = state.is_first | (moved == 0) | (euclidean_norm(updates) == 0)
+        step = jnp.where(keeps, state.step, jnp.minimum(smooth, grown))
         after = DeltaSGDState(params, updates, step, step / state.step, jnp.bool_(False))
         return map_keeping(lambda g: -step * g, updates), after
 

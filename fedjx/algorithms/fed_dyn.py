@@ -14,7 +14,7 @@ from fedjx.aggregation.weights import uniform
 from fedjx.core.execution.process import StatefulAlgorithm
 from fedjx.core.language.checks import check_integer, check_number
 from fedjx.core.language.names import PyTree
-from fedjx.core.language.trees import map_keeping
+from fedjx.core.language.trees import map_keeping, number_dtype
 from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model
 from fedjx.training.batch_stats import no_batch_stats
@@ -86,7 +86,7 @@ def accumulated(proximal_strength: float, num_clients: int) -> optax.GradientTra
         updates: PyTree, state: PyTree, params: PyTree = None, metrics: PyTree = None, **_: PyTree
     ) -> tuple[PyTree, Accumulated]:
         del params
-        share = proximal_strength * metrics["num_clients"] / num_clients
+        share = proximal_strength * metrics["num_clients"].astype(number_dtype(updates)) / num_clients
         gradient = map_keeping(lambda h, d: h + share * d, state.gradient, updates)
         direction = map_keeping(lambda d, h: d + h / proximal_strength, updates, gradient)
         return direction, Accumulated(gradient)

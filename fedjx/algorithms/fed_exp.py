@@ -33,15 +33,17 @@ def fed_exp(model: Model, *, epsilon: float = 1e-3, **arguments: Unpack[Training
     Args:
       model: What is trained.
       epsilon: Keeps the step small when the mean change is; of the size of a squared norm.
-      **arguments: As for `fed_avg`. The squared norms are averaged by the client weights too, equal ones in the paper;
-        the server learns the mean squared norm from the metrics.
+      **arguments: As for `fed_avg`. The squared norms are averaged by the client weights too, equal ones in the paper.
+        They are those of the changes as the aggregator lets them through, so that clipping bounds the step as well: a
+        clip to c lets the server move at most ``max(c, c**2 / (4 sqrt(epsilon)))``.
 
     Returns:
       An `Algorithm`, with the metrics of `fed_avg` and ``squared_norm``, the mean of ``||delta_i||^2``. The last
       round's step is ``state.optimizer[0].scale``.
 
     Raises:
-      ValueError: If epsilon is not positive; when initialised, if the model has batch statistics.
+      ValueError: If epsilon is not positive; if the aggregator is no mean of what single clients send, such as a robust
+        rule, which would have no say in the step; when initialised, if the model has batch statistics.
     """
     check_number("(0, inf]", epsilon=epsilon)
     model = no_batch_stats(model, "fed_exp")
@@ -49,13 +51,17 @@ def fed_exp(model: Model, *, epsilon: float = 1e-3, **arguments: Unpack[Training
 
     def client_update(params: PyTree, data: Sequence, key: jax.Array, *, local: Local) -> ClientUpdate:
         delta, weight, metrics = train(params, data, key, local=local)
-        metrics = {**metrics, "squared_norm": Ratio(weight * squared_norm(delta), weight)}
-        return drop_non_finite(ClientUpdate(delta, weight, metrics))
+        overflows = ~jnp.isfinite(squared_norm(delta))
+        return drop_non_finite(ClientUpdate(delta, jnp.where(overflows, jnp.nan, weight), metrics))
+
+    def bounded_metrics(update: ClientUpdate) -> Metrics:
+        return {"squared_norm": Ratio(update.weight * squared_norm(update.delta), update.weight)}
 
     def step(delta: PyTree, metrics: Metrics) -> jax.Array:
-        return jnp.maximum(1, metrics["squared_norm"] / (2 * (squared_norm(delta) + epsilon)))
+        return jnp.fmax(1, metrics["squared_norm"] / (2 * (squared_norm(delta) + epsilon)))
 
     def server(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
         return optax.chain(scale_delta(step), optimizer)
 
-    return compose(Method(model.init, client_update, server, input_spec=model.input_spec), **arguments)
+    method = Method(model.init, client_update, server, bounded_metrics=bounded_metrics, input_spec=model.input_spec)
+    return compose(method, **arguments)

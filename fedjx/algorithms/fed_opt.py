@@ -142,8 +142,4 @@ def fed_avgm(
     **arguments: Unpack[ClientArguments],
 ) -> Algorithm[ServerState]:
     """Builds `fed_avg` with heavy-ball momentum at the server, and the other arguments of `fed_avg`."""
-    return compose(
-        averaging(model),
-        server_optimizer=optax.sgd(learning_rate, momentum=momentum),
-        **arguments,
-    )
+    return compose(averaging(model), server_optimizer=optax.sgd(learning_rate, momentum=momentum), **arguments)

@@ -87,8 +87,7 @@ def kmeans_start(
             # The least positive weight lets a point be drawn where all points are centres.
             limits = jnp.finfo(jnp.float32)
             weights = jnp.where(round > 0, jnp.clip(distances, limits.tiny, limits.max), 1.0)
-            lots = jnp.log(weights) + jax.random.gumbel(jax.random.fold_in(key, t), weights.shape, jnp.float32)
-            lots = jnp.where(batch[MASK] & finite, lots, -jnp.inf)
+            lots = jnp.where(batch[MASK] & finite, draw_lots(jax.random.fold_in(key, t), weights), -jnp.inf)
             drawn = Candidate(x[lots.argmax()], lots.max())
             # Padding is 0, which is finite.
             return Drawn(higher(best, drawn), num_non_finite + jnp.sum(~finite, dtype=jnp.int32)), t + 1
@@ -115,6 +114,14 @@ def kmeans_start(
         return federated_map(add, state, best), metrics
 
     return Algorithm(init, next)
+
+
+def draw_lots(key: jax.Array, weights: jax.Array) -> jax.Array:
+    """Draws a lot for each positive weight ``[n]``: the highest of all is one's with a probability as its weight.
+
+    They are of twice 23 random bits: those of one float are at most 16.6, so that of ten million the highest are equal.
+    """
+    return jnp.log(weights) + jax.random.gumbel(key, weights.shape, jnp.float32, mode="high")
 
 
 def higher(a: Candidate, b: Candidate) -> Candidate:

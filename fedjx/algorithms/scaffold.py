@@ -15,7 +15,7 @@ from fedjx.aggregation.weights import uniform
 from fedjx.core.execution.process import StatefulAlgorithm
 from fedjx.core.language.checks import check_choice, check_integer
 from fedjx.core.language.names import PyTree
-from fedjx.core.language.trees import cast_like, map_keeping
+from fedjx.core.language.trees import cast_like, map_keeping, number_dtype
 from fedjx.core.language.values import Sequence
 from fedjx.models.model import Model
 from fedjx.training.batch_stats import no_batch_stats
@@ -101,7 +101,7 @@ def controlled(
     def update(
         updates: PyTree, state: PyTree, params: PyTree = None, metrics: PyTree = None, **extra: PyTree
     ) -> tuple[PyTree, Controlled]:
-        share = metrics["num_clients"] / num_clients
+        share = metrics["num_clients"].astype(number_dtype(params)) / num_clients
         control = map_keeping(lambda c, d: c - share * d, state.control, updates[1])
         steps, inner_state = inner.update(updates[0], state.inner, params, metrics=metrics, **extra)
         return steps, Controlled(control, inner_state)

@@ -129,6 +129,8 @@ def check_values(name: str, feature: Feature, values: np.ndarray, owner: Callabl
     """
     if not feature.has_range or not values.size:
         return
+    if feature.only is None and not outside(feature, np.array([values.min(), values.max()])).any():
+        return  # without an array of them all
     wrong = outside(feature, values)
     if wrong.any():
         row = int(np.argmax(wrong.reshape(len(values), -1).any(axis=1)))

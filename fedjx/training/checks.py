@@ -10,6 +10,7 @@ import optax
 
 from fedjx.aggregation.broadcast import Broadcaster
 from fedjx.aggregation.error_feedback import StatefulAggregator
+from fedjx.aggregation.mean import mean
 from fedjx.core.execution.process import Aggregator
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.placed import FederatedValue
@@ -43,6 +44,7 @@ def check_method(method: Method[InitClient | None]) -> None:
         "sent": ("state",),
         "context": ("state",),
         "first": ("params", "data", "key"),
+        "bounded_metrics": ("update",),
         "delta": ("params",),
         "first_delta": ("params",),
     }
@@ -55,6 +57,16 @@ def check_method(method: Method[InitClient | None]) -> None:
             raise TypeError(f"{wanted}; got a {type(part).__name__}. Write lambda {', '.join(names)}: ...")
         if not takes_positional(part, len(names)):
             raise TypeError(f"{wanted}; got {part!r}, which does not take {len(names)}. Change its parameters.")
+
+
+def check_bounded(method: Method[InitClient | None], aggregator: Aggregator | StatefulAggregator | None) -> None:
+    """Refuses an aggregator that bounds no client by itself where the server takes more of clients than their mean."""
+    if method.bounded_metrics is not None and getattr(aggregator or mean(), "bounded", None) is None:
+        raise ValueError(
+            "the server of this method takes a number of each client's change besides their mean, and so needs an "
+            "aggregator that says what it makes of one change, a mean, clipped or compressed; got one that does not. "
+            "Take such as clip_by_norm(max_norm=1.0), or fed_avg with this one."
+        )
 
 
 def check_key(key: jax.Array) -> None:

@@ -18,6 +18,7 @@ from fedjx.core.language.operators import (
     federated_zip,
 )
 from fedjx.core.language.placed import FederatedValue, federated_map
+from fedjx.core.language.trees import all_finite
 from fedjx.training.client import (
     ClientOptimizer,
     ClientUpdate,
@@ -80,13 +81,14 @@ class EachClient(NamedTuple):
     ) -> FederatedValue:
         """Maps a function of one client, told what it takes by name; it fails, and keeps its state, as is said."""
         names = _by_name(fn)
-        also = (*also, *(("id",) if self._weighs_by_id and {"local", "weight"} & {*names} else ()))
+        by_id = failures.forged is not None or (self._weighs_by_id and {"local", "weight"} & {*names})
+        also = (*also, *(("id",) if by_id else ()))
         needed = {*names, *also, *(("round",) if "local" in names else ())}
         told = {name: value for name, value in told.items() if name in needed}
         keeps, leaves = "own" in also and "own" in told, "left_out" in told
 
         def step(params: PyTree, data: PyTree, key: jax.Array, told: dict[str, PyTree] = {}) -> Reported:  # noqa: B006
-            happens = fate(failures, key) if any(map(may_happen, failures)) else None
+            happens = fate(failures, key) if any(map(may_happen, failures.probabilities)) else None
             named = told_to(fn, told)
             completed = happens.completed if happens is not None and may_happen(failures.partial) else None
             by_id = self._weighs_by_id and "id" in told  # not told where nobody is weighed
@@ -97,6 +99,7 @@ class EachClient(NamedTuple):
             update, own = _reported(fn, found, keeps)
             update = drop_non_finite(update) if fn is self.method.first else update
             update = update if happens is None else failed(update, happens, has_examples(data))
+            update = update if failures.forged is None else drop_non_finite(failures.forged(told["id"], update))
             update = left_out(update, told["left_out"] > 0) if leaves else update
             return kept(update, own, told["own"], has_examples(data)) if keeps else update
 
@@ -193,8 +196,7 @@ def left_out(update: ClientUpdate, is_left_out: jax.Array) -> ClientUpdate:
 
 def kept(update: ClientUpdate, new: PyTree, own: PyTree, present: jax.Array) -> tuple[ClientUpdate, PyTree]:
     """Returns the update and what the client keeps: its new state, or the old one, as `Method` promises."""
-    inexact = [x for x in jax.tree.leaves(new) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    finite = jnp.all(jnp.stack([jnp.array(True), *(jnp.all(jnp.isfinite(x)) for x in inexact)]))
+    finite = all_finite(new)
     arrives = present & (update.weight > 0)
     metrics = {**update.metrics, "num_non_finite_states": (arrives & ~finite).astype(jnp.int32)}
     state = jax.tree.map(lambda after, before: jnp.where(arrives & finite, after, before), new, own)

@@ -7,6 +7,7 @@ Learning at Scale" (arXiv 1902.01046). Who reports in time is for the sampler: `
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -35,11 +36,20 @@ class Failures(NamedTuple):
       dropped: It is lost before it reports.
       non_finite: It reports a delta of NaN.
       partial: It reports after a part of its steps, drawn uniformly from (0, 1].
+      forged: ``(id, ClientUpdate) -> ClientUpdate``, no probability: what arrives of a client instead of what it would
+        report, in every pass; for Byzantine clients, such as `fedjx.algorithms.attacks.lying`. What is not finite then
+        is left out, and whether it takes part is the server's to see, by its weight, not the client's to say.
     """
 
     dropped: float = 0.0
     non_finite: float = 0.0
     partial: float = 0.0
+    forged: Callable[[jax.Array, ClientUpdate], ClientUpdate] | None = None
+
+    @property
+    def probabilities(self) -> tuple[float, float, float]:
+        """Returns those of failing, in the order of the attributes."""
+        return self.dropped, self.non_finite, self.partial
 
 
 class Fate(NamedTuple):
@@ -54,7 +64,7 @@ class Fate(NamedTuple):
 def fate(failures: Failures, key: jax.Array) -> Fate:
     """Draws what happens to a client in a round from its key."""
     kind, part = jax.random.uniform(jax.random.fold_in(key, _FATE), (2,), jnp.float32)
-    first, second, third = failures.dropped, failures.dropped + failures.non_finite, sum(failures)
+    first, second, third = failures.dropped, failures.dropped + failures.non_finite, sum(failures.probabilities)
     partial = (second <= kind) & (kind < third)
     return Fate(kind < first, (first <= kind) & (kind < second), partial, jnp.where(partial, 1 - part, 1.0))
 
@@ -70,7 +80,7 @@ def checked_failures(failures: Failures) -> Failures:
     Raises:
       ValueError: If they are negative or add up to more than one.
     """
-    known = [p for p in failures if not isinstance(p, jax.core.Tracer)]
+    known = [p for p in failures.probabilities if not isinstance(p, jax.core.Tracer)]
     if min(known, default=0) < 0 or sum(known) > 1:
         raise ValueError(f"probabilities are not negative and add up to at most one; got {failures}. Lower them.")
     return failures

@@ -36,7 +36,7 @@ def round_hooks(spec: AnySpec | None) -> Hooks:
 
 def _checking(spec: AnySpec) -> Callable[[PyTree], PyTree]:
     specs: dict[str, InputSpec] = {}
-    seen: weakref.WeakSet[ClientData] = weakref.WeakSet()
+    seen: list[weakref.ref[ClientData]] = []
 
     def argument(value: PyTree) -> PyTree:
         if not isinstance(value, Cohort) or isinstance(value.data, _Checked):
@@ -57,7 +57,7 @@ def _checking(spec: AnySpec) -> Callable[[PyTree], PyTree]:
 class _Checked:
     """Client data whose values are looked at when they are read."""
 
-    def __init__(self, data: ClientData, spec: InputSpec, seen: weakref.WeakSet[ClientData]):
+    def __init__(self, data: ClientData, spec: InputSpec, seen: list[weakref.ref[ClientData]]):
         self._data, self._spec, self._seen = data, spec, seen
 
     def __getattr__(self, name: str) -> Any:
@@ -66,14 +66,18 @@ class _Checked:
     @property
     def pool(self) -> Mapping[str, jax.Array]:
         pool = self._data.pool
-        if self._data not in self._seen:
+        if not any(known() is self._data for known in self._seen):
             columns = self._data.examples if isinstance(self._data, FederatedData) else pool
             first = np.asarray(self._data.offsets[:])
             for name, feature in self._spec.items():
                 check_values(
-                    name, feature, np.asarray(columns[name]), lambda row: self._owner(self._data.ids, first, row)
+                    name,
+                    feature,
+                    np.asarray(columns[name])[: self._data.num_examples],
+                    lambda row: self._owner(self._data.ids, first, row),
                 )
-            self._seen.add(self._data)
+            # Of data sets that are made anew each round only those that there are.
+            self._seen[:] = [known for known in self._seen if known() is not None] + [weakref.ref(self._data)]
         return pool
 
     def read(self, ids: ArrayLike, out: Mapping[str, np.ndarray] | None = None) -> Mapping[str, np.ndarray]:

@@ -78,6 +78,10 @@ class Method(NamedTuple, Generic[Init]):
         what `client_update` does. It goes through the run's own aggregator, with a state apart, so clipping and robust
         rules hold for it too; its metrics are not reported. The client update gets, as ``first``, a `First`. Who is not
         finite in the first pass, or fails, is left out of the second; whom an aggregator leaves out is not.
+      bounded_metrics: ``(ClientUpdate) -> metrics``, what the server takes of each client's update besides the mean of
+        the deltas, as the aggregator lets it through (`Aggregator.bounded`); summed with the client's metrics, and over
+        those of the same names. It is computed from the delta, not said by the client, so that no client moves the
+        server further by it than the aggregator lets its delta. Aggregators that bound no client by itself are refused.
       delta: ``(params) -> value``, of the type of a client's delta; the parameters if not given.
       first_delta: The same of what clients send in the pass before.
       input_spec: The model's, if the cohort's examples are what the model is given: data that it cannot have are
@@ -103,6 +107,7 @@ class Method(NamedTuple, Generic[Init]):
     sent: Callable[[ServerState], PyTree] | None = None
     context: Callable[[ServerState], PyTree] | None = None
     first: Callable[..., ClientUpdate] | None = None
+    bounded_metrics: Callable[[ClientUpdate], Metrics] | None = None
     delta: Callable[[PyTree], PyTree] | None = None
     first_delta: Callable[[PyTree], PyTree] | None = None
     input_spec: AnySpec | None = None

@@ -28,12 +28,14 @@ from fedjx.core.language.operators import (
     federated_zip,
 )
 from fedjx.core.language.placed import FederatedValue, federated_map
+from fedjx.core.language.trees import all_finite
 from fedjx.core.language.types import CLIENTS, children
 from fedjx.models.model import Ratio, Sums, finalize_metrics
 from fedjx.training.batch_stats import trained_alone
-from fedjx.training.checks import check_delta, check_key, check_method, check_parts
+from fedjx.training.checks import check_bounded, check_delta, check_key, check_method, check_parts
 from fedjx.training.client import (
     ClientOptimizer,
+    ClientUpdate,
     LocalAmount,
     check_amount,
 )
@@ -178,6 +180,7 @@ def compose(
     clients = EachClient(method, client_optimizer, client_weight or by_examples, amount, failures)
     training = {"client_optimizer": client_optimizer, "client_weight": client_weight, **amount}
     clients.check([name for name, x in training.items() if x is not None])
+    check_bounded(method, aggregator)
     parts = _Round(
         method,
         clients,
@@ -274,6 +277,7 @@ class _Round(NamedTuple):
             update, own = self.clients.update(sent, data, client_keys, told)
             check_delta("delta", update, state, self.method.delta)
             last = self._aggregated(keys.aggregator, state.aggregator, update, memory)
+            update = self._measured(keys.aggregator, state.aggregator, update)
             return self._finished(state, held, broadcaster_state, update, own, [last])
         key_first, key_last = federated_map(lambda key: tuple(jax.random.split(key)), keys.aggregator)
         before = self.clients.first(sent, data, client_keys, told)
@@ -282,6 +286,7 @@ class _Round(NamedTuple):
         update, own = self.clients.update(sent, data, client_keys, told, before, first.result)
         check_delta("delta", update, state, self.method.delta)
         last = self._aggregated(key_last, state.aggregator[1], update, None if memory is None else memory[1])
+        update = self._measured(key_last, state.aggregator[1], update)
         return self._finished(state, held, broadcaster_state, update, own, [first, last])
 
     def _apart(self, held: FederatedValue | None) -> tuple[FederatedValue | None, FederatedValue | None]:
@@ -300,6 +305,18 @@ class _Round(NamedTuple):
             found = _aggregated(self.aggregator.next(*arguments), "(state, result, measurements)", 3)
         return found._replace(state=keeps_type("an aggregator", state, found.state))
 
+    def _measured(self, key: FederatedValue, state: FederatedValue, update: FederatedValue) -> FederatedValue:
+        """Returns the update with what the method's server takes of it as the aggregator lets it through."""
+        measure, bounded = self.method.bounded_metrics, getattr(self.aggregator, "bounded", None)
+        if measure is None or bounded is None:
+            return update
+
+        def measured(update: ClientUpdate, delta: PyTree, weight: jax.Array) -> ClientUpdate:
+            through = update._replace(delta=delta, weight=weight)
+            return update._replace(metrics={**update.metrics, **measure(through)})
+
+        return federated_map(measured, update, *bounded(key, state, update.delta, update.weight))
+
     def _finished(
         self,
         state: FederatedValue,
@@ -315,7 +332,9 @@ class _Round(NamedTuple):
         metrics = federated_map(round_metrics, self.metrics_sum(update.metrics), measured)
         aggregators = tuple(one.state for one in passes) if first else last.state
         results = [one.result for one in first]
-        after = federated_map(self._finish, state, (aggregators, broadcaster_state), last.result, metrics, *results)
+        after, metrics = federated_map(
+            self._finish, state, (aggregators, broadcaster_state), last.result, metrics, *results
+        )
         held = [] if own is None else [own]
         if isinstance(self.aggregator, StatefulAggregator):
             held.append(federated_zip(tuple(one.memory for one in passes)) if first else last.memory)
@@ -326,12 +345,17 @@ class _Round(NamedTuple):
 
     def _finish(
         self, state: ServerState, inner: tuple[PyTree, PyTree], delta: PyTree, metrics: Metrics, *first: PyTree
-    ) -> ServerState:
+    ) -> tuple[ServerState, Metrics]:
         extra = {"metrics": metrics, **({"first": first[0]} if first else {})}
         extra |= {"value": metrics["loss"]} if "loss" in metrics else {}
         updates, optimizer = self.server.update(delta, state.optimizer, state.params, **extra)
         params, (aggregator, broadcaster) = optax.apply_updates(state.params, updates), inner
-        return ServerState(params, optimizer, aggregator, broadcaster, state.key, state.round + 1)
+        after = ServerState(params, optimizer, aggregator, broadcaster, state.key, state.round + 1)
+        # What was not finite before, such as the best loss of nobody, may stay so.
+        rejected = ~(all_finite((delta, first)) & all_finite(after, where=state))
+        after = jax.tree.map(lambda old, new: jnp.where(rejected, old, new), state, after)
+        metrics = {**metrics, "num_non_finite_aggregates": rejected.astype(jnp.int32)}
+        return after._replace(round=state.round + 1), metrics
 
 
 def round_metrics(sums: Metrics, measured: Metrics) -> Metrics:

@@ -25,6 +25,9 @@ from fedjx.models import Model
 from fedjx.training import local_train
 from tests.algorithms.problems import assert_trees_close, assert_trees_equal
 
+# In float64, so that what is left of a difference to a loop in NumPy is a few last digits; `tests/worlds` compares with
+# float32 ones.
+pytestmark = pytest.mark.usefixtures("x64")
 SIZES = (3, 5, 2, 4, 6)
 NUM_CLIENTS = len(SIZES)
 BATCH_SIZE = 2
@@ -118,7 +121,7 @@ def run(algorithm: Any, data: FederatedData, own: Any = None, start: Any = None)
 
 
 def some_controls() -> Any:
-    return np.random.default_rng(1).normal(size=(NUM_CLIENTS, 2)).astype(np.float32)
+    return np.random.default_rng(1).normal(size=(NUM_CLIENTS, 2))
 
 
 # --- SCAFFOLD -------------------------------------------------------------------------------------
@@ -171,15 +174,15 @@ def scaffolds(data) -> dict[str, Run]:
 def test_scaffold_equals_the_loop_in_numpy(data, scaffolds, option):
     x, c, controls = scaffold_in_numpy(data, option, some_controls())
     found = scaffolds[option]
-    np.testing.assert_allclose(found.servers[-1].params, x, rtol=1e-5)
-    np.testing.assert_allclose(found.servers[-1].optimizer.control, c, rtol=1e-5)
-    np.testing.assert_allclose(found.owns[-1], controls, rtol=1e-5)
+    np.testing.assert_allclose(found.servers[-1].params, x, rtol=1e-10)
+    np.testing.assert_allclose(found.servers[-1].optimizer.control, c, rtol=1e-10)
+    np.testing.assert_allclose(found.owns[-1], controls, rtol=1e-10)
 
 
 @pytest.mark.parametrize("option", ["I", "II"])
 def test_the_server_control_stays_the_mean_of_all_clients_controls(scaffolds, option):
     for server, own in zip(scaffolds[option].servers, scaffolds[option].owns, strict=True):
-        np.testing.assert_allclose(server.optimizer.control, own.mean(axis=0), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(server.optimizer.control, own.mean(axis=0), rtol=1e-10, atol=1e-12)
 
 
 @pytest.fixture(scope="module")
@@ -192,11 +195,11 @@ def averaged(data) -> Any:
 
 def test_the_first_round_with_zero_controls_is_fed_avg(data, scaffolds, averaged):
     clients, (expected, metrics) = chosen(data, COHORTS[0]), averaged
-    zero = Clients.of(np.zeros((3, 2), np.float32), ids=COHORTS[0])
+    zero = Clients.of(np.zeros((3, 2)), ids=COHORTS[0])
     for option, found in scaffolds.items():
         state = scaffold_of(option).init(jax.random.key(0))
         after, measured, _ = found.step(state, clients, zero)
-        np.testing.assert_allclose(after.params, expected.params, rtol=1e-6)
+        np.testing.assert_allclose(after.params, expected.params, rtol=1e-10)
         assert measured.pop("num_non_finite_states") == 0
         assert_trees_close(measured, metrics)
 
@@ -214,7 +217,7 @@ def test_a_client_that_is_not_finite_keeps_its_control(data, scaffolds):
         absent = Clients(clients.value, np.array([True, False, True]), clients.id)
         expected, _, others = found.step(found.servers[1], absent, own)
         assert_trees_close(after, expected)
-        np.testing.assert_allclose(new.value[0], others.value[0], rtol=1e-6)
+        np.testing.assert_allclose(new.value[0], others.value[0], rtol=1e-10)
         assert int(metrics["num_non_finite_clients"]) == 1
 
 
@@ -232,7 +235,7 @@ def test_a_client_that_takes_no_step_keeps_its_control(data):
     assert_trees_equal(new.value[0], own[0])
     assert_trees_close(after, expected)
     own[list(ids)] = np.asarray(new.value)
-    np.testing.assert_allclose(after.optimizer.control, own.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(after.optimizer.control, own.mean(axis=0), rtol=1e-10)
     assert (int(metrics["num_clients"]), int(metrics["num_examples"])) == (2, 8)  # of 4 and 6 examples
 
 
@@ -281,15 +284,15 @@ def test_fed_dyn_equals_the_loop_in_numpy(data):
     x, h, expected = fed_dyn_in_numpy(data, 0.5, own)
     algorithm = fed_dyn_of(0.5)
     found = run(algorithm, data, own, with_gradient(algorithm.init(jax.random.key(0)), own.mean(axis=0)))
-    np.testing.assert_allclose(found.servers[-1].params, x, rtol=1e-5)
-    np.testing.assert_allclose(found.servers[-1].optimizer[0].gradient, h, rtol=1e-5)
-    np.testing.assert_allclose(found.owns[-1], expected, rtol=1e-5)
+    np.testing.assert_allclose(found.servers[-1].params, x, rtol=1e-10)
+    np.testing.assert_allclose(found.servers[-1].optimizer[0].gradient, h, rtol=1e-10)
+    np.testing.assert_allclose(found.owns[-1], expected, rtol=1e-10)
     for server, all_own in zip(found.servers, found.owns, strict=True):
-        np.testing.assert_allclose(server.optimizer[0].gradient, all_own.mean(axis=0), rtol=1e-5)
+        np.testing.assert_allclose(server.optimizer[0].gradient, all_own.mean(axis=0), rtol=1e-10)
 
 
 def test_fed_dyn_without_regularisation_adds_earlier_changes_to_those_of_fed_avg(data):
-    zero = np.zeros((NUM_CLIENTS, 2), np.float32)
+    zero = np.zeros((NUM_CLIENTS, 2))
     found = run(fed_dyn_of(1e-6), data, zero)
     x, earlier = START, np.zeros(2)
     for ids in COHORTS:
@@ -333,14 +336,14 @@ def test_fed_lin_equals_the_loop_in_numpy(data):
             )
         x = mean_by_examples(data, ids, trained)
     found = run(fed_lin(least_squares(), client_optimizer=optax.sgd(RATE), **TWICE), data)
-    np.testing.assert_allclose(found.servers[-1].params, x, rtol=1e-5)
+    np.testing.assert_allclose(found.servers[-1].params, x, rtol=1e-10)
 
 
 def test_one_local_step_of_fed_lin_is_a_centralised_gradient_step(data):
     algorithm = fed_lin(least_squares(), client_optimizer=optax.sgd(RATE), num_steps=1)
     clients = Cohort(data, COHORTS[0], batch_size=max(SIZES)).whole()
     state, metrics = jax.jit(algorithm.next)(algorithm.init(jax.random.key(0)), clients)
-    np.testing.assert_allclose(state.params, START - RATE * mean_gradient(data, COHORTS[0], START), rtol=1e-5)
+    np.testing.assert_allclose(state.params, START - RATE * mean_gradient(data, COHORTS[0], START), rtol=1e-10)
     assert set(metrics) >= {"loss", "aggregation", "first_aggregation"}
 
 
@@ -396,26 +399,26 @@ def adam(g: Any, s: Any) -> Any:
 def test_mime_with_momentum_equals_the_loop_in_numpy(data):
     found = run(mime(least_squares(), base_optimizer=optax.sgd(RATE, momentum=0.9), **TWICE), data)
     x, s = mime_in_numpy(data, momentum, np.zeros(2), corrected=True)
-    np.testing.assert_allclose(found.servers[-1].params, x, rtol=1e-5)
-    np.testing.assert_allclose(found.servers[-1].optimizer.statistics[0].trace, s, rtol=1e-5)
+    np.testing.assert_allclose(found.servers[-1].params, x, rtol=1e-10)
+    np.testing.assert_allclose(found.servers[-1].optimizer.statistics[0].trace, s, rtol=1e-10)
 
 
 def test_mime_lite_with_adam_equals_the_loop_in_numpy(data):
     base = optax.adam(0.05, b1=0.9, b2=0.99, eps=1e-2)
     found = run(mime(least_squares(), base_optimizer=base, corrected=False, **TWICE), data)
     x, (t, m, v) = mime_in_numpy(data, adam, (0, np.zeros(2), np.zeros(2)), corrected=False)
-    np.testing.assert_allclose(found.servers[-1].params, x, rtol=1e-5)
+    np.testing.assert_allclose(found.servers[-1].params, x, rtol=1e-10)
     statistics = found.servers[-1].optimizer.statistics[0]
     assert int(statistics.count) == t
-    np.testing.assert_allclose(statistics.mu, m, rtol=1e-5)
-    np.testing.assert_allclose(statistics.nu, v, rtol=1e-5)
+    np.testing.assert_allclose(statistics.mu, m, rtol=1e-10)
+    np.testing.assert_allclose(statistics.nu, v, rtol=1e-10)
 
 
 def test_mime_lite_with_plain_sgd_is_fed_avg(data, averaged):
     options: Any = {"server_optimizer": optax.sgd(SERVER_RATE), "client_weight": uniform, **TWICE}
     algorithm = mime(least_squares(), base_optimizer=optax.sgd(RATE), corrected=False, **options)
     state, metrics = jax.jit(algorithm.next)(algorithm.init(jax.random.key(0)), chosen(data, COHORTS[0]))
-    np.testing.assert_allclose(state.params, averaged[0].params, rtol=1e-6)
+    np.testing.assert_allclose(state.params, averaged[0].params, rtol=1e-10)
     assert set(metrics.pop("first_aggregation")) == set(metrics["aggregation"])
     assert_trees_close(metrics, averaged[1])
 
@@ -449,7 +452,7 @@ def test_a_schedule_over_rounds_is_that_of_the_round(data):
         functools.partial(fed_lin, least_squares()),
     ):
         algorithm = build(client_optimizer=schedule)
-        own = np.zeros((NUM_CLIENTS, 2), np.float32) if isinstance(algorithm, StatefulAlgorithm) else None
+        own = np.zeros((NUM_CLIENTS, 2)) if isinstance(algorithm, StatefulAlgorithm) else None
         _, first, second, *_ = run(algorithm, data, own).servers
         _, as_before, *_ = run(build(client_optimizer=optax.sgd(RATE)), data, own).servers
         np.testing.assert_array_equal(first.params, as_before.params)

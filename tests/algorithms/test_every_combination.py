@@ -132,6 +132,8 @@ REFUSED: dict[tuple[str, str], str] = {
         "a schedule over rounds",
     ): r"this method does not train as .* got \['client_optimizer'\]",
     ("mime", "a schedule over rounds"): r"clients of Mime step by the base optimizer",
+    ("fed_exp", "a robust rule"): "takes a number of each client's change besides their mean",
+    ("fed_exp", "error feedback"): "takes a number of each client's change besides their mean",
     ("ifca", "error feedback"): r"who is in a cluster changes from round to round, so clients keep no memory for it",
 }
 
@@ -140,11 +142,11 @@ DATA = with_domains(federated_data((2, 1, 2)))
 IDS = range(DATA.num_clients)
 
 
-def run_one_round(algorithm: Any, ids: Any) -> Any:
+def run_one_round(algorithm: Any, ids: Any, data: Any = DATA) -> Any:
     """Runs a round of a cohort of three places, operation by operation, which compiles next to nothing."""
     with jax.disable_jit():
         state = algorithm.init(jax.random.key(0))
-        clients = fedjx.data.Cohort(DATA, ids, batch_size=2).whole(num_steps=1, num_places=3)
+        clients = fedjx.data.Cohort(data, ids, batch_size=2).whole(num_steps=1, num_places=3)
         if not isinstance(algorithm, StatefulAlgorithm):
             return state, algorithm.next(state, clients)
         first = algorithm.init_client(state)
@@ -156,7 +158,7 @@ def outcome(method: str, way: str) -> str:
     """Runs a cell; returns what came: "yes", or why it is refused."""
     try:
         algorithm = METHODS[method](**WAYS[way])
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         return str(error)
     ids = over_select(uniform_sampler(3, 3, seed=0), 2, seed=0, dropped=0.1)[0](1) if way == "over-selection" else IDS
     before, (after, metrics, *states) = run_one_round(algorithm, ids)

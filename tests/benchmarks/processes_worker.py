@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 
 from benchmarks import compression, measuring
 from fedjx.models import mlp
+
+SECONDS_TO_LIVE = 290  # whatever becomes of the tests, no process stays behind
 
 RUNS = {
     "aggregation_cost": "--workload logistic --clients 4 --rounds 1 --aggregators mean",
@@ -42,6 +45,7 @@ def report(name: str, folder: Path, num_devices: int) -> dict[str, Any]:
 
 def main(folder: Path) -> None:
     """Runs all of them, as one of the processes that were started together."""
+    faulthandler.dump_traceback_later(SECONDS_TO_LIVE, exit=True)
     measuring.start(2)
     make_small()
     for name in RUNS:

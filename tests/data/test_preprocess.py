@@ -178,6 +178,18 @@ def test_split_examples_puts_every_example_in_one_part(tmp_path):
     assert_equal(view["a"].client(5), parts["a"].client(5))
 
 
+def test_split_examples_without_a_seed_keeps_the_order_of_time(tmp_path):
+    """Each client's first examples are in the first part and its last in the last, whatever its size."""
+    sizes = [*range(0, 24), 1000]
+    data = FederatedData({"x": np.arange(sum(sizes))}, np.cumsum([0, *sizes]))
+    parts = split_examples(data, fractions={"past": 0.8, "now": 0.1, "future": 0.1}, seed=None)
+    for k in range(len(sizes)):
+        own = [part.client(k)["x"] for part in parts.values()]
+        np.testing.assert_array_equal(np.concatenate(own), data.client(k)["x"])
+        assert len(own[0]) == round(0.8 * sizes[k])
+    assert [int(part.sizes[k]) for part in parts.values() for k in (-1,)] == [800, 100, 100]
+
+
 def test_split_clients_puts_every_client_in_one_part(tmp_path):
     for data in (written(tmp_path / "s"), preprocess(written(tmp_path / "t"), truncate(2))):
         parts = split_clients(data, fractions={"train": 0.7, "validation": 0.1, "test": 0.2}, seed=0)

@@ -16,6 +16,7 @@ from fedjx.core.execution.process import StatefulAlgorithm
 from fedjx.core.language.values import Clients
 from fedjx.data import Cohort
 from fedjx.models import Model
+from fedjx.models.model import Variables
 from tests.aggregation.case import law_cases
 from tests.aggregation.test_laws import Members
 from tests.algorithms.problems import NUM_FEATURES, federated_data, normed_model, with_domains
@@ -40,8 +41,16 @@ def floats_of(tree: Any, dtype: Any) -> Any:
 
 
 def of_dtype(model: Model, dtype: Any) -> Model:
-    """Returns a model whose parameters have a dtype."""
-    return model._replace(init=lambda key: floats_of(model.init(key), dtype))
+    """Returns a model whose parameters have a dtype; batch statistics are float32 at least, or Flax warns."""
+
+    def init(key: Any) -> Any:
+        params = model.init(key)
+        if isinstance(params, Variables):
+            stats = floats_of(params.batch_stats, jnp.promote_types(dtype, jnp.float32))
+            return Variables(floats_of(params.params, dtype), stats)
+        return floats_of(params, dtype)
+
+    return model._replace(init=init)
 
 
 def algorithms(dtype: Any) -> dict[str, Callable[[], Any]]:
@@ -67,7 +76,9 @@ def algorithms(dtype: Any) -> dict[str, Callable[[], Any]]:
         "delta_sgd": lambda: methods["fed_avg"](client_optimizer=adaptive, num_epochs=2),
         "ema": lambda: ema(methods["fed_avg"](shuffle=False), 0.5),
         "kmeans": lambda: kmeans(init=first, memory=0.5),
-        "gaussian_mixture": lambda: gaussian_mixture(init=lambda key: mixture_around(first(key), full=True)),
+        "gaussian_mixture": lambda: gaussian_mixture(
+            init=lambda key: mixture_around(first(key), full=True), min_variance=0.1
+        ),
     }
 
 

@@ -14,6 +14,7 @@ from fedjx.core.language.values import Clients
 
 State = TypeVar("State")
 ClientState = TypeVar("ClientState")
+Bounded = Callable[[PyTree, PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
 Aggregation = tuple[FederatedValue, FederatedValue, FederatedValue]  # an aggregator's state, result and measurements
 
 
@@ -53,10 +54,28 @@ class Aggregator(NamedTuple):
       init: ``(member) -> state``, for values of the type of ``member``.
       next: ``(key@SERVER, state@SERVER, value@CLIENTS, weight@CLIENTS) -> (state@SERVER,
         result@SERVER, measurements@SERVER)``, written with the federated operators.
+      bounded: ``(key, state, value, weight) -> (value@CLIENTS, weight@CLIENTS)``, what of each client goes into the
+        mean, if the result is the weighted mean of such: clipped, for one that clips. What a server takes of the
+        clients' values besides their mean, it takes of these. None for rules that are no mean.
+      secure: Whether the server sees no more than secure sums of what clients send; who wraps such an aggregator then
+        sums what it counts securely too.
     """
 
     init: Callable[[PyTree], PyTree]
     next: Callable[[PyTree, PyTree, PyTree, PyTree], tuple[PyTree, PyTree, PyTree]]
+    bounded: Bounded | None = None
+    secure: bool = False
+
+
+def bounded_after(inner: Aggregator, before: Callable[..., tuple[PyTree, PyTree, PyTree, PyTree]]) -> Bounded | None:
+    """Returns ``bounded`` of an aggregator that wraps another.
+
+    Args:
+      inner: The other one.
+      before: From the wrapper's ``(key, state, value, weight)`` to those that the inner one gets.
+    """
+    of_inner = inner.bounded
+    return None if of_inner is None else lambda *sent: of_inner(*before(*sent))
 
 
 def keeps_type(name: str, before: FederatedValue, after: PyTree) -> FederatedValue:

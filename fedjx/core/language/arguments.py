@@ -36,7 +36,7 @@ def check_type(function: str, name: str, got: FederatedType, declared: Federated
 
 
 def _mismatch(function: str, name: str, got: Type, declared: Type) -> TypeError:
-    order = " Names come in the declared order, as in an OrderedDict or a NamedTuple; those of a dict sorted."
+    order = " Names come in the declared order, as in an OrderedDict or a NamedTuple; those of a dict are sorted."
     return TypeError(
         f"{function} declares {name!r} as {declared}; got {got}. Pass a value of the declared type."
         + (order if "=" in str(declared) and "=" in str(got) else "")

@@ -55,6 +55,19 @@ def cast_like(tree: PyTree, value: PyTree) -> PyTree:
     return map_keeping(lambda _, x: x, tree, value)
 
 
+def all_finite(tree: PyTree, where: PyTree = None) -> jax.Array:
+    """Tells whether all numbers of a tree are finite, bool ``[]``.
+
+    Args:
+      tree: The tree.
+      where: Another of its structure; if given, what is not finite there need not be.
+    """
+    leaves = jax.tree.leaves(tree)
+    others = [jnp.zeros_like(x) for x in leaves] if where is None else jax.tree.leaves(where)
+    pairs = [pair for pair in zip(leaves, others, strict=True) if jnp.issubdtype(pair[0].dtype, jnp.inexact)]
+    return jnp.all(jnp.stack([jnp.array(True), *(jnp.all(jnp.isfinite(x) | ~jnp.isfinite(o)) for x, o in pairs)]))
+
+
 def squared_norm(tree: PyTree) -> jax.Array:
     """Returns the sum of the squares of all elements, of the tree's `number_dtype`; has a derivative at 0 too."""
     wide = [jnp.asarray(x).astype(wide_dtype(jnp.result_type(x))) for x in jax.tree.leaves(tree)]

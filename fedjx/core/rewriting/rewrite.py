@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from fedjx.core.rewriting import early_stop, jaxprs, pooling, threefry
@@ -83,7 +84,7 @@ def mapped(fn: Callable[..., PyTree] | Traced, shared: PyTree, own: PyTree, *, s
     """
     if jax.tree.leaves(own)[0].shape[0] == 1:
         result = rewritten(fn, shared, jax.tree.map(lambda x: x[0], own), stop_early=stop_early)
-        return jax.tree.map(lambda x: x[None], result)
+        return jax.tree.map(lambda x: jnp.asarray(x)[None], result)  # constants come as numbers of Python
     return jax.vmap(lambda member: rewritten(fn, shared, member, stop_early=stop_early))(own)
 
 

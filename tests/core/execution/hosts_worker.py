@@ -221,7 +221,7 @@ def main(rank: int, port: int, store: str, output: str) -> None:
     jax.config.update("jax_num_cpu_devices", DEVICES_PER_PROCESS)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"127.0.0.1:{port}", NUM_PROCESSES, rank)
-    everything = {**results(Path(store)), "own/errors": errors(), "refused": refused()}
+    everything = {**results(Path(store)), "own/errors": errors(), "own/refused": refused()}
     Path(output).write_bytes(pickle.dumps(jax.device_get(everything)))
     jax.distributed.shutdown()
 

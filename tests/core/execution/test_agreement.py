@@ -59,7 +59,7 @@ DIFFERENT = {
     "order of the cohort": (lambda: parts(ids=(2, 0)), {"data.ids"}),
     "data": (lambda: parts(data=clients_data(seed=1)), {"data.data"}),
     "lanes": (lambda: parts(lanes=2), {"data.lanes"}),
-    "placement": (lambda: parts(placement="streamed"), {"data.placement", THE_COMPUTATION}),
+    "placement": (lambda: parts(placement="streamed"), {"data.placement"}),
     "batch size": (lambda: parts(batch_size=3), {"data.batch_size", THE_COMPUTATION}),
     "client's rate": (lambda: parts(of=algorithm(rate=0.1 + 1e-6)), {THE_COMPUTATION}),
     "server's rate": (lambda: parts(of=algorithm(server_optimizer=optax.sgd(0.5))), {THE_COMPUTATION}),

@@ -102,7 +102,11 @@ def test_a_streamed_chunk_holds_the_examples_of_its_own_clients_only():
     for c, k in enumerate(ids):
         rows = index[c][index[c] >= 0]
         np.testing.assert_array_equal(parts[c // 2][rows], DATA.client(k)["y"])
-    assert len(pool) <= 2 * 64  # The parts begin at multiples of 64 rows.
+    # Past its own clients' rows a part has zeros, and no more than 1 MiB of them.
+    for part, own in zip(parts, ids.reshape(2, 2), strict=True):
+        num_rows = DATA.sizes[own].sum()
+        assert not any(part[num_rows:])
+        assert 64 <= len(part) < num_rows + (1 << 20) / (DATA.num_bytes / DATA.num_examples)
 
 
 @pytest.mark.parametrize("error", [KeyError("lost"), OSError("gone")])

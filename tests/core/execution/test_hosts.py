@@ -26,8 +26,8 @@ ROOT = Path(__file__).resolve().parents[3]
 def together(commands, folder, timeout=200):
     """Runs commands beside the block and waits; if one fails or takes too long, ends all and shows what they wrote."""
     # The devices are the worker's own choice; the machine code is made as in this process, and by each for itself.
-    flags = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_ENABLE_COMPILATION_CACHE": "0"}
-    environment = {**os.environ, **flags}
+    flags = " ".join(flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag)
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_ENABLE_COMPILATION_CACHE": "0"}
     logs = [folder / f"log{rank}" for rank in range(len(commands))]
     processes = []
     try:
@@ -109,9 +109,9 @@ NAMED = {
 
 def test_processes_that_disagree_are_refused_and_told_in_what(results):
     _, (first, second) = results
-    assert first["refused"] == second["refused"]
-    assert first["refused"].keys() == hosts_worker.CASES.keys() == NAMED.keys()
-    for name, error in first["refused"].items():
+    assert first["own/refused"] == second["own/refused"]
+    assert first["own/refused"].keys() == hosts_worker.CASES.keys() == NAMED.keys()
+    for name, error in first["own/refused"].items():
         sentence = r"processes that share a mesh must run .*; \w+ got others than process 0 has: (.*)\. Give all .*"
         (listed,) = re.fullmatch(sentence, error).groups()
         parts = {part.removesuffix(" in process 1").partition(" (")[0] for part in listed.split("; ")}
