@@ -99,7 +99,8 @@ def test_a_run_reports_writes_and_resumes_bitwise(tmp_path, capsys, monkeypatch)
     assert again["test_accuracy"] == whole["test_accuracy"]
 
     with pytest.raises(
-        RunError, match=r"needs what it began with; got \{'flags.seed': 1, 'sampler.seed': 1, 'data': '\w+'\}, was"
+        RunError,
+        match=r"needs what it began with; got \{'flags.seed': 1, 'sampler.seed': 1, 'data': .*, 'algorithm': .*\}, was",
     ):
         run(tmp_path / "parts", "--resume", "--seed", "1")
     with pytest.raises(RunError, match=r"holds a run. Resume it, or overwrite it"):
