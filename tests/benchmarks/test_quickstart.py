@@ -98,7 +98,10 @@ def test_a_run_reports_writes_and_resumes_bitwise(tmp_path, capsys, monkeypatch)
     again = run(tmp_path / "parts", "--num-rounds", "5", "--resume")  # a finished run has nothing left to do
     assert again["test_accuracy"] == whole["test_accuracy"]
 
-    with pytest.raises(RunError, match=r"needs what it began with; got \{'flags.seed': 1, 'sampler.seed': 1\}, was"):
+    with pytest.raises(
+        RunError,
+        match=r"needs what it began with; got \{'flags.seed': 1, 'sampler.seed': 1, 'data': .*, 'algorithm': .*\}, was",
+    ):
         run(tmp_path / "parts", "--resume", "--seed", "1")
     with pytest.raises(RunError, match=r"holds a run. Resume it, or overwrite it"):
         run(tmp_path / "parts")
