@@ -47,7 +47,7 @@ def euclidean_norm(value: PyTree) -> jax.Array:
     >>> euclidean_norm([jnp.float32([3e30, 0]), jnp.float32(4e30)]), euclidean_norm(jnp.float32([3e-30, 4e-30]))
     (Array(5.e+30, dtype=float32), Array(5.e-30, dtype=float32))
     """
-    zero, leaves = jnp.zeros((), number_dtype(value)), [as_float(x) for x in jax.tree.leaves(value)]
+    zero, leaves = jnp.zeros((), number_dtype(value)), [jnp.abs(as_float(x)) for x in jax.tree.leaves(value)]
     of_largest = unit(leaves)
     return of_largest * jnp.sqrt(sum((jnp.square(x / of_largest).sum() for x in leaves), zero))
 

@@ -27,8 +27,13 @@ _NO_MESH = Mesh(np.empty((), object), ())
 
 
 def no_mesh() -> AbstractContextManager[object]:
-    """Returns a context in which no mesh is set; within a trace one that changes nothing."""
-    return contextlib.nullcontext() if isinstance(_now(), jax.core.Tracer) else jax.set_mesh(_NO_MESH)
+    """Returns a context in which no mesh is set; within a trace or a transformation one that changes nothing."""
+    if jax.sharding.get_abstract_mesh().empty or isinstance(_now(), jax.core.Tracer):
+        return contextlib.nullcontext()
+    try:
+        return jax.set_mesh(_NO_MESH)
+    except ValueError:  # `grad` and `vmap` leave no mesh, and cannot be told apart otherwise
+        return contextlib.nullcontext()
 
 
 def outside_meshes(fn: Callable[P, R]) -> Callable[P, R]:
