@@ -22,6 +22,7 @@ import pytest
 import fedjx
 from fedjx.aggregation import compress, rotated, uniform_quantizer
 from fedjx.algorithms import fed_avg, scaffold
+from fedjx.core.execution.export import _sealed
 from fedjx.data import ClientStates, Cohort, FederatedData
 from fedjx.models import linear
 from fedjx.training import stateful_rounds
@@ -109,10 +110,11 @@ def test_a_computation_that_the_oldest_jax_exported_runs(found):
 
 
 def test_an_artefact_that_this_jax_cannot_read_says_who_wrote_it():
-    head, _, body = (WRITTEN / "round.fedjx").read_bytes().partition(b"\n")
+    _, _, content = (WRITTEN / "round.fedjx").read_bytes().partition(b"\n")
+    head, _, program = content.partition(b"\n")
     assert json.loads(head)["jax"].startswith("0.10.")
     with pytest.raises(ValueError, match=r"written by JAX 0\.10\.\d+, cannot be read by JAX .*Export it again"):
-        fedjx.load(head + b"\n" + body[: len(body) // 2])
+        fedjx.load(_sealed(head + b"\n" + program[: len(program) // 2]))
 
 
 def write(directory: Path) -> None:
