@@ -49,6 +49,7 @@ def client_reports(metrics: Metrics) -> tuple[np.ndarray, dict[str, np.ndarray]]
     Raises:
       ValueError: If the metrics have no reports of single clients.
 
+    >>> import optax
     >>> train, _ = fedjx.data.digits(num_clients=20)
     >>> model = fedjx.models.linear(10, input_shape=(8, 8, 1))
     >>> algorithm = fedjx.fed_avg(model, client_optimizer=optax.sgd(0.01), metrics_sum=sum_and_report)

@@ -318,9 +318,9 @@ def test_a_round_exported_for_any_cohort_runs_in_a_fresh_process(data, tmp_path)
     subprocess.run([sys.executable, "-c", _FRESH, tmp_path], check=True, timeout=240)
     for name, clients in cohorts.items():
         after, metrics = algorithm.next(state, clients)
-        loaded = np.load(tmp_path / f"{name}.npz")
-        np.testing.assert_allclose(loaded["kernel"], after.params["kernel"], rtol=1e-5, atol=1e-7)
-        np.testing.assert_allclose(loaded["loss"], metrics["loss"], rtol=1e-6)
+        with np.load(tmp_path / f"{name}.npz") as loaded:
+            np.testing.assert_allclose(loaded["kernel"], after.params["kernel"], rtol=1e-5, atol=1e-7)
+            np.testing.assert_allclose(loaded["loss"], metrics["loss"], rtol=1e-6)
 
 
 # --- what goes wrong ------------------------------------------------------------------------------

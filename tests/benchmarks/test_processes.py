@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks import compression, measuring
@@ -95,7 +96,7 @@ def test_two_processes_report_what_one_does(tmp_path, monkeypatch):
         found, expected = (numbers(report, NUMBERS[name]) for report in (several, alone[name]))
         assert len(found) >= len(NUMBERS[name])
         for a, b in zip(found, expected, strict=True):
-            assert a == pytest.approx(b, rel=1e-4, abs=2e-3), name
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-3, err_msg=name)
         if name != "quickstart":
             assert (several["num_processes"], alone[name]["num_processes"]) == (2, 1)
             assert json.loads((tmp_path / "two" / f"{name}.json").read_text()) == several

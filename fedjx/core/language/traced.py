@@ -131,7 +131,8 @@ class Traced:
             if FederatedValue.__name__ in str(error):
                 error.add_note("fedjx: a placed value is no array. Act on its members with federated_map.")
             if self._traced is not None and (changed := _changed(self._parameters, self._traced, types)):
-                raise ValueError(
+                kind = TypeError if isinstance(error, TypeError) else ValueError
+                raise kind(
                     f"{self.name} needs data that its functions take, as those of the calls before; got {changed}. "
                     f"Bring them into that form. The functions say: {error}"
                 ) from error
