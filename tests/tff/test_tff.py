@@ -217,7 +217,8 @@ def test_every_step_has_a_random_key_of_its_own():
 
 def test_later_versions_name_the_metrics_after_the_parts_of_the_process():
     process = tff.learning.build_weighted_fed_avg(tff_model_fn, lambda: optax.sgd(0.1), lanes=1)
-    metrics = process.next.report({"loss": 2.5, "num_examples": 7, "num_non_finite_clients": 1, "aggregation": {}})
+    sums = {"loss": 2.5, "num_examples": 7, "num_non_finite_clients": 3, "num_non_finite_aggregates": 1}
+    metrics = process.next.report({**sums, "aggregation": {}})
     assert str(metrics) == (
         "<distributor=<>,client_work=<train=<loss=2.5,num_examples=7>>,aggregator=<>,finalizer=<update_non_finite=1>>"
     )

@@ -58,7 +58,7 @@ def learning_metrics(metrics: dict[str, PyTree]) -> Metrics:
     """Names them as `build_weighted_fed_avg` does."""
     aggregation, train, stat = _parts(metrics)
     work = Metrics(train=Metrics(train, num_examples=stat.num_examples))
-    finalizer = Metrics(update_non_finite=stat.num_non_finite_clients)
+    finalizer = Metrics(update_non_finite=stat.num_non_finite_aggregates)
     return Metrics(distributor=Metrics(), client_work=work, aggregator=aggregation, finalizer=finalizer)
 
 
