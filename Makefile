@@ -36,7 +36,7 @@ format: $(VENV)/.dev ## Format the code and repair what can be repaired.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Short runs, under two minutes together; without the flags each measures properly, in many minutes.
+# Short runs; without the flags each measures properly, in many minutes.
 bench: $(VENV)/.runtime ## Run the quickstart and the benchmarks, shortened.
 	$(BIN)/python -m benchmarks.quickstart --num-rounds 5 --output runs/bench --overwrite
 	$(BIN)/python -m benchmarks.round_time --clients 2 --rounds 2 --output runs/bench/round_time.json

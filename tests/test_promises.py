@@ -16,6 +16,10 @@ PROMISES = """
 README.md
   the same result, up to rounding
     core/execution/test_engine.py::test_every_executor_computes_the_same
+  goes on with an interrupted run, bitwise as if it had not been
+    benchmarks/test_quickstart.py::test_a_run_that_is_killed_goes_on_where_it_was_saved
+  Whatever else is in a directory is never touched
+    experiment/test_run_directory.py::test_overwriting_deletes_what_the_run_has_written_and_nothing_else
   cannot depend on how the cohort is cut
     algorithms/test_laws.py::test_the_order_of_clients_changes_nothing
   Only federated operators move them
@@ -89,6 +93,10 @@ docs/algorithms.md
   length compiles nothing
     tff/test_tff.py::test_a_list_of_another_size_compiles_nothing_after_the_first_of_its_bucket
 docs/data.md
+  is on the device as it is in the data, or is refused
+    data/test_exact.py::test_a_feature_is_on_the_device_as_it_is_or_refused
+  a shape that was there compiles nothing
+    data/test_continual.py::test_data_that_grow_compile_once_for_each_bucket
   in memory that does not grow with their number
     data/importers/test_grouping.py::test_memory_does_not_grow_with_the_rows_and_no_file_is_left
   has a synthetic twin of the same schema

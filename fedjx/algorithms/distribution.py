@@ -39,7 +39,8 @@ def distribution(per_client: Clients, *, quantiles: Sequence[float] = (0.1, 0.25
       quantiles: Numbers from 0 to 1.
 
     Returns:
-      By name, a `Distribution` of each array ``[...]``; NaN if no client has an example. Not of ``num_examples``.
+      By name, a `Distribution` of each array ``[...]``; NaN if no client has an example. Not of ``num_examples``. A
+      client's NaN counts, as the highest value.
 
     >>> metrics = {"accuracy": jnp.arange(4.0), "num_examples": jnp.array([5, 5, 5, 0])}
     >>> found = distribution(Clients.of(metrics), quantiles=(0.5,))["accuracy"]
@@ -52,7 +53,9 @@ def distribution(per_client: Clients, *, quantiles: Sequence[float] = (0.1, 0.25
     def described(values: jax.Array) -> Distribution:
         values = jnp.asarray(values, jnp.float32)
         number, rows = jnp.sum(counts), _like(jnp.arange(len(values)), values)
-        ordered = jnp.sort(jnp.where(_like(counts, values), values, jnp.inf), axis=0)  # who does not count comes last
+        # Who does not count comes last, after what is NaN.
+        places = jnp.lexsort((values, jnp.broadcast_to(_like(~counts, values), values.shape)), axis=0)
+        ordered = jnp.take_along_axis(values, places, axis=0)
         tenth = (number + 9) // 10
 
         def mean(first: PyTree, last: PyTree) -> jax.Array:

@@ -55,7 +55,7 @@ def save_checkpoint(run: Run, checkpoint: Checkpoint, *, keep: int = 3) -> None:
     if jax.process_index() != 0:
         return
     final = run.path / CHECKPOINTS / f"{checkpoint.round:08d}"
-    partial = final.with_name(f".partial-{final.name}")
+    partial = final.with_name(f".partial-{final.name}.{run.token}")
     if final.exists():
         raise RunError(f"a checkpoint needs a place of its own; {final} is there already. Save each round once.")
     _clear(partial)

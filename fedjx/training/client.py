@@ -23,7 +23,7 @@ from fedjx.core.language.debugging import check_finite
 from fedjx.core.language.names import Metrics, PyTree
 from fedjx.core.language.padding import own_padding
 from fedjx.core.language.sequence import sequence_reduce
-from fedjx.core.language.trees import map_keeping
+from fedjx.core.language.trees import all_finite, map_keeping
 from fedjx.core.language.values import MASK, Batches, Sequence
 from fedjx.models.model import Batch, MetricSums, Model, Ratio, batch_loss, sum_metrics, with_batch_stats
 
@@ -367,8 +367,7 @@ def drop_non_finite(update: ClientUpdate) -> ClientUpdate:
 
 def zeroed_if_non_finite(update: ClientUpdate) -> ClientUpdate:
     """Does what `drop_non_finite` does, in debug mode too: where it is no mistake that a number is not finite."""
-    inexact = [x for x in jax.tree.leaves(tuple(update)) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in inexact]))
+    finite = all_finite(tuple(update))
     delta, weight, metrics = jax.tree.map(lambda x: jnp.where(finite, x, jnp.zeros_like(x)), tuple(update))
     counts = {
         "num_clients": (weight > 0).astype(jnp.int32),

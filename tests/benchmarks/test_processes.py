@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -159,6 +161,27 @@ def test_variables_that_are_no_process_of_several(environment, monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=r"a process of several needs COORDINATOR .* Set all three, or none\."):
         measuring.fedjx.initialize_distributed()
+
+
+@pytest.mark.parametrize("launcher", ["SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "libtpu"])
+def test_processes_of_a_launcher_are_found_by_jax(launcher, monkeypatch):
+    asked = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **options: asked.append((args, options)))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: asked if name == launcher else None)
+    for name in ("NUM_PROCESSES", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for number, times in (("1", 0), ("2", 1)):
+        if launcher != "libtpu":
+            monkeypatch.setenv(launcher, number)
+        measuring.fedjx.initialize_distributed()
+        assert len(asked) == times or launcher == "libtpu"
+    assert asked[-1] == ((), {"heartbeat_timeout_seconds": 12})
+
+    def finds_none(**options):
+        raise ValueError("no cluster")
+
+    monkeypatch.setattr(jax.distributed, "initialize", finds_none)
+    assert measuring.fedjx.initialize_distributed() is False
 
 
 def test_a_process_alone_stays_alone(monkeypatch):

@@ -6,8 +6,8 @@ import copy
 
 import pytest
 
-from benchmarks import robustness
-from benchmarks.robustness_report import draw, show
+from benchmarks import robustness, robustness_lies
+from benchmarks.robustness_report import draw, show, show_lies
 from fedjx.aggregation.attacks import boosted
 from fedjx.aggregation.centred_clipping import norm_bounding
 from fedjx.aggregation.mean import mean
@@ -30,6 +30,15 @@ def test_an_attack_breaks_the_mean_and_not_a_rule():
     assert accuracy["attack"]["taken over"] < 0.2
     survivors = {"mean": False, "norm bounding": True, "calm": True, "taken over": False}
     assert robustness.survives(results)["attack"] == survivors
+
+
+def test_a_lie_moves_no_server_beyond_the_clip(monkeypatch):
+    monkeypatch.setattr(robustness_lies, "LIES", {"says x 1e6": 1e6})
+    monkeypatch.setattr(robustness_lies, "METHODS", {"FedExP": robustness_lies.METHODS["FedExP"]})
+    given = robustness.setting(robustness.parse_flags(["--num-clients", "5"]))
+    found = robustness_lies.lies(given.data, given.model, given.evaluate, num_clients=5, num_rounds=2)
+    assert 0 < found["FedExP"]["says x 1e6"]["moves"] <= 1.0001
+    assert show_lies(found).splitlines()[-1].startswith("FedExP ")
 
 
 CALM, BROKEN, OPEN = ({"accuracy": a, "backdoor": b} for a, b in ((0.93, 0.01), (0.12, 0.02), (0.92, 0.97)))

@@ -129,6 +129,11 @@ def test_deciles_and_quantiles_beside_numpy_with_padding_and_garbage():
     np.testing.assert_allclose(found.highest_decile, ordered[-tenth:].mean(axis=0), rtol=1e-4)
     for part, value in found.quantiles.items():
         np.testing.assert_allclose(value, np.quantile(values[real], part, axis=0), rtol=1e-4)
+    one = distribution(Clients.of({"a": jnp.array([3.0, np.nan, 1.0, 5.0]), "num_examples": jnp.array([5, 5, 5, 0])}))[
+        "a"
+    ]
+    assert np.isnan([one.mean, one.highest_decile, one.quantiles[0.9]]).all()  # of who counts, not of who does not
+    assert (one.lowest_decile, one.quantiles[0.5]) == (1, 3)
     nobody = distribution(Clients.of({"a": values, "num_examples": 0 * counts}))["a"]
     assert np.isnan(jax.tree.leaves(nobody)).all()
     with pytest.raises(ValueError, match=r"quantile_0 must be in \[0, 1\]; got"):

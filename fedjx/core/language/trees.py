@@ -63,9 +63,10 @@ def all_finite(tree: PyTree, where: PyTree = None) -> jax.Array:
       where: Another of its structure; if given, what is not finite there need not be.
     """
     leaves = jax.tree.leaves(tree)
-    others = [jnp.zeros_like(x) for x in leaves] if where is None else jax.tree.leaves(where)
+    others = [None] * len(leaves) if where is None else jax.tree.leaves(where)
     pairs = [pair for pair in zip(leaves, others, strict=True) if jnp.issubdtype(pair[0].dtype, jnp.inexact)]
-    return jnp.all(jnp.stack([jnp.array(True), *(jnp.all(jnp.isfinite(x) | ~jnp.isfinite(o)) for x, o in pairs)]))
+    finite = [jnp.isfinite(x) if o is None else jnp.isfinite(x) | ~jnp.isfinite(o) for x, o in pairs]
+    return jnp.all(jnp.stack([jnp.array(True), *map(jnp.all, finite)]))
 
 
 def squared_norm(tree: PyTree) -> jax.Array:

@@ -1,5 +1,6 @@
 """Tests of the importer of FedJAX's SQLite databases, on files in the published format."""
 
+import importlib
 import os
 import sqlite3
 import zlib
@@ -15,6 +16,7 @@ from fedjx.data.importers import fedjax_sqlite
 from tests.data.damage import check_damage
 from tests.data.importers.damaged_trees import swap_pages
 
+MODULE = importlib.import_module("fedjx.data.importers.fedjax_sqlite")  # the package has its function by this name
 # In the order of the rows, which is not that of the ids.
 HOSTILE = [b"10", b"2", b"o'brien", b"../x", b"", b"x" * 10_000, b"\xff\xfe\0", b"f3821_37"]
 FEATURES = {"pixels": ArrayType((2, 3), np.float32), "label": ArrayType((), np.int32)}
@@ -154,17 +156,32 @@ def test_wrong_clients(tmp_path, data, num_examples, message):
     assert os.listdir(tmp_path) == ["x.sqlite"]
 
 
-def test_a_bomb_takes_no_memory_beyond_what_is_allowed(tmp_path):
+@pytest.mark.parametrize("max_client_bytes", [1 << 20, 1 << 27])
+def test_a_bomb_takes_no_memory_beyond_what_is_allowed(tmp_path, monkeypatch, max_client_bytes):
     import tracemalloc
 
+    # Where much is allowed, a bomb is counted before as much is taken.
+    monkeypatch.setattr(MODULE, "_MANY_BYTES", 1 << 20)
     bomb = zlib.compress(bytes(1 << 28))
     path = database(tmp_path / "x.sqlite", [(b"a", bomb, 1)])
     tracemalloc.start()
     with pytest.raises(ValueError, match="more than max_client_bytes"):
-        list(fedjax_sqlite(path, max_client_bytes=1 << 20).clients())
+        list(fedjax_sqlite(path, max_client_bytes=max_client_bytes).clients())
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1 << 23
+
+
+def test_clients_that_are_counted_first_are_read_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(MODULE, "_MANY_BYTES", 100)
+    monkeypatch.setattr(MODULE, "_PIECE", 7)
+    column = np.arange(1000) % 7
+    data = packed({"x": array(column)})
+    path, size = database(tmp_path / "x.sqlite", [(b"a", data, 1000)]), len(zlib.decompress(data))
+    (client,) = fedjax_sqlite(path, max_client_bytes=size).clients()
+    np.testing.assert_array_equal(client.examples["x"], column)
+    with pytest.raises(ValueError, match="more than max_client_bytes"):
+        list(fedjax_sqlite(path, max_client_bytes=size - 1).clients())
 
 
 @pytest.mark.parametrize(
