@@ -124,6 +124,7 @@ def train(flags: argparse.Namespace, data: Any, algorithm: Any, evaluate: Any) -
         sent = traffic(algorithm.next, state, first.whole())
         num_examples, started, rounds = 0, time.perf_counter(), range(done + 1, flags.num_rounds + 1)
         progress = tqdm(rounds, "training", unit=" rounds", smoothing=0, disable=not is_first)
+        progress.set_postfix_str("compiling, and measuring how many clients are best run at once")
         events = event_writer(run, after=done)
         for number in progress:
             ids = sample(number)
