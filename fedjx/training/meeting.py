@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
@@ -128,8 +129,16 @@ class LeftOut:
                 "sent is not finite. Their loss has overflowed or their examples hold NaN: lower the learning rate, "
                 "look at the data, or let algorithm.next.streamed(debug=True) name the client and the step.",
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=_level_of_caller(),
             )
+
+
+def _level_of_caller() -> int:
+    """Returns the stack level, as `warnings.warn` counts from where this is called, of the line that called fedjx."""
+    frame, level = inspect.currentframe(), 0
+    while frame and str(frame.f_globals.get("__name__")).partition(".")[0] == "fedjx":
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _is_computed(count: object) -> bool:

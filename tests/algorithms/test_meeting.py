@@ -284,3 +284,20 @@ def test_a_round_that_leaves_out_most_of_its_cohort_warns_once_and_says_why():
         assert rounds(quiet, given)[0] == []
     asked = fed_avg(MODEL, client_optimizer=SGD, failures=Failures(non_finite=1.0))
     assert rounds(asked, data())[0] == []
+
+
+@pytest.mark.parametrize("way", ["next", "streamed", "in_graph", "whole"])
+def test_the_warning_is_at_the_line_that_called_the_round(way):
+    next = fed_avg(MODEL, client_optimizer=SGD).next
+    mesh = jax.make_mesh((1,), ("clients",), devices=jax.devices()[:1])
+    step = {"streamed": next.streamed, "in_graph": lambda: next.in_graph(mesh=mesh)}.get(way, lambda: next)()
+    given = Cohort(data(x=np.full_like(data().examples["x"], np.nan)), (0, 1, 3), batch_size=4, lanes=1)
+    given = given.whole() if way == "whole" else given
+
+    def three(state):
+        for _ in range(3):
+            state, _ = jax.block_until_ready(step(state, given))
+
+    with pytest.warns(RuntimeWarning, match="most clients of a round should count") as caught:
+        three(ALGORITHM.init(KEY))
+    assert {warning.filename for warning in caught} == {__file__}
