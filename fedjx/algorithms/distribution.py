@@ -47,6 +47,11 @@ def distribution(per_client: Clients, *, quantiles: Sequence[float] = (0.1, 0.25
     >>> float(found.mean), float(found.lowest_decile), float(found.highest_decile), float(found.quantiles[0.5])
     (1.0, 0.0, 2.0, 1.0)
     """
+    if not isinstance(per_client, Clients):
+        raise TypeError(
+            f"a distribution is over clients; got {type(per_client).__name__}. Pass the second of what "
+            "federated_evaluation(model, per_client=True) returns."
+        )
     check_number("[0, 1]", **{f"quantile_{k}": x for k, x in enumerate(quantiles)})
     counts = jnp.asarray(per_client.mask) & (jnp.asarray(per_client.value["num_examples"]) > 0)
 

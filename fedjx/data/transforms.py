@@ -244,6 +244,11 @@ def _shuffled(seed: int, client_id: ClientId, size: int) -> np.ndarray:
 
 
 def _bounds(fractions: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+    if not isinstance(fractions, Mapping):
+        raise TypeError(
+            f"fractions need to be the parts' shares by name; got {fractions!r}. "
+            "Give {'train': 0.8, 'test': 0.2}, for example."
+        )
     if not fractions or min(fractions.values()) < 0 or abs(sum(fractions.values()) - 1) > 1e-6:
         raise ValueError(
             f"fractions need to be at least 0 and to add to 1; got {dict(fractions)}. "

@@ -71,7 +71,7 @@ def sign_accuracy(scores: jax.Array, batch: Batch) -> jax.Array:
 
 
 def confusion_matrix(logits: jax.Array, batch: Batch) -> Sums:
-    """Counts how often each class, row, was taken for each, column: int32 ``[K, K]``."""
+    """Counts how often each class, row, was taken for each, column: int32 ``[K, K]``; K is at least 2."""
     return _confusion(logits, batch, _identity)
 
 
@@ -91,6 +91,11 @@ def _identity(sums: PyTree) -> PyTree:
 
 def _confusion(logits: jax.Array, batch: Batch, finish: Callable[[jax.Array], PyTree]) -> Sums:
     number = logits.shape[-1]
+    if number == 1:
+        raise ValueError(
+            f"a confusion matrix is of two classes or more; got outputs {list(logits.shape)}. Give logits [B, K], with "
+            "labels from 0 to K - 1: jnp.stack([-z / 2, z / 2], axis=-1) of one logit z for two classes."
+        )
     rows, columns = (jax.nn.one_hot(x, number, dtype=jnp.int32) for x in (batch["y"], jnp.argmax(logits, axis=-1)))
     return Sums(rows[..., :, None] * columns[..., None, :], finish)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
@@ -96,19 +97,20 @@ class _Checked:
 
 
 class LeftOut:
-    """Warns, once, when a round left out more than half of its cohort as not finite.
+    """Warns, once, when a round left out more than half of its cohort as not finite, or all that came of it.
 
     It looks at the counts of a round only when they are there, so that no loop waits for the device.
     """
 
     def __init__(self):
-        self._waiting: tuple[jax.Array, jax.Array] | None = None
+        self._waiting: tuple[jax.Array, ...] | None = None
         self._has_warned = False
 
     def __call__(self, result: PyTree) -> None:
         """Takes what a round returns."""
         metrics = result[1]
-        counts = tuple(metrics.get(name) for name in ("num_non_finite_clients", "num_clients"))
+        names = ("num_non_finite_clients", "num_clients", "num_non_finite_aggregates")
+        counts = tuple(metrics.get(name) for name in names)
         if self._has_warned or not all(map(_is_computed, counts)):
             return
         for waits in (self._waiting, counts):
@@ -118,18 +120,33 @@ class LeftOut:
             else:
                 self._waiting = self._waiting or counts
 
-    def _look(self, left_out: np.ndarray, taken: np.ndarray) -> None:
+    def _look(self, left_out: np.ndarray, taken: np.ndarray, rejected: np.ndarray) -> None:
         most = np.flatnonzero(left_out > taken)
-        if len(most) and not self._has_warned:
-            self._has_warned = True
+        if len(most):
             number, rest = np.ravel(left_out)[most[0]], np.ravel(taken)[most[0]]
-            warnings.warn(
+            problem = (
                 f"most clients of a round should count; got {number} of {number + rest} left out, because what they "
                 "sent is not finite. Their loss has overflowed or their examples hold NaN: lower the learning rate, "
-                "look at the data, or let algorithm.next.streamed(debug=True) name the client and the step.",
-                RuntimeWarning,
-                stacklevel=4,
+                "look at the data, or let algorithm.next.streamed(debug=True) name the client and the step."
             )
+        elif rejected.any():
+            problem = (
+                "what comes of all clients should be finite; got an aggregate that is not, so the server stays as it "
+                "was. Look at what the aggregator measured, such as the overflow of a secure sum, and at the updates."
+            )
+        else:
+            return
+        if not self._has_warned:
+            self._has_warned = True
+            warnings.warn(problem, RuntimeWarning, stacklevel=_level_of_caller())
+
+
+def _level_of_caller() -> int:
+    """Returns the stack level, as `warnings.warn` counts from where this is called, of the line that called fedjx."""
+    frame, level = inspect.currentframe(), 0
+    while frame and str(frame.f_globals.get("__name__")).partition(".")[0] == "fedjx":
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _is_computed(count: object) -> bool:

@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 
 from fedjx import CLIENTS, FederatedType, algorithms
+from fedjx.aggregation import secure_mean
 from fedjx.algorithms import fed_avg, federated_evaluation
 from fedjx.data import Cohort, FederatedData, Store, StoreWriter, preprocess
 from fedjx.models import Model, batch_loss, from_flax, linear, matrix_factorization
@@ -284,3 +285,28 @@ def test_a_round_that_leaves_out_most_of_its_cohort_warns_once_and_says_why():
         assert rounds(quiet, given)[0] == []
     asked = fed_avg(MODEL, client_optimizer=SGD, failures=Failures(non_finite=1.0))
     assert rounds(asked, data())[0] == []
+
+
+def test_a_round_of_which_nothing_comes_warns_once_and_says_why():
+    algorithm = fed_avg(MODEL, client_optimizer=SGD, aggregator=secure_mean(bound=1.0, max_weight=10, max_clients=2))
+    told, metrics = rounds(algorithm, data())
+    assert metrics["num_non_finite_aggregates"] == 1
+    assert len(told) == 1
+    assert re.search("an aggregate that is not, so the server stays as it was.*overflow of a secure sum", told[0])
+
+
+@pytest.mark.parametrize("way", ["next", "streamed", "in_graph", "whole"])
+def test_the_warning_is_at_the_line_that_called_the_round(way):
+    next = fed_avg(MODEL, client_optimizer=SGD).next
+    mesh = jax.make_mesh((1,), ("clients",), devices=jax.devices()[:1])
+    step = {"streamed": next.streamed, "in_graph": lambda: next.in_graph(mesh=mesh)}.get(way, lambda: next)()
+    given = Cohort(data(x=np.full_like(data().examples["x"], np.nan)), (0, 1, 3), batch_size=4, lanes=1)
+    given = given.whole() if way == "whole" else given
+
+    def three(state):
+        for _ in range(3):
+            state, _ = jax.block_until_ready(step(state, given))
+
+    with pytest.warns(RuntimeWarning, match="most clients of a round should count") as caught:
+        three(ALGORITHM.init(KEY))
+    assert {warning.filename for warning in caught} == {__file__}

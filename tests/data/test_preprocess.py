@@ -267,6 +267,12 @@ def test_errors_of_fractions(fractions):
         split_examples(MEMORY, fractions=fractions, seed=0)
 
 
+@pytest.mark.parametrize("fractions", [0.8, [0.8, 0.2]])
+def test_fractions_have_names(fractions):
+    with pytest.raises(TypeError, match="fractions need to be the parts' shares by name; got"):
+        split_examples(MEMORY, fractions=fractions, seed=0)
+
+
 def test_errors_of_truncate():
     with pytest.raises(ValueError, match="num_examples must be an integer of at least 1; got num_examples=0"):
         truncate(0)

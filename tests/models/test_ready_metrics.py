@@ -154,6 +154,17 @@ def test_the_area_under_the_curve_is_within_its_error():
         metrics.auc()(LOGITS, {"y": Y})
 
 
+def test_a_confusion_matrix_needs_two_classes():
+    for metric in (metrics.confusion_matrix, metrics.of_confusion(metrics.f1)):
+        with pytest.raises(ValueError, match=r"of two classes or more; got outputs \[4, 1\]"):
+            metric(jnp.ones((4, 1)), {"y": jnp.array([0, 1, 1, 0])})
+
+
+def test_a_distribution_is_over_clients():
+    with pytest.raises(TypeError, match=r"a distribution is over clients; got dict\. Pass the second of"):
+        distribution({"accuracy": 0.5, "num_examples": 3})
+
+
 def test_metrics_of_positions_and_of_what_is_ignored():
     logits, y = LOGITS[:60].reshape(10, 6, NUM_CLASSES), Y[:60].reshape(10, 6).copy()
     y[:, 4:] = 3  # padding
