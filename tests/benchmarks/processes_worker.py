@@ -21,7 +21,7 @@ RUNS = {
     "algorithms": "--num-clients 6 --cohort 3 --num-rounds 2 --num-seeds 1 --client-rates 0.1 0.3 0.2 "
     "--server-rates 1.0 --methods FedAvg",
     "compression": "--num-clients 4 --clients-per-round 4 --num-rounds 2 --eval-every 2 --num-seeds 1 "
-    "--variants float32",
+    "--variants float32 --client-rate 0.01",  # at .1 two rounds make of rounding what one sees
     "limit": "--workload logistic --clients 4 --rounds 1 --lanes 1 --seconds 0.01 --sizes 64 --megabytes 1",
     "quickstart": "--model mlp --num-clients 8 --clients-per-round 4 --num-rounds 2 --eval-every 2 --lanes 1",
     "round_time": "--workload logistic --clients 4 --rounds 1 --lanes 1",
