@@ -20,7 +20,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks import round_time
 from benchmarks.flops import Product, total_flops, training_products
-from benchmarks.measuring import client_mesh, environment, finish, flag_parser, peak_memory, start, table
+from benchmarks.measuring import (
+    check_alone,
+    client_mesh,
+    environment,
+    finish,
+    flag_parser,
+    peak_memory,
+    run_apart,
+    start,
+    table,
+)
 from benchmarks.workloads import WORKLOADS, Workload
 from fedjx.core.execution.hosts import agreed
 
@@ -112,7 +122,7 @@ def parse_flags(args: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
     parser = flag_parser(__doc__)
     flag = parser.add_argument
-    flag("--workload", choices=list(WORKLOADS), default="emnist_cnn", help="what to train")
+    flag("--workload", choices=[*WORKLOADS, "all"], default="emnist_cnn", help="what to train; all, one by one")
     flag("--clients", type=int, help="clients in a round; the workload's own number if not given")
     flag("--rounds", type=int, default=10, help="turns of a product and a round")
     flag("--warm-up", type=int, default=1, help="rounds before them")
@@ -127,6 +137,8 @@ def parse_flags(args: list[str] | None = None) -> argparse.Namespace:
 
 def main(flags: argparse.Namespace) -> dict[str, Any]:
     """Measures the machine, then machine and rounds in turns, and reports."""
+    if flags.workload == "all":
+        return main_all(flags)
     workload, mesh = WORKLOADS[flags.workload](), client_mesh(flags.devices)
     counts, flops = workload_products(workload)
     on_cpu = mesh.devices.flat[0].platform == "cpu"
@@ -165,6 +177,21 @@ def main(flags: argparse.Namespace) -> dict[str, Any]:
     return finish(result, flags.output)
 
 
+def main_all(flags: argparse.Namespace) -> dict[str, Any]:
+    """Measures every workload, each in a process of its own so that its memory is its own."""
+    check_alone()
+    passed = ["--sizes", *flags.sizes] if flags.sizes else []
+    for name in ("clients", "devices", "rounds", "warm_up", "lanes", "seed", "megabytes", "seconds"):
+        value = getattr(flags, name)
+        passed += [] if value is None else [f"--{name.replace('_', '-')}", value]
+    results = [run_apart("limit", "--workload", name, *passed) for name in WORKLOADS]
+    print(show_all(results) + "\n")
+    return finish(
+        {"benchmark": "limit", "workload": "all", "workloads": results, **environment(client_mesh(flags.devices))},
+        flags.output,
+    )
+
+
 def in_turns(
     flags: argparse.Namespace, workload: Workload, mesh: Mesh, shape: tuple[int, int, int]
 ) -> tuple[list[float], list[round_time.Round]]:
@@ -177,6 +204,30 @@ def in_turns(
         peaks.append(product_rate(mesh, *shape, seconds=flags.seconds))
         done.append(next(stream))
     return peaks, done
+
+
+def show_all(results: list[dict[str, Any]]) -> str:
+    """Formats the results of several workloads as one table."""
+    columns = {
+        "peak_flops_per_second": ("peak GFLOP/s", 1e9),
+        "flops_per_example": ("MFLOP/example", 1e6),
+        "ceiling_examples_per_second": ("ceiling", 1),
+        "examples_per_second": ("examples/s", 1),
+        "best_examples_per_second": ("best", 1),
+        "fraction_of_bests": ("of the peak", 1),
+        "fraction_of_medians": ("medians", 1),
+        "fraction_of_shapes": ("of its shapes", 1),
+    }
+    rows = [
+        [
+            r["workload"],
+            r["lanes"],
+            *(r[name] / unit for name, (_, unit) in columns.items()),
+            r["rounds"]["first_round_seconds"],
+        ]
+        for r in results
+    ]
+    return table(["workload", "lanes", *(title for title, _ in columns.values()), "first round s"], rows)
 
 
 def show(result: dict[str, Any]) -> str:

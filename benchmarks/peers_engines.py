@@ -7,6 +7,7 @@ import json
 import os
 import queue
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,12 +30,14 @@ class Engine(NamedTuple):
       environment: Its environment's name; empty for that of this process.
       requirements: For pip, in steps: the CPU build of PyTorch goes first, so that nothing else decides on it.
       arguments: Of the worker, after the folder of the problem.
+      python: The interpreter to make the environment with; that of this process if not given.
     """
 
     script: str
     environment: str = ""
     requirements: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
+    python: str = sys.executable
 
 
 class EngineError(Exception):
@@ -44,13 +47,24 @@ class EngineError(Exception):
 def engines(num_cores: int) -> dict[str, Engine]:
     """Returns all engines; ``2x1`` is two processes with one thread each."""
     torch = ("torch==2.13.0", "numpy==2.4.6")
-    fedjax = "fedjax==0.0.17 jax==0.5.3 jaxlib==0.5.3 dm-haiku==0.0.17 optax==0.2.8 numpy==2.4.6"
+    fedjax = "fedjax==0.0.17 jax==0.5.3 jaxlib==0.5.3 dm-haiku==0.0.17 flax==0.10.6 optax==0.2.8 numpy==2.4.6"
     processes, threads = f"{num_cores}x1", f"1x{num_cores}"
     shapes = dict.fromkeys([processes, threads])
     return {
         "fedjx": Engine("fedjx_worker.py"),
         "fedjax": Engine("fedjax_worker.py", "fedjax", (fedjax,)),
         **{f"pfl_{n}": Engine("pfl_worker.py", "pfl", (*torch, "pfl[pytorch]==0.6.0"), (n,)) for n in shapes},
+        # 3.0 needs Python 3.14.
+        **{
+            f"blazefl_{mode}": Engine(
+                "blazefl_worker.py",
+                "blazefl",
+                (*torch, "blazefl[contrib,reproducibility]==2.0.3"),
+                (mode, str(num_cores)),
+                "python3.13",
+            )
+            for mode in ("threads", "processes")
+        },
         "flower": Engine("flower_worker.py", "flower", (*torch, "flwr[simulation]==1.41.0")),
         "drjax": Engine("drjax_worker.py", "drjax", ("drjax==0.2.1 jax==0.10.2 jaxlib==0.10.2",)),
         **{f"torch_{n}": Engine("torch_worker.py", "torch", torch, (n,)) for n in shapes},
@@ -72,8 +86,10 @@ def python_of(engine: Engine, environments: Path) -> Path:
     wanted = "\n".join(engine.requirements)
     if stamp.exists() and stamp.read_text() == wanted:
         return python
+    if shutil.which(engine.python) is None:
+        raise EngineError(f"it needs {engine.python}, which is not on the path; install it, or leave the engine out")
     print(f"installing {engine.environment} in {folder}", flush=True)
-    _run(sys.executable, "-m", "venv", "--clear", str(folder))
+    _run(engine.python, "-m", "venv", "--clear", str(folder))
     for step in engine.requirements:
         _run(str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *step.split())
     stamp.write_text(wanted)
@@ -94,10 +110,9 @@ class Worker:
         # Each engine chooses its own threads; JAX processes side by side must leave each other an accelerator's memory.
         dropped = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "XLA_FLAGS", "PYTHONPATH")
         environment = {k: v for k, v in os.environ.items() if k not in dropped}
-        environment |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONPATH": str(WORKERS)}
+        paths = os.pathsep.join([str(WORKERS), str(WORKERS.parent.parent)])
+        environment |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONPATH": paths}
         environment |= {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-        if not engine.environment:
-            environment["PYTHONPATH"] += os.pathsep + str(WORKERS.parent.parent)
         with log.open("w") as stderr:
             self._process = subprocess.Popen(
                 [str(python.absolute()), str(WORKERS / engine.script), folder, *engine.arguments],

@@ -1,6 +1,7 @@
 """FedJAX: its federated averaging with its default back end, which compiles a step and loops over the clients.
 
-It fills a short last batch up with the client's first examples, so its parameters differ where there is one.
+Plain networks are in Haiku, as FedJAX's own models are; the others are those of Flax, in a version for FedJAX's JAX. A
+short last batch is filled up with the client's first examples, so that parameters differ where there is one.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import fedjax  # pyright: ignore[reportMissingImports]
 import haiku as hk  # pyright: ignore[reportMissingImports]
 import jax
 import numpy as np
+from flax import nnx
 from protocol import Problem, Weights, conversation, load_problem, num_layers, without_dropout
 
 
@@ -43,20 +45,39 @@ def dropout(x: Any, rate: float) -> Any:
     return hk.dropout(hk.next_rng_key(), rate, x) if rate else x
 
 
+def haiku_start(problem: Problem, net: Any) -> tuple[list[str], Any, Any]:
+    """Returns the layers' names, their initial parameters and the gradient of a plain network."""
+    built = model(net, {"x": problem.x[:1], "y": problem.y[:1]})
+    # Haiku numbers its layers, so that their names are in order; its layouts are the problem's.
+    names = sorted(built.init(jax.random.PRNGKey(0)))
+    params = {name: {"w": problem.weights[f"w{i}"], "b": problem.weights[f"b{i}"]} for i, name in enumerate(names)}
+    assert len(names) == num_layers(net)
+    return names, params, fedjax.model_grad(built)
+
+
+def flax_gradient(net: Any) -> Any:
+    """Returns the gradient of a network of Flax: ``(params, batch, key) -> gradient``."""
+    if not hasattr(nnx, "List"):
+        nnx.List = list  # what modules are kept in since Flax 0.12, and were before
+    import flax_net
+
+    def gradient(params: Any, batch: Any, key: Any) -> Any:
+        x, y, key = batch["x"], batch["y"], jax.random.wrap_key_data(key)
+        return jax.grad(flax_net.masked_loss)(params, x, y, np.ones(len(y), bool), net, key)
+
+    return gradient
+
+
 class FedAvg:
     """Federated averaging from the initial parameters of the problem."""
 
     def __init__(self, problem: Problem, net: Any):
-        sample = {"x": problem.x[:1], "y": problem.y[:1]}
-        built = model(net, sample)
-        # Haiku numbers its layers, so that their names are in order; its layouts are the problem's.
-        self.names = sorted(built.init(jax.random.PRNGKey(0)))
-        params = {
-            name: {"w": problem.weights[f"w{i}"], "b": problem.weights[f"b{i}"]} for i, name in enumerate(self.names)
-        }
-        assert len(self.names) == num_layers(net)
+        if "name" in net:
+            self.names, params, gradient = None, problem.weights, flax_gradient(net)
+        else:
+            self.names, params, gradient = haiku_start(problem, net)
         self.fed = fedjax.algorithms.fed_avg.federated_averaging(
-            fedjax.model_grad(built),
+            gradient,
             fedjax.optimizers.sgd(problem.rate),
             fedjax.optimizers.sgd(1.0),
             fedjax.ShuffleRepeatBatchHParams(batch_size=problem.batch_size, num_epochs=1, skip_shuffle=True),
@@ -73,6 +94,8 @@ class FedAvg:
 
     def weights(self) -> Weights:
         """Returns the parameters under the problem's names."""
+        if self.names is None:
+            return {name: np.asarray(weight) for name, weight in self.state.params.items()}
         layers = [self.state.params[name] for name in self.names]
         return {f"{part}{i}": np.asarray(layer[part]) for i, layer in enumerate(layers) for part in "wb"}
 

@@ -63,7 +63,7 @@ def summed_losses(scores: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array
 
 def masked_loss(params: Any, x: Any, y: Any, mask: Any, net: Mapping[str, Any], key: jax.Array) -> jax.Array:
     """Averages the losses of the real examples of a batch; the parameters are flat."""
-    graph, streams = structure(net["name"], net["dropout"])
+    graph, streams = structure(net["name"], tuple(net["dropout"]))
     module = nnx.merge(graph, nested(params), streams)
     nnx.reseed(module, default=key)
     sums, counts = summed_losses(module(x), y)
@@ -71,7 +71,7 @@ def masked_loss(params: Any, x: Any, y: Any, mask: Any, net: Mapping[str, Any], 
 
 
 @functools.cache
-def structure(name: str, dropout: Any) -> tuple[Any, Any]:
+def structure(name: str, dropout: tuple[float]) -> tuple[Any, Any]:
     """Returns a network without its parameters."""
     with jax.ensure_compile_time_eval():
         made = network({"name": name, "dropout": dropout})(rngs=nnx.Rngs(0))

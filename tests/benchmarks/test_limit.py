@@ -35,6 +35,29 @@ def test_a_round_is_compared_with_the_fastest_product(capsys):
     assert (report["num_devices"], report["clients"]) == (2, 2)
 
 
+def test_all_workloads_are_measured_one_by_one(monkeypatch, capsys):
+    asked = []
+
+    def run_apart(module, *flags):
+        asked.append((module, *flags))
+        figures = dict.fromkeys(["flops_per_example", "peak_flops_per_second", "ceiling_examples_per_second"], 2e9)
+        rates = dict.fromkeys(["examples_per_second", "best_examples_per_second"], 5.0)
+        fractions = {f"fraction_of_{name}": 0.25 for name in ("bests", "medians", "shapes")}
+        rounds = {"first_round_seconds": 7.5}
+        return {"workload": flags[1], "lanes": 3, **figures, **rates, **fractions, "rounds": rounds}
+
+    monkeypatch.setattr(limit, "run_apart", run_apart)
+    report = limit.main(limit.parse_flags(["--workload", "all", "--rounds", "4", "--sizes", "8", "9"]))
+    assert [call[:3] for call in asked] == [("limit", "--workload", name) for name in limit.WORKLOADS]
+    parsed = limit.parse_flags([str(flag) for flag in asked[0][1:]])
+    assert (parsed.rounds, parsed.sizes, parsed.lanes, parsed.megabytes) == (4, [8, 9], "auto", 256)
+    printed = capsys.readouterr().out.splitlines()
+    assert json.loads(printed[-1]) == report
+    assert [found["workload"] for found in report["workloads"]] == list(limit.WORKLOADS)
+    row = next(line for line in printed if line.startswith("mobilenet"))
+    assert row.split() == ["mobilenet", "3", "2", "2,000", "2,000,000,000", "5", "5", "0.25", "0.25", "0.25", "7.5"]
+
+
 def test_shapes_share_the_time_of_a_step():
     shapes = [{"share": 0.5, "flops_per_second": 100.0}, {"share": 0.25, "flops_per_second": 25.0}]
     assert limit.rate_of_shapes(shapes) == pytest.approx(0.75 / (0.005 + 0.01))

@@ -8,12 +8,16 @@ from __future__ import annotations
 import json
 import textwrap
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import peers, peers_engines, peers_problem
+from benchmarks import peers, peers_engines, peers_problem, peers_report
 from benchmarks.networks import NETWORKS
 from benchmarks.peers_engines import Engine
+from benchmarks.peers_workers import flax_net
+from benchmarks.workloads import WORKLOADS
 
 
 def run(tmp_path, *flags):
@@ -112,6 +116,59 @@ def test_workloads_are_what_they_are_called():
     assert [[problem.size(k) for k in ids] for ids in checks] == [[40, 20, 60], [25, 10, 45]]
     assert 0.7 < (problem.x == 0).mean() < 0.8
     assert problem.x.max() < 1
+
+
+def test_several_workloads_end_with_one_table():
+    def engine(median, ratio=None, error=""):
+        speed = {"median": median, "min": 0, "max": 2 * median} if median else None
+        times = {"median": ratio, "min": 0, "max": 0} if ratio else None
+        return {
+            "examples_per_second": speed,
+            "fedjx_times_as_fast": times,
+            "error": error,
+            "first_round_seconds": 3.14,
+        }
+
+    both = {"torch_2x1": engine(1500.0, 1.5), "torch_1x2": engine(1000.0, 2.2), "jax": engine(None, error="no memory")}
+    reports = [{"workload": "first", "parameters": 1234, "engines": {"fedjx": engine(2000.0, 1.0), **both}}]
+    assert peers_report.markdown(reports).splitlines() == [
+        "| workload | parameters | fedjx | PyTorch loop | JAX loop | first round, s |",
+        "|---|---|---|---|---|---|",
+        "| first | 1,234 | **2,000 / 4,000** | 1,500 / 3,000 (1.50) | failed | 3.1 |",
+        "",
+        "* first, jax: no memory",
+    ]
+
+
+def test_networks_by_name_are_those_of_the_workloads():
+    assert peers.parse_flags(["--workload", "logistic", "networks"]).workload == ["logistic", *NETWORKS]
+    workload, ours = peers.WORKLOADS["char_transformer"](), WORKLOADS["char_transformer"]()
+    problem, _ = peers.problem_of(workload, 2, 1, num_cores=2)
+    assert (problem.batch_size, problem.num_clients - 6) == (ours.batch_size, ours.num_clients)
+    np.testing.assert_array_equal(problem.x[:, 1:], problem.y[:, :-1])
+    nested = flax_net.nested(problem.weights)
+    expected = jax.eval_shape(ours.model.init, jax.random.key(0))
+    assert jax.tree.map(jnp.shape, nested) == jax.tree.map(jnp.shape, expected)
+    batch = {"tokens": np.concatenate([problem.x[:2], problem.y[:2, -1:]], axis=1)}
+    losses = jax.jit(ours.model.loss)(nested, batch, jax.random.key(0))
+    mask, net = np.array([True, False]), problem.net
+    loss = jax.jit(lambda p: flax_net.masked_loss(p, problem.x[:2], problem.y[:2], mask, net, jax.random.key(0)))
+    np.testing.assert_allclose(loss(problem.weights), losses.numerator[0] / losses.denominator[0], rtol=1e-5)
+
+
+def test_losses_follow_from_what_a_network_should_give():
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(2, 3, 5)).astype(np.float32)
+    logs = scores - np.log(np.exp(scores).sum(axis=-1, keepdims=True))
+    y = np.array([[1, 4, 0], [2, 0, 0]])
+    sums, counts = flax_net.summed_losses(jnp.asarray(scores), jnp.asarray(y))
+    np.testing.assert_allclose(sums, [-logs[0, 0, 1] - logs[0, 1, 4], -logs[1, 0, 2]], rtol=1e-5)
+    np.testing.assert_array_equal(counts, [2, 1])
+    sums, counts = flax_net.summed_losses(jnp.asarray(scores[:, 0]), jnp.asarray([0, 3]))
+    np.testing.assert_allclose(sums, [-logs[0, 0, 0], -logs[1, 0, 3]], rtol=1e-5)
+    np.testing.assert_array_equal(counts, [1, 1])
+    sums, counts = flax_net.summed_losses(jnp.asarray(scores[:, 0]), jnp.asarray(scores[:, 1]))
+    np.testing.assert_allclose(sums / counts, np.square(scores[:, 0] - scores[:, 1]).mean(axis=1), rtol=1e-5)
 
 
 def test_an_unknown_engine_is_refused(capsys):
