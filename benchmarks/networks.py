@@ -4,15 +4,50 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+NUM_WORDS = 10_004  # of Stack Overflow: 10,000, and padding, beginning, end and unknown
+NUM_CHARACTERS = 90  # of Shakespeare: 86, and the same four
+
+
+class PlainCnn(nnx.Module):
+    """The EMNIST network as a user of Flax writes it, who knows nothing of fedjx."""
+
+    def __init__(self, num_classes: int, side: int, channels: int, *, rngs: nnx.Rngs):
+        self.conv1 = nnx.Conv(channels, 32, (3, 3), padding="VALID", rngs=rngs)
+        self.conv2 = nnx.Conv(32, 64, (3, 3), padding="VALID", rngs=rngs)
+        self.dropout1 = nnx.Dropout(0.25, rngs=rngs)
+        self.hidden = nnx.Linear(((side - 4) // 2) ** 2 * 64, 128, rngs=rngs)
+        self.dropout2 = nnx.Dropout(0.5, rngs=rngs)
+        self.head = nnx.Linear(128, num_classes, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nnx.relu(self.conv1(x))
+        x = nnx.relu(self.conv2(x))
+        x = nnx.max_pool(x, (2, 2), strides=(2, 2))
+        x = self.dropout1(x).reshape(x.shape[0], -1)
+        x = self.dropout2(nnx.relu(self.hidden(x)))
+        return self.head(x)
+
+
+class Cnn(PlainCnn):
+    """The same network with max-pooling as the maximum of a reshaped array, as in `fedjx.models.cnn`."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nnx.relu(self.conv2(nnx.relu(self.conv1(x))))
+        batch, height, width, depth = x.shape
+        x = x.reshape(batch, height // 2, 2, width // 2, 2, depth).max(axis=(2, 4))
+        x = self.dropout1(x).reshape(batch, -1)
+        return self.head(self.dropout2(nnx.relu(self.hidden(x))))
+
 
 class McMahanCnn(nnx.Module):
-    """The network of McMahan et al. (arXiv 1602.05629): two 5 x 5 convolutions, 1,663,370 parameters."""
+    """The network of McMahan et al. (arXiv 1602.05629), two 5 x 5 convolutions: 1,663,370 parameters for ten."""
 
     def __init__(self, num_classes: int = 10, *, rngs: nnx.Rngs):
         self.conv1 = nnx.Conv(1, 32, (5, 5), padding="SAME", rngs=rngs)
@@ -34,9 +69,9 @@ class ResidualBlock(nnx.Module):
         norm = functools.partial(nnx.GroupNorm, outputs, num_groups=32, rngs=rngs)
         self.conv1, self.norm1 = conv(inputs, outputs, (3, 3), strides=(stride, stride)), norm()
         self.conv2, self.norm2 = conv(outputs, outputs, (3, 3)), norm()
-        self.around = self.norm3 = None
-        if stride != 1 or inputs != outputs:
-            self.around, self.norm3 = conv(inputs, outputs, (1, 1), strides=(stride, stride)), norm()
+        changes = stride != 1 or inputs != outputs
+        self.around = conv(inputs, outputs, (1, 1), strides=(stride, stride)) if changes else None
+        self.norm3 = norm() if changes else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = nnx.relu(self.norm1(self.conv1(x)))
@@ -105,7 +140,7 @@ class MobileNet(nnx.Module):
 class CharacterLstm(nnx.Module):
     """The next-character model of McMahan et al.: width 8, then two LSTMs of 256."""
 
-    def __init__(self, vocabulary: int = 90, *, rngs: nnx.Rngs):
+    def __init__(self, vocabulary: int = NUM_CHARACTERS, *, rngs: nnx.Rngs):
         quick = nnx.initializers.lecun_normal()  # an orthogonal matrix takes seconds, and speed is all that counts
         cell = functools.partial(nnx.OptimizedLSTMCell, recurrent_kernel_init=quick, rngs=rngs)
         self.embed = nnx.Embed(vocabulary, 8, rngs=rngs)
@@ -118,6 +153,22 @@ class CharacterLstm(nnx.Module):
         for lstm in (self.lstm1, self.lstm2):
             x = lstm(x, initial_carry=(zeros, zeros))
         return self.head(x)
+
+
+class WordLstm(nnx.Module):
+    """The next-word model of Reddi et al. (arXiv 2003.00295), 4,050,748 parameters."""
+
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.embed = nnx.Embed(NUM_WORDS, 96, rngs=rngs)
+        quick = nnx.initializers.lecun_normal()  # an orthogonal matrix takes seconds, and speed is all that counts
+        self.lstm = nnx.RNN(nnx.OptimizedLSTMCell(96, 670, recurrent_kernel_init=quick, rngs=rngs), rngs=False)
+        self.dense = nnx.Linear(670, 96, rngs=rngs)
+        self.head = nnx.Linear(96, NUM_WORDS, rngs=rngs)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        zeros = jnp.zeros((tokens.shape[0], 670))
+        features: Any = self.lstm(self.embed(tokens), initial_carry=(zeros, zeros))
+        return self.head(self.dense(features))
 
 
 class EncoderBlock(nnx.Module):
@@ -136,7 +187,7 @@ class EncoderBlock(nnx.Module):
 class CharacterTransformer(nnx.Module):
     """Two blocks of width 128 over 64 characters."""
 
-    def __init__(self, vocabulary: int = 90, length: int = 64, *, rngs: nnx.Rngs):
+    def __init__(self, vocabulary: int = NUM_CHARACTERS, length: int = 64, *, rngs: nnx.Rngs):
         self.embed, self.places = nnx.Embed(vocabulary, 128, rngs=rngs), nnx.Embed(length, 128, rngs=rngs)
         self.blocks = nnx.List([EncoderBlock(128, rngs=rngs) for _ in range(2)])
         self.norm = nnx.LayerNorm(128, rngs=rngs)
@@ -148,6 +199,37 @@ class CharacterTransformer(nnx.Module):
         for block in self.blocks:
             x = block(x, mask)
         return self.head(self.norm(x))
+
+
+class WordBlock(nnx.Module):
+    """Attention to earlier words, then two dense layers, each added and normalised."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        self.attention = nnx.MultiHeadAttention(8, width, decode=False, rngs=rngs)
+        self.wide = nnx.Linear(width, 16 * width, rngs=rngs)
+        self.narrow = nnx.Linear(16 * width, width, rngs=rngs)
+        self.norm1, self.norm2 = nnx.LayerNorm(width, rngs=rngs), nnx.LayerNorm(width, rngs=rngs)
+        self.dropout = nnx.Dropout(0.1, rngs=rngs)
+
+    def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+        x = self.norm1(x + self.dropout(self.attention(x, mask=mask)))
+        return self.norm2(x + self.dropout(self.narrow(nnx.relu(self.wide(x)))))
+
+
+class WordTransformer(nnx.Module):
+    """A next-word Transformer of pfl-research's size: width 96, three blocks, tied embedding, 1,962,912 parameters."""
+
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.embed = nnx.Embed(NUM_WORDS, 96, rngs=rngs)
+        self.blocks = nnx.List([WordBlock(96, rngs=rngs) for _ in range(3)])
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        mask = nnx.combine_masks(nnx.make_causal_mask(tokens), nnx.make_attention_mask(tokens > 0, tokens > 0))
+        angle = jnp.arange(tokens.shape[1])[:, None] / 10_000 ** (jnp.arange(48)[None] / 48)
+        x = self.embed(tokens) + jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)[None]
+        for block in self.blocks:
+            x = block(x, mask)
+        return self.embed.attend(x)
 
 
 class Dense(nnx.Module):
@@ -165,5 +247,18 @@ class Dense(nnx.Module):
         return self.layers[-1](x)
 
 
-AUTOENCODER = (784, 1000, 500, 250, 30, 250, 500, 1000, 784)  # 2,837,314 parameters, with sigmoids
-MLP = (1000, 2400, 2400, 640, 10)  # 9,707,850
+AUTOENCODER = (784, 1000, 500, 250, 30, 250, 500, 1000, 784)
+MLP = (1000, 2400, 2400, 640, 10)
+# The networks that other engines train too, each called with ``rngs``.
+NETWORKS: dict[str, Callable[..., nnx.Module]] = {
+    "mcmahan_cnn": McMahanCnn,
+    "resnet18": ResNet18,
+    "resnet18_cifar100": functools.partial(ResNet18, 100, stem=7),
+    "mobilenet": MobileNet,
+    "char_lstm": CharacterLstm,
+    "char_transformer": CharacterTransformer,
+    "autoencoder": functools.partial(Dense, AUTOENCODER, nnx.sigmoid),
+    "wide_mlp": functools.partial(Dense, MLP),
+    "stackoverflow_lstm": WordLstm,
+    "transformer": WordTransformer,
+}
