@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedjx.core.rewriting import early_stop, jaxprs, pooling, threefry
+from fedjx.core.rewriting import early_stop, jaxprs, pooling, recurrence, threefry
 from fedjx.core.rewriting.convolution import convolution
 from fedjx.core.rewriting.jaxprs import Atom, Equation, Parameters, Program, PyTree, Values
 
@@ -98,7 +98,7 @@ def _is_concerned_inside(eqn: Equation, stop_early: bool) -> bool:
 
 def _is_replaced(eqn: Equation, stop_early: bool) -> bool:
     is_slow = jaxprs.name_of(eqn) == "conv_general_dilated" or pooling.is_unrolled(eqn) or threefry.is_unrolled(eqn)
-    return is_slow or (stop_early and early_stop.is_fold(eqn))
+    return is_slow or recurrence.is_distributed(eqn) or (stop_early and early_stop.is_fold(eqn))
 
 
 def _evaluate(program: Program, args: Values, is_own: list[bool], stop_early: bool) -> tuple[Values, list[bool]]:
@@ -159,6 +159,9 @@ def _replaced(eqn: Equation, inputs: Values, is_own: bool, stop_early: bool) -> 
     name = jaxprs.name_of(eqn)
     if stop_early and early_stop.is_fold(eqn):
         return early_stop.while_loop(eqn, inputs, part)
+    if recurrence.is_distributed(eqn):
+        params = jaxprs.parameters(eqn)
+        return None if params is None else recurrence.distributed(params, inputs, part)
     if _is_concerned_inside(eqn, stop_early):
         params = jaxprs.parameters(eqn)
         return None if params is None else _INSIDE[name](params, inputs, part)
