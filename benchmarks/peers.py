@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -91,15 +92,19 @@ def attempt(result: dict[str, Any], step: Any, *args: Any) -> None:
 def prepare(
     name: str, flags: argparse.Namespace, folder: str, problem: Problem, checks: list, workers: dict, result: dict
 ) -> None:
-    """Starts an engine, warms it up with first rounds, the very first of all timed, and checks its parameters."""
+    """Starts an engine, checks its parameters, and warms it up; its very first round is the first check."""
     engine: Engine = engines(flags.cores)[name]
     print(f"preparing {name}", flush=True)
     worker = Worker(name, python_of(engine, flags.environments), engine, folder, flags.environments / f"{name}.log")
     try:
         result["version"] = worker.receive(flags.start_limit)["version"]
-        warm_up = [worker.round(ids, flags.start_limit)["seconds"] for ids in problem.cohorts[: -flags.rounds]]
-        result["first_round_seconds"] = warm_up[0]
-        result["checks"] = [worker.check(ids, Path(folder), flags.start_limit) for ids in checks]
+        result["checks"] = []
+        for ids in checks:
+            started = time.perf_counter()
+            result["checks"].append(worker.check(ids, Path(folder), flags.start_limit))
+            result.setdefault("first_round_seconds", time.perf_counter() - started)
+        for ids in problem.cohorts[: -flags.rounds]:
+            worker.round(ids, flags.start_limit)
     except EngineError:
         worker.close()
         raise
