@@ -105,7 +105,7 @@ def prepare(
             result.setdefault("first_round_seconds", time.perf_counter() - started)
         for ids in problem.cohorts[: -flags.rounds]:
             worker.round(ids, flags.start_limit)
-    except EngineError:
+    except BaseException:  # Also where this process is told to end.
         worker.close()
         raise
     workers[name] = worker
