@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedjx.core.rewriting import jaxprs
+from fedjx.core.rewriting import jaxprs, products
 from fedjx.core.rewriting.jaxprs import Atom, Equation, Parameters, Program, Values
 
 # Products of more rows are fast as they are, and what they take and give is too large to be kept for all times.
@@ -177,6 +177,8 @@ class _Times:
             return lax.dot_general(left, right, params["dimension_numbers"], **options)
         contracted: Any = tuple((0, *(a + 1 for a in axes)) for axes in (left_axes, right_axes))
         batch: Any = tuple(tuple(a + 1 for a in axes) for axes in (left_batch, right_batch))
+        if products.is_merged_over(contracted, batch):
+            return products.merged_product(left, right, dimension_numbers=(contracted, batch), **options)
         return lax.dot_general(left, right, (contracted, batch), **options)
 
 
