@@ -1,7 +1,8 @@
 """Where a problem's weights are in a model of PyTorch: the same numbers, seen in the problem's layouts.
 
 With a stride of 2, ``padding=1`` begins before the image here, and ``SAME`` ends behind it in JAX. Mirrored images and
-kernels make the one the other, and each network is written as its users write it.
+kernels make the one the other, and each network is written as its users write it; only a kernel of 1 x 1, which takes
+every second pixel, takes the other ones.
 """
 
 from __future__ import annotations
