@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjx.core.execution.agreement import check_agreement
 from fedjx.core.execution.ahead import fed
+from fedjx.core.execution.cache import use_compilation_cache
 from fedjx.core.execution.chunks import Chunks, Level
 from fedjx.core.execution.debug import one_by_one
 from fedjx.core.execution.devices import Placer
@@ -45,6 +46,7 @@ class Stream(Generic[P, R]):
     def __init__(
         self, computation: Traced, mesh: Mesh | None, lanes: int | None, sink: Sink | None, debug: bool = False
     ):
+        use_compilation_cache()
         self.lanes = self._asked_lanes = lanes
         self._levels: list[Level] = []
         self._result_bytes: int | None = 0
