@@ -181,15 +181,32 @@ class _Compiled:
 
     def __init__(self, program: Program, mesh: Mesh, placer: Placer):
         self.program = program
-        # What users have spread over further axes of the mesh stays so.
-        whole = NamedSharding(mesh, PartitionSpec()) if mesh.size == mesh.shape[AXIS] else None
         passes = [program.client_pass(k)._replace(differentiable=False) for k in range(program.num_passes)]
         self._passes = [PassStream(run, mesh, placer) for run in passes]
-        self._first = jax.jit(functools.partial(program.server_stage, 0), out_shardings=whole)
+        self._first = self._stage(0, functools.partial(program.server_stage, 0), mesh)
         stages = [functools.partial(self._finish, level) for level in range(program.num_passes)]
-        self._finishes = [jax.jit(stage, out_shardings=whole) for stage in stages]
+        self._finishes = [self._stage(level + 1, stage, mesh) for level, stage in enumerate(stages)]
         self.lanes = Lanes(self._passes)
         self.is_agreed = False  # whether all processes have said that they run it on the same arguments
+
+    def _stage(self, level: int, stage: Callable[..., Environment], mesh: Mesh) -> Callable[..., Environment]:
+        """Compiles a stage of the server. What a later one needs stays where it is: parameters are not copied."""
+        # What users have spread over further axes of the mesh stays so.
+        whole = NamedSharding(mesh, PartitionSpec()) if mesh.size == mesh.shape[AXIS] else None
+        if level == self.program.num_passes:  # results are never the caller's own arrays
+            return jax.jit(stage, out_shardings=whole)
+        needed = self.program.needed_after(level)
+
+        def added(environment: Environment, *rest: PyTree) -> Environment:
+            return {i: value for i, value in stage(environment, *rest).items() if i not in environment}
+
+        compiled = jax.jit(added, out_shardings=whole)
+
+        def run(environment: Environment, *rest: PyTree) -> Environment:
+            kept = {i: value for i, value in environment.items() if i in needed}
+            return {**kept, **compiled(environment, *rest)}
+
+        return run
 
     def _finish(
         self, level: int, environment: Environment, accumulators: PyTree, members: PyTree, mask: PyTree
