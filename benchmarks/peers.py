@@ -18,122 +18,23 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from benchmarks.measuring import start_alone
 from benchmarks.peers_engines import Engine, EngineError, Worker, engines, python_of
+from benchmarks.peers_problem import WORKLOADS, problem_of
 from benchmarks.peers_workers.protocol import Problem, Weights, save_problem
 
-POOL_SIZE = 300
-# Clients for checks of the parameters, in batches: with whole ones only, and with a short last one, of which engines
-# make different things. They are small, because a unit whose activation is within a rounding error of 0 is on in one
-# engine and off in another, and training on multiplies what comes of it.
-WHOLE_BATCHES, SHORT_BATCHES = (2, 1, 3), (1.25, 0.5, 2.25)
 TOLERANCE = 1e-3
-
-
-class Workload(NamedTuple):
-    """A network and its clients' data.
-
-    Attributes:
-      net: As in `Problem`.
-      num_parameters: What the network has to have.
-      batch_size: Examples in a local step.
-      rate: The clients' learning rate.
-      size: Examples of every client; 0 for the sizes of EMNIST's writers.
-      pool_size: Clients to sample from.
-      cohort_size: The number of clients in a round if none is given.
-    """
-
-    net: dict[str, Any]
-    num_parameters: int
-    batch_size: int = 20
-    rate: float = 0.05
-    size: int = 0
-    pool_size: int = POOL_SIZE
-    cohort_size: int = 10
-
-
-def _net(shape: list[int], classes: int, *, convs: tuple[int, ...] = (), hidden: tuple[int, ...] = ()) -> dict:
-    rates = [0.25, 0.5] if convs else [0.0, 0.0]
-    return {"shape": shape, "convs": list(convs), "hidden": list(hidden), "dropout": rates, "classes": classes}
-
-
-EMNIST, CIFAR = [28, 28, 1], [32, 32, 3]
-WORKLOADS = {
-    "emnist_cnn": Workload(_net(EMNIST, 62, convs=(32, 64), hidden=(128,)), 1_206_590),
-    "emnist_dense": Workload(_net(EMNIST, 62, hidden=(200, 200)), 209_662),
-    "logistic": Workload(_net(EMNIST, 62), 48_670),
-    # The speed benchmark of pfl-research, with its cohorts, sizes and rate.
-    "cifar10_cnn": Workload(
-        _net(CIFAR, 10, convs=(32, 64), hidden=(128,)), 1_626_442, batch_size=10, rate=0.1, size=50, cohort_size=50
-    ),
-    # Of no interest but for the tests.
-    "tiny_cnn": Workload(_net([8, 8, 1], 3, convs=(2, 3), hidden=(4,)), 144, batch_size=8, size=12, pool_size=8),
-}
-
-
-# --- the problem --------------------------------------------------------------------------------
-
-
-def problem_of(workload: Workload, num_clients: int, num_rounds: int, *, num_cores: int) -> tuple[Problem, list]:
-    """Draws data, weights and cohorts; returns also the cohorts for the checks of the parameters."""
-    rng = np.random.default_rng(0)
-    sizes = np.full(workload.pool_size, workload.size)
-    if not workload.size:
-        sizes = np.clip(np.round(rng.lognormal(np.log(180), 0.4, workload.pool_size)), 20, 418).astype(int)
-    checked = np.ceil(workload.batch_size * np.array([*WHOLE_BATCHES, *SHORT_BATCHES])).astype(int)
-    offsets = np.cumsum([0, *sizes, *checked])
-    x = rng.random((offsets[-1], *workload.net["shape"]), dtype=np.float32)
-    x *= 4 * (x < 0.25)  # Mostly background, as handwriting is.
-    y = rng.integers(workload.net["classes"], size=offsets[-1], dtype=np.int32)
-    cohorts = [
-        *warm_up_cohorts(sizes, num_clients, rng),
-        *(rng.choice(len(sizes), num_clients, replace=False).tolist() for _ in range(num_rounds)),
-    ]
-    weights = initial_weights(workload.net, rng)
-    assert sum(w.size for w in weights.values()) == workload.num_parameters
-    problem = Problem(x, y, offsets, weights, workload.net, cohorts, workload.batch_size, workload.rate, num_cores)
-    ids = list(range(len(sizes), len(offsets) - 1))
-    return problem, [ids[: len(WHOLE_BATCHES)], ids[len(WHOLE_BATCHES) :]]
-
-
-def warm_up_cohorts(sizes: np.ndarray, num_clients: int, rng: np.random.Generator) -> list[list[int]]:
-    """Draws cohorts of clients of all sizes, so that who compiles for several shapes does it before it is timed."""
-    order = np.argsort(sizes, kind="stable")
-    by_rank = np.linspace(0, len(sizes) - 1, num_clients).astype(int)
-    by_size = np.unique(np.searchsorted(sizes[order], np.linspace(sizes.min(), sizes.max(), num_clients)))
-    others = rng.permutation(np.setdiff1d(np.arange(len(sizes)), by_size))[: num_clients - len(by_size)]
-    return [order[ranks].tolist() for ranks in (by_rank, np.concatenate([by_size, others]))]
-
-
-def initial_weights(net: dict[str, Any], rng: np.random.Generator) -> Weights:
-    """Draws Glorot-uniform kernels, and biases 0."""
-    weights: Weights = {}
-    height, width, depth = net["shape"]
-    for i, out in enumerate([*net["convs"], *net["hidden"], net["classes"]]):
-        if i < len(net["convs"]):
-            shape, fans, depth = (3, 3, depth, out), 9 * (depth + out), out
-            height, width = height - 2, width - 2
-        else:
-            if i == len(net["convs"]):
-                pooled = 2 if net["convs"] else 1
-                depth *= (height // pooled) * (width // pooled)
-            shape, fans, depth = (depth, out), depth + out, out
-        limit = np.sqrt(6 / fans)
-        weights[f"w{i}"] = rng.uniform(-limit, limit, shape).astype(np.float32)
-        weights[f"b{i}"] = np.zeros(out, np.float32)
-    return weights
-
 
 # --- the run ------------------------------------------------------------------------------------
 
 
 def main(flags: argparse.Namespace) -> dict[str, Any]:
     """Starts the engines, runs the rounds in turns, prints a table and, in the last line, all figures as JSON."""
-    workload = WORKLOADS[flags.workload]
+    workload = WORKLOADS[flags.workload]()
     num_clients = flags.clients or workload.cohort_size
     with tempfile.TemporaryDirectory() as folder:
         problem, checks = problem_of(workload, num_clients, flags.rounds, num_cores=flags.cores)
@@ -158,7 +59,7 @@ def main(flags: argparse.Namespace) -> dict[str, Any]:
         "clients": num_clients,
         "cores": flags.cores,
         "processor": processor(),
-        "parameters": workload.num_parameters,
+        "parameters": sum(weight.size for weight in problem.weights.values()),
         "examples": num_examples,
         "engines": summary(results, num_examples, problem.weights),
     }

@@ -1,4 +1,4 @@
-"""What the benchmarks train: the networks, sizes and batches of published settings, with made-up content.
+"""What the benchmarks train: networks with the sizes and batches of published settings, and made-up content.
 
 Pixels, tokens and labels are drawn uniformly: they have the shapes, the dtypes and the number of
 examples per client of the real data sets, which a speed depends on, and nothing that could be
@@ -15,12 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 
+from benchmarks.networks import NETWORKS, NUM_CHARACTERS, NUM_WORDS, Cnn, PlainCnn
 from fedjx.data import FederatedData
 from fedjx.models import Model, Ratio, from_flax, linear, mlp
 
-NUM_WORDS = 10_004  # of Stack Overflow: 10,000, and padding, beginning, end and unknown
 SENTENCE = 20
 
 
@@ -90,90 +89,31 @@ def sentences(rng: np.random.Generator, size: int) -> dict[str, np.ndarray]:
     return {"tokens": np.where(np.arange(SENTENCE + 1) <= lengths[:, None], tokens, np.uint16(0))}
 
 
+def characters(length: int, rng: np.random.Generator, size: int) -> dict[str, np.ndarray]:
+    """Draws texts of equal length, ``tokens`` uint8 ``[N, length + 1]``: one character more, to be predicted."""
+    return {"tokens": rng.integers(1, NUM_CHARACTERS, (size, length + 1), dtype=np.uint8)}
+
+
 # --- models -------------------------------------------------------------------------------------
-
-
-class PlainCnn(nnx.Module):
-    """The EMNIST network as a user of Flax writes it, who knows nothing of fedjx."""
-
-    def __init__(self, num_classes: int, side: int, channels: int, *, rngs: nnx.Rngs):
-        self.conv1 = nnx.Conv(channels, 32, (3, 3), padding="VALID", rngs=rngs)
-        self.conv2 = nnx.Conv(32, 64, (3, 3), padding="VALID", rngs=rngs)
-        self.dropout1 = nnx.Dropout(0.25, rngs=rngs)
-        self.hidden = nnx.Linear(((side - 4) // 2) ** 2 * 64, 128, rngs=rngs)
-        self.dropout2 = nnx.Dropout(0.5, rngs=rngs)
-        self.head = nnx.Linear(128, num_classes, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = nnx.relu(self.conv1(x))
-        x = nnx.relu(self.conv2(x))
-        x = nnx.max_pool(x, (2, 2), strides=(2, 2))
-        x = self.dropout1(x).reshape(x.shape[0], -1)
-        x = self.dropout2(nnx.relu(self.hidden(x)))
-        return self.head(x)
-
-
-class Cnn(PlainCnn):
-    """The same network with max-pooling as the maximum of a reshaped array, as in `fedjx.models.cnn`."""
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = nnx.relu(self.conv2(nnx.relu(self.conv1(x))))
-        batch, height, width, depth = x.shape
-        x = x.reshape(batch, height // 2, 2, width // 2, 2, depth).max(axis=(2, 4))
-        x = self.dropout1(x).reshape(batch, -1)
-        return self.head(self.dropout2(nnx.relu(self.hidden(x))))
 
 
 def image_model(network: Any) -> Model:
     """Adapts a network to bytes, which become numbers from 0 to 1 inside the step."""
-    return from_flax(network, inputs=lambda batch: jnp.asarray(batch["x"], jnp.float32) / 255)
+    return from_flax(network, inputs=pixels)
 
 
-class Lstm(nnx.Module):
-    """The next-word model of Reddi et al. (arXiv 2003.00295), 4,050,748 parameters."""
-
-    def __init__(self, *, rngs: nnx.Rngs):
-        self.embed = nnx.Embed(NUM_WORDS, 96, rngs=rngs)
-        quick = nnx.initializers.lecun_normal()  # an orthogonal matrix takes seconds, and speed is all that counts
-        self.lstm = nnx.RNN(nnx.OptimizedLSTMCell(96, 670, recurrent_kernel_init=quick, rngs=rngs), rngs=False)
-        self.dense = nnx.Linear(670, 96, rngs=rngs)
-        self.head = nnx.Linear(96, NUM_WORDS, rngs=rngs)
-
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        zeros = jnp.zeros((tokens.shape[0], 670))
-        features: Any = self.lstm(self.embed(tokens), initial_carry=(zeros, zeros))
-        return self.head(self.dense(features))
+def pixels(batch: Any) -> jax.Array:
+    """Makes numbers from 0 to 1 of bytes."""
+    return jnp.asarray(batch["x"], jnp.float32) / 255
 
 
-class Block(nnx.Module):
-    """Attention to earlier words, then two dense layers, each added and normalised."""
+def autoencoder_model(network: Any) -> Model:
+    """Adapts a network from bytes to bytes: the loss is the mean square of the error."""
 
-    def __init__(self, width: int, *, rngs: nnx.Rngs):
-        self.attention = nnx.MultiHeadAttention(8, width, decode=False, rngs=rngs)
-        self.wide = nnx.Linear(width, 16 * width, rngs=rngs)
-        self.narrow = nnx.Linear(16 * width, width, rngs=rngs)
-        self.norm1, self.norm2 = nnx.LayerNorm(width, rngs=rngs), nnx.LayerNorm(width, rngs=rngs)
-        self.dropout = nnx.Dropout(0.1, rngs=rngs)
+    def loss(outputs: jax.Array, batch: Any) -> jax.Array:
+        return jnp.square(outputs - pixels(batch).reshape(outputs.shape)).mean(axis=1)
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
-        x = self.norm1(x + self.dropout(self.attention(x, mask=mask)))
-        return self.norm2(x + self.dropout(self.narrow(nnx.relu(self.wide(x)))))
-
-
-class Transformer(nnx.Module):
-    """A next-word Transformer of pfl-research's size: width 96, three blocks, tied embedding, 1,962,912 parameters."""
-
-    def __init__(self, *, rngs: nnx.Rngs):
-        self.embed = nnx.Embed(NUM_WORDS, 96, rngs=rngs)
-        self.blocks = nnx.List([Block(96, rngs=rngs) for _ in range(3)])
-
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        mask = nnx.combine_masks(nnx.make_causal_mask(tokens), nnx.make_attention_mask(tokens > 0, tokens > 0))
-        angle = jnp.arange(tokens.shape[1])[:, None] / 10_000 ** (jnp.arange(48)[None] / 48)
-        x = self.embed(tokens) + jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)[None]
-        for block in self.blocks:
-            x = block(x, mask)
-        return self.embed.attend(x)
+    return from_flax(network, inputs=pixels, loss=loss)
 
 
 def next_word_model(network: Any) -> Model:
@@ -241,17 +181,74 @@ def femnist_flute() -> Workload:
 
 def stackoverflow_lstm() -> Workload:
     """Trains the next-word LSTM on users of 8 to 128 sentences, few of them with many."""
-    return _stack_overflow("stackoverflow_lstm", Lstm)
+    return _stack_overflow("stackoverflow_lstm")
 
 
 def transformer() -> Workload:
     """Trains the next-word Transformer on the same users."""
-    return _stack_overflow("transformer", Transformer)
+    return _stack_overflow("transformer")
 
 
-def _stack_overflow(name: str, network: Any) -> Workload:
-    model, sizes = next_word_model(network), functools.partial(heavy_tailed_sizes, 8, 1.2, 128)
+def _stack_overflow(name: str) -> Workload:
+    model, sizes = next_word_model(NETWORKS[name]), functools.partial(heavy_tailed_sizes, 8, 1.2, 128)
     return Workload(name, model, optax.sgd(0.3), 16, sizes, sentences, num_clients=100, cohort_size=4)
+
+
+def _equal_clients(
+    name: str, model: Callable[[Any], Model], examples: Any, *, batch_size: int, size: int, cohort_size: int
+) -> Workload:
+    """Combines a network of `NETWORKS` with clients of one size, of whom there are four times as many as in a round."""
+    sizes = functools.partial(constant_sizes, size)
+    optimizer, num_clients = optax.sgd(0.05), 4 * cohort_size
+    return Workload(name, model(NETWORKS[name]), optimizer, batch_size, sizes, examples, num_clients, cohort_size)
+
+
+def mcmahan_cnn() -> Workload:
+    """Trains the network of McMahan et al. on images of ten classes, 1,663,370 parameters."""
+    drawn = functools.partial(images, (28, 28, 1), 10)
+    return _equal_clients("mcmahan_cnn", image_model, drawn, batch_size=10, size=60, cohort_size=6)
+
+
+def resnet18() -> Workload:
+    """Trains ResNet-18 with the stem of small images, 11,173,962 parameters."""
+    drawn = functools.partial(images, (32, 32, 3), 10)
+    return _equal_clients("resnet18", image_model, drawn, batch_size=20, size=40, cohort_size=2)
+
+
+def resnet18_cifar100() -> Workload:
+    """Trains ResNet-18 with the stem of large images on users as in CIFAR-100, 11,227,812 parameters."""
+    drawn = functools.partial(images, (32, 32, 3), 100)
+    return _equal_clients("resnet18_cifar100", image_model, drawn, batch_size=20, size=100, cohort_size=4)
+
+
+def mobilenet() -> Workload:
+    """Trains depthwise separable convolutions."""
+    drawn = functools.partial(images, (32, 32, 3), 10)
+    return _equal_clients("mobilenet", image_model, drawn, batch_size=20, size=60, cohort_size=6)
+
+
+def char_lstm() -> Workload:
+    """Trains the next-character LSTM of McMahan et al. on sequences of 80, 820,522 parameters."""
+    drawn = functools.partial(characters, 80)
+    return _equal_clients("char_lstm", next_word_model, drawn, batch_size=10, size=40, cohort_size=4)
+
+
+def char_transformer() -> Workload:
+    """Trains a small next-character Transformer on sequences of 64."""
+    drawn = functools.partial(characters, 64)
+    return _equal_clients("char_transformer", next_word_model, drawn, batch_size=8, size=32, cohort_size=4)
+
+
+def autoencoder() -> Workload:
+    """Trains the autoencoder of EMNIST's images, 2,837,314 parameters."""
+    drawn = functools.partial(images, (28, 28, 1), 10)
+    return _equal_clients("autoencoder", autoencoder_model, drawn, batch_size=20, size=100, cohort_size=10)
+
+
+def wide_mlp() -> Workload:
+    """Trains dense layers that are large for five steps of a client: 9,707,850 parameters."""
+    drawn = functools.partial(images, (1000,), 10)
+    return _equal_clients("wide_mlp", image_model, drawn, batch_size=8, size=40, cohort_size=20)
 
 
 WORKLOADS: dict[str, Callable[[], Workload]] = {
@@ -265,5 +262,13 @@ WORKLOADS: dict[str, Callable[[], Workload]] = {
         femnist_flute,
         stackoverflow_lstm,
         transformer,
+        mcmahan_cnn,
+        resnet18,
+        resnet18_cifar100,
+        mobilenet,
+        char_lstm,
+        char_transformer,
+        autoencoder,
+        wide_mlp,
     )
 }

@@ -6,31 +6,39 @@ import importlib.metadata
 import sys
 from typing import Any
 
+import flax_net
 import jax
-import numpy as np
+import jax_net
 import optax
-from jax_net import losses
 from protocol import Problem, Weights, conversation, load_problem, without_dropout
 
 from fedjx.algorithms import fed_avg
 from fedjx.data import Cohort, FederatedData
-from fedjx.models import Model
+from fedjx.models import Model, Ratio, from_flax
 
 
 def algorithm(problem: Problem, data: FederatedData, net: Any) -> tuple[Any, Any]:
     """Returns the initial state, and the round: ``(state, ids) -> (state, metrics)``."""
-    model = Model(
-        init=lambda key: jax.tree.map(jax.numpy.asarray, problem.weights),
-        loss=lambda params, batch, key: losses(params, batch["x"], batch["y"], net, key),
-        metrics=lambda params, batch: {},
-    )
-    fed: Any = fed_avg(model, client_optimizer=optax.sgd(problem.rate), shuffle=False)
+    fed: Any = fed_avg(model_of(problem, net), client_optimizer=optax.sgd(problem.rate), shuffle=False)
     round_fn = fed.next.streamed()
 
     def run(state: Any, ids: list[int]) -> tuple[Any, Any]:
         return round_fn(state, Cohort(data, ids, batch_size=problem.batch_size))
 
     return fed.init(jax.random.key(0)), run
+
+
+def model_of(problem: Problem, net: Any) -> Model:
+    """Returns the network, as a module of Flax or written by hand, with the weights of the problem."""
+    if "name" in net:
+        module, weights = flax_net.network(net), flax_net.nested(problem.weights)
+        model = from_flax(module, loss=lambda scores, batch: Ratio(*flax_net.summed_losses(scores, batch["y"])))
+        return model._replace(init=lambda key: jax.tree.map(jax.numpy.asarray, weights))
+    return Model(
+        init=lambda key: jax.tree.map(jax.numpy.asarray, problem.weights),
+        loss=lambda params, batch, key: jax_net.losses(params, batch["x"], batch["y"], net, key),
+        metrics=lambda params, batch: {},
+    )
 
 
 def main() -> None:
@@ -49,7 +57,7 @@ def main() -> None:
 
     def run_check(ids: list[int]) -> Weights:
         trained, _ = run_without_dropout(start, ids)
-        return {name: np.asarray(p) for name, p in trained.params.items()}
+        return flax_net.flat(trained.params)
 
     devices = f"{jax.device_count()} {jax.default_backend()} devices"
     version = f"fedjx {importlib.metadata.version('fedjx')}, jax {jax.__version__}, {devices}"

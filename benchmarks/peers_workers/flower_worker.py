@@ -24,9 +24,9 @@ class Turns(FedAvg):
 
     def __init__(self, problem: Problem, gate: Gate):
         super().__init__(fraction_evaluate=0.0)
-        self.gate, self.net, self.is_check = gate, problem.net, False
+        self.gate, self.problem, self.is_check = gate, problem, False
         self.model = torch_net.network(problem.net)
-        torch_net.load_weights(self.model, problem.weights, problem.net)
+        torch_net.load_weights(self.model, problem)
         self.initial = self.arrays = ArrayRecord(self.model.state_dict())
 
     def configure_train(self, server_round: int, arrays: Any, config: Any, grid: Any) -> list[Message]:
@@ -52,7 +52,7 @@ class Turns(FedAvg):
         weights = None
         if self.is_check:
             self.model.load_state_dict(arrays.to_torch_state_dict())
-            weights = torch_net.weights_of(self.model, self.net)
+            weights = torch_net.weights_of(self.model, self.problem)
         else:
             self.arrays = arrays
         self.gate.answer((metrics["loss"], weights))

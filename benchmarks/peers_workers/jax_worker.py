@@ -6,15 +6,17 @@ import functools
 import sys
 from typing import Any
 
+import flax_net
 import jax
+import jax_net
 import numpy as np
-from jax_net import masked_loss
 from protocol import Problem, Weights, conversation, load_problem, without_dropout
 
 
 @functools.partial(jax.jit, static_argnames=("net", "rate"), donate_argnums=0)
 def step(params: Any, x: Any, y: Any, mask: Any, key: Any, *, net: Any, rate: float) -> tuple[Any, Any]:
     """Takes one step of gradient descent on a batch."""
+    masked_loss = (flax_net if "name" in dict(net) else jax_net).masked_loss
     loss, grads = jax.value_and_grad(masked_loss)(params, x, y, mask, dict(net), key)
     return jax.tree.map(lambda p, g: p - rate * g, params, grads), loss
 

@@ -31,7 +31,7 @@ def federated_averaging(problem: Problem, net: Any, cohorts: list[list[int]], tu
     class Turn(TrainingProcessCallback):
         def after_central_iteration(self, aggregate_metrics: Any, model: Any, *, central_iteration: int) -> Any:
             is_last = central_iteration + 1 == len(cohorts)
-            turns.done(float(sums), torch_net.weights_of(module, net) if is_last else None)
+            turns.done(float(sums), torch_net.weights_of(module, problem) if is_last else None)
             sums.zero_()
             if not is_last:
                 turns.wait()
@@ -58,10 +58,10 @@ def federated_averaging(problem: Problem, net: Any, cohorts: list[list[int]], tu
 def user_model(problem: Problem, net: Any) -> tuple[Any, Any]:
     """Returns the network with what pfl asks of it, and a running sum of the losses of all examples."""
     module, sums = torch_net.network(net), torch.zeros((), device=torch_net.device())
-    torch_net.load_weights(module, problem.weights, net)
+    torch_net.load_weights(module, problem)
 
     def loss(self: Any, x: Any, y: Any) -> Any:
-        value = torch.nn.functional.cross_entropy(self(x), y)
+        value = torch_net.loss_of(self(x), y)
         sums.add_(value.detach() * len(y))
         return value
 

@@ -26,12 +26,15 @@ class Problem(NamedTuple):
     """The work that all engines do.
 
     Attributes:
-      x: float32 ``[N, height, width, channels]``, the examples of all clients one after another.
-      y: int32 ``[N]``.
+      x: ``[N, ...]``, the examples of all clients one after another: float32 ``[N, height, width, channels]``, or what
+        else the network takes, such as words, int32 ``[N, T]``.
+      y: ``[N, ...]``: int32 ``[N]``, or what else it should give, see `summed_losses` of `flax_net`.
       offsets: Client ``k`` has the rows ``offsets[k]:offsets[k+1]``.
       weights: The initial parameters: ``w0, b0, w1, ...``, kernels as ``[height, width, in, out]``, dense layers as
-        ``[in, out]``, with ``[height, width, channels]`` flattened in this order.
-      net: ``shape`` of an example, widths of ``convs`` and ``hidden``, two rates of ``dropout``, ``classes``.
+        ``[in, out]``, with ``[height, width, channels]`` flattened in this order. Of a network with a name in Flax's
+        layouts, and by their paths, such as ``blocks/0/conv1/kernel``.
+      net: Either ``name``, one of `benchmarks.networks`, and one rate of ``dropout``; or a plain network: ``shape`` of
+        an example, widths of ``convs`` and ``hidden``, two rates of ``dropout``, ``classes``.
       cohorts: The ids of every round's clients, the two warm-up rounds first.
       batch_size: Examples in a step; a client's last batch may be short.
       rate: The clients' learning rate.
@@ -82,11 +85,11 @@ def load_problem(folder: str | Path) -> Problem:
 
 def without_dropout(net: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the same network with its dropout rates 0."""
-    return {**net, "dropout": [0.0, 0.0]}
+    return {**net, "dropout": [0.0 for _ in net["dropout"]]}
 
 
 def num_layers(net: Mapping[str, Any]) -> int:
-    """Returns the number of layers with parameters."""
+    """Returns the number of layers with parameters of a plain network."""
     return len(net["convs"]) + len(net["hidden"]) + 1
 
 

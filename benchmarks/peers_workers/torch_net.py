@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
-from protocol import Problem, Weights, num_layers
+from protocol import Problem, Weights
 from torch import nn  # pyright: ignore[reportMissingImports]
+from torch_networks import NETWORKS
+from torch_weights import views
 
 
 def device() -> torch.device:
@@ -16,8 +18,19 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def network(net: Mapping[str, Any]) -> nn.Sequential:
-    """Builds the network, for images ``[B, channels, height, width]``."""
+def network(net: Mapping[str, Any]) -> nn.Module:
+    """Builds the network, for images ``[B, channels, height, width]`` or whatever else its examples are."""
+    if "name" not in net:
+        return plain_network(net)
+    made = NETWORKS[net["name"]]()
+    for layer in made.modules():
+        if isinstance(layer, nn.Dropout):
+            (layer.p,) = net["dropout"]
+    return made
+
+
+def plain_network(net: Mapping[str, Any]) -> nn.Sequential:
+    """Builds a network of convolutions and dense layers."""
     height, width, depth = net["shape"]
     layers: list[nn.Module] = []
     for channels in net["convs"]:
@@ -33,38 +46,56 @@ def network(net: Mapping[str, Any]) -> nn.Sequential:
         layers += [nn.Dropout(net["dropout"][1])] if net["convs"] else []  # At rate 0 too, to keep the layers' names.
         features = hidden
     layers.append(nn.Linear(features, net["classes"]))
+    if net["convs"]:
+        next(layer for layer in layers if isinstance(layer, nn.Linear)).image = (depth, height, width)
     return nn.Sequential(*layers)
 
 
 def examples(problem: Problem, ids: Any, *, device: torch.device) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
-    """Returns clients' images and labels as tensors, before any round is timed."""
+    """Returns clients' examples and labels as tensors, before any round is timed."""
     data = {}
     for k in ids:
-        x, y = problem.client(k)
-        images = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
-        data[k] = (torch.from_numpy(images).to(device), torch.from_numpy(np.array(y, np.int64)).to(device))
+        x, y = (torch.from_numpy(wide(column)) for column in problem.client(k))
+        if x.ndim == 4:
+            x = x.permute(0, 3, 1, 2).contiguous()
+            x = x.flip(2, 3) if "name" in problem.net else x  # see `torch_weights`
+        data[k] = (x.to(device), y.to(device))
     return data
+
+
+def wide(column: np.ndarray) -> np.ndarray:
+    """Copies a column, integers as those of 64 bits that PyTorch takes for classes."""
+    return np.array(column, np.int64 if np.issubdtype(column.dtype, np.integer) else None)
+
+
+def loss_of(scores: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Averages the cross entropy of classes, or of words except padding, 0; or the square of the error of numbers."""
+    if y.is_floating_point():
+        return nn.functional.mse_loss(scores, y)
+    if y.ndim == 1:
+        return nn.functional.cross_entropy(scores, y)
+    return nn.functional.cross_entropy(scores.flatten(0, 1), y.flatten(), ignore_index=0)
 
 
 def train(model: nn.Module, x: torch.Tensor, y: torch.Tensor, *, batch_size: int, rate: float) -> torch.Tensor:
     """Trains for one epoch in the order of the examples; returns the sum of their losses."""
     optimizer = torch.optim.SGD(model.parameters(), lr=rate)
     total = torch.zeros((), device=x.device)
-    for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
+    for inputs, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
         optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(images), labels)
+        loss = loss_of(model(inputs), labels)
         loss.backward()
         optimizer.step()
         total += loss.detach() * len(labels)
     return total
 
 
-def load_weights(model: nn.Module, weights: Weights, net: Mapping[str, Any]) -> None:
-    """Copies a problem's weights into a model, in PyTorch's layouts."""
-    with torch.no_grad():
-        for i, layer in enumerate(_layers(model)):
-            layer.weight.copy_(torch.from_numpy(_to_torch(weights[f"w{i}"], i, net)))
-            layer.bias.copy_(torch.from_numpy(weights[f"b{i}"]))
+def load_weights(model: nn.Module, problem: Problem) -> None:
+    """Copies a problem's weights into a model."""
+    state = on_cpu(model)
+    for name, view in views(model, state, problem.net).items():
+        view[...] = problem.weights[name].reshape(view.shape)
+    model.load_state_dict(state)
 
 
 def set_parameters(model: nn.Module, vector: torch.Tensor) -> None:
@@ -74,40 +105,12 @@ def set_parameters(model: nn.Module, vector: torch.Tensor) -> None:
         p.data.copy_(part.view_as(p))
 
 
-def weights_of(model: nn.Module, net: Mapping[str, Any]) -> Weights:
-    """Returns a model's weights in the problem's layouts."""
-    weights: Weights = {}
-    for i, layer in enumerate(_layers(model)):
-        weights[f"w{i}"] = _from_torch(layer.weight.detach().cpu().numpy(), i, net)
-        weights[f"b{i}"] = layer.bias.detach().cpu().numpy()
-    assert len(weights) == 2 * num_layers(net)
-    return weights
+def weights_of(model: nn.Module, problem: Problem) -> Weights:
+    """Returns a model's weights under the problem's names, in its layouts."""
+    found = views(model, on_cpu(model), problem.net)
+    return {name: found[name].reshape(weight.shape) for name, weight in problem.weights.items()}
 
 
-def _layers(model: nn.Module) -> list[Any]:
-    return [layer for layer in model.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
-
-
-def _to_torch(w: np.ndarray, i: int, net: Mapping[str, Any]) -> np.ndarray:
-    if w.ndim == 4:
-        w = w.transpose(3, 2, 0, 1)
-    elif net["convs"] and i == len(net["convs"]):  # The features come as [channels, height, width].
-        w = w.reshape(*_flattened(net), -1).transpose(3, 2, 0, 1).reshape(w.shape[::-1])
-    else:
-        w = w.T
-    return np.ascontiguousarray(w)
-
-
-def _from_torch(w: np.ndarray, i: int, net: Mapping[str, Any]) -> np.ndarray:
-    if w.ndim == 4:
-        return w.transpose(2, 3, 1, 0)
-    if net["convs"] and i == len(net["convs"]):
-        height, width, depth = _flattened(net)
-        return w.reshape(-1, depth, height, width).transpose(2, 3, 1, 0).reshape(w.shape[::-1])
-    return w.T
-
-
-def _flattened(net: Mapping[str, Any]) -> tuple[int, int, int]:
-    height, width, _ = net["shape"]
-    shrunk = 2 * len(net["convs"])
-    return (height - shrunk) // 2, (width - shrunk) // 2, net["convs"][-1]
+def on_cpu(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Copies what a model holds."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}

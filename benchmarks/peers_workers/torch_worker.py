@@ -60,7 +60,7 @@ def main() -> None:
     folder, num_processes, num_threads = sys.argv[1], *map(int, sys.argv[2].split("x"))
     problem = load_problem(folder)
     trainer = Trainer(problem, num_threads)
-    load_weights(trainer.models[0], problem.weights, problem.net)
+    load_weights(trainer.models[0], problem)
     initial = parameters_to_vector(trainer.models[0].parameters()).detach().clone()
     server, helpers = initial.cpu().clone().share_memory_(), []
     for _ in range(num_processes - 1):
@@ -90,7 +90,7 @@ def main() -> None:
         train_cohort(ids, check=True)
         set_parameters(trainer.models[1], server)
         server.copy_(before)
-        return weights_of(trainer.models[1], problem.net)
+        return weights_of(trainer.models[1], problem)
 
     serve(
         version=f"torch {torch.__version__}, {trainer.device}",

@@ -11,7 +11,8 @@ import textwrap
 import numpy as np
 import pytest
 
-from benchmarks import peers, peers_engines
+from benchmarks import peers, peers_engines, peers_problem
+from benchmarks.networks import NETWORKS
 from benchmarks.peers_engines import Engine
 
 
@@ -93,14 +94,14 @@ def test_what_fails_is_in_the_table_with_the_reason(tmp_path, capsys):
 
 
 def test_workloads_are_what_they_are_called():
-    sizes = {name: workload.num_parameters for name, workload in peers.WORKLOADS.items()}
-    assert sizes == {
+    sizes = {
         "emnist_cnn": 1_206_590, "emnist_dense": 209_662, "logistic": 48_670, "cifar10_cnn": 1_626_442, "tiny_cnn": 144,
     }  # fmt: skip
-    for workload in peers.WORKLOADS.values():
-        weights = peers.initial_weights(workload.net, np.random.default_rng(0))
-        assert sum(w.size for w in weights.values()) == workload.num_parameters
-    problem, checks = peers.problem_of(peers.WORKLOADS["logistic"], 10, 4, num_cores=2)
+    assert set(peers.WORKLOADS) == {*sizes, *NETWORKS}
+    for name, size in sizes.items():
+        weights = peers_problem.initial_weights(peers.WORKLOADS[name]().net, np.random.default_rng(0))
+        assert sum(w.size for w in weights.values()) == size
+    problem, checks = peers.problem_of(peers.WORKLOADS["logistic"](), 10, 4, num_cores=2)
     assert [len(ids) for ids in problem.cohorts] == [10] * 6
     assert all(len(set(ids)) == 10 and max(ids) < 300 for ids in problem.cohorts)
     sizes = [problem.size(k) for k in range(300)]

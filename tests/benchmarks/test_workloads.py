@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +13,55 @@ import pytest
 from jax import lax
 
 from benchmarks.flops import Product, products, total_flops, training_products
-from benchmarks.workloads import NUM_WORDS, WORKLOADS, Workload
+from benchmarks.networks import NUM_WORDS
+from benchmarks.workloads import WORKLOADS, Workload
+from fedjx.algorithms import fed_avg
+from fedjx.data import Cohort
 from fedjx.models import Ratio, mean_loss
 
 EMNIST_CNN = 3 * 2 * (26**2 * 9 * 32 + 24**2 * 9 * 32 * 64 + 9216 * 128 + 128 * 62) - 2 * 26**2 * 9 * 32
 LSTM = 3 * 20 * 2 * (96 * 2680 + 670 * 2680 + 670 * 96 + 96 * NUM_WORDS)
 TRANSFORMER_LAYER = 4 * 96 * 96 + 2 * 20 * 96 + 2 * 96 * 1536
+
+
+def taps(side: int, kernel: int, stride: int = 1) -> int:
+    """Counts the products of a convolution with SAME padding, those with padding left out: ``[side, side]``, square."""
+    outputs = -(-side // stride)
+    before = max((outputs - 1) * stride + kernel - side, 0) // 2
+    starts = stride * np.arange(outputs) - before
+    return int((np.minimum(starts + kernel, side) - np.maximum(starts, 0)).sum()) ** 2
+
+
+def resnet(stem: int, side: int, num_classes: int) -> int:
+    """Counts the operations of training ResNet-18 on an example whose first block sees ``[side, side]``."""
+    total = first = taps(32, stem, 1 if stem == 3 else 2) * 3 * 64
+    for inputs, width, stride in ((64, 64, 1), (64, 128, 2), (128, 256, 2), (256, 512, 2)):
+        total += taps(side, 3, stride) * inputs * width
+        side //= stride
+        total += taps(side, 3) * 3 * width**2 + (side**2 * inputs * width if stride == 2 else 0)
+    return 3 * 2 * (total + 512 * num_classes) - 2 * first
+
+
+def dense(*widths: int) -> int:
+    """Counts the operations of training dense layers on an example."""
+    products = [a * b for a, b in itertools.pairwise(widths)]
+    return 3 * 2 * sum(products) - 2 * products[0]
+
+
+def separable(side: int, *blocks: tuple[int, int, int]) -> int:
+    """Counts the products of depthwise separable convolutions."""
+    total = 0
+    for inputs, outputs, stride in blocks:
+        total += taps(side, 3, stride) * inputs
+        side //= stride
+        total += side**2 * inputs * outputs
+    return total
+
+
+MCMAHAN = 3 * 2 * (taps(28, 5) * 32 + taps(14, 5) * 32 * 64 + 3136 * 512 + 5120) - 2 * taps(28, 5) * 32
+MOBILE_BLOCKS = separable(16, (32, 64, 1), (64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1))
+CHARACTER_LSTM = 3 * 80 * 2 * (8 * 1024 + 256 * 1024 + 2 * 256 * 1024 + 256 * 90)
+CHARACTER_LAYER = 4 * 128 * 128 + 2 * 64 * 128 + 2 * 128 * 512
 SIZES = {  # by name: parameters, and operations of training on one example
     "emnist_cnn": (1_206_590, EMNIST_CNN),
     "emnist_cnn_flax": (1_206_590, EMNIST_CNN),
@@ -30,12 +74,35 @@ SIZES = {  # by name: parameters, and operations of training on one example
     "femnist_flute": (1_206_590, EMNIST_CNN),
     "stackoverflow_lstm": (4_050_748, LSTM),
     "transformer": (1_962_912, 3 * 20 * 2 * (3 * TRANSFORMER_LAYER + 96 * NUM_WORDS)),
+    "mcmahan_cnn": (1_663_370, MCMAHAN),
+    "resnet18": (11_173_962, resnet(3, 32, 10)),
+    "resnet18_cifar100": (11_227_812, resnet(7, 8, 100)),
+    "mobilenet": (136_778, 3 * 2 * (taps(32, 3, 2) * 3 * 32 + MOBILE_BLOCKS + 2560) - 2 * taps(32, 3, 2) * 3 * 32),
+    "char_lstm": (820_522, CHARACTER_LSTM),
+    "char_transformer": (428_122, 3 * 64 * 2 * (2 * CHARACTER_LAYER + 128 * 90)),
+    "autoencoder": (2_837_314, dense(784, 1000, 500, 250, 30, 250, 500, 1000, 784)),
+    "wide_mlp": (9_707_850, dense(1000, 2400, 2400, 640, 10)),
 }
 
 
 @functools.cache
 def workload(name: str) -> Workload:
     return WORKLOADS[name]()
+
+
+CLIENTS = {  # by name, the fewest and the most examples of a client
+    "cifar10_cnn": (50, 50),
+    "stackoverflow_lstm": (8, 128),
+    "transformer": (8, 128),
+    "mcmahan_cnn": (60, 60),
+    "resnet18": (40, 40),
+    "resnet18_cifar100": (100, 100),
+    "mobilenet": (60, 60),
+    "char_lstm": (40, 40),
+    "char_transformer": (32, 32),
+    "autoencoder": (100, 100),
+    "wide_mlp": (40, 40),
+}
 
 
 def test_every_workload_has_its_size_here():
@@ -63,10 +130,27 @@ def test_data_has_the_shapes_of_the_real_one_and_depends_on_the_seed_alone(name)
         column.shape != other.examples[feature].shape or (column != other.examples[feature]).any()
         for feature, column in data.examples.items()
     )
-    largest = {"cifar10_cnn": 50, "stackoverflow_lstm": 128, "transformer": 128}.get(name, 418)
-    smallest = {"cifar10_cnn": 50, "stackoverflow_lstm": 8, "transformer": 8}.get(name, 20)
+    smallest, largest = CLIENTS.get(name, (20, 418))
     assert smallest <= data.sizes.min() <= data.sizes.max() <= largest
-    assert (np.ptp(data.sizes) > 0) == (name != "cifar10_cnn")
+    assert (np.ptp(data.sizes) > 0) == (smallest < largest)
+
+
+@pytest.mark.parametrize("name", sorted(set(SIZES) - {"femnist_flute"}))  # which is emnist_cnn with more clients
+def test_a_round_lowers_for_accelerators_that_are_not_here(name):
+    tiny = workload(name)._replace(sizes=lambda rng, clients: np.full(clients, 2))
+    algorithm = fed_avg(tiny.model, client_optimizer=tiny.client_optimizer)
+    state = jax.eval_shape(algorithm.init, jax.random.key(0))
+    cohort = Cohort(tiny.data(2, seed=0), [0, 1], batch_size=2).whole()
+    round_fn = jax.jit(algorithm.next.in_graph())
+    traced = round_fn.trace(state, cohort)
+    for platform in ("cuda", "tpu"):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert "stablehlo.dot_general" in text
+        assert "stablehlo.custom_call" not in text  # nothing that only one machine has
+    exported = jax.export.export(round_fn, platforms=("cuda", "tpu"))(state, cohort)
+    assert exported.platforms == ("cuda", "tpu")
+    shapes = [x.shape for x in jax.tree.leaves(state)]
+    assert [x.shape for x in exported.out_avals[: len(shapes)]] == shapes
 
 
 def test_the_flax_network_computes_what_ours_does():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -19,6 +21,30 @@ def own_part(clients: Clients, share: Share) -> Clients:
     own, pools, join = per_client(clients)
     whole = shares_pool(clients)
     return join(own, [pool if w else jax.tree.map(share.of, pool) for w, pool in zip(whole, pools, strict=True)])
+
+
+# Of XLA for CPUs. The first saves a copy of all parameters in every local step, which is made where nothing says that
+# their new values come after the last use of the old; the second does one operation after the other, which suits a
+# device of one core.
+_CPU_OPTIONS = {
+    "xla_cpu_copy_insertion_use_region_analysis": True,
+    "xla_cpu_enable_concurrency_optimized_scheduler": False,
+}
+
+
+@functools.cache
+def compiler_options(platform: str) -> dict[str, bool] | None:
+    """Returns how XLA is to compile for a platform: those options that this version of it knows, or None."""
+    known = {name: value for name, value in _CPU_OPTIONS.items() if platform == "cpu" and _is_known(name, value)}
+    return known or None
+
+
+def _is_known(name: str, value: bool) -> bool:
+    try:
+        jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
+    except Exception:  # whatever a version says of options that it does not have
+        return False
+    return True
 
 
 class Placer:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjx.core.execution.devices import Placer
+from fedjx.core.execution.devices import Placer, compiler_options
 from fedjx.core.execution.hosts import agreed, auto_mesh
 from fedjx.core.language.names import DType, PyTree
 from fedjx.core.language.padding import filled, own_padding
@@ -254,7 +254,10 @@ class PassStream:
         # What `_start` has traced, the `_step` that follows, of the same arguments, need not trace again.
         self._one: Traced | None = None
         self._start = jax.jit(self._sharded_zeros, out_shardings=split)
-        self._step = jax.jit(self._sharded_step, static_argnums=3, donate_argnums=0, out_shardings=split)
+        options = compiler_options(mesh.devices.flat[0].platform)
+        self._step = jax.jit(
+            self._sharded_step, static_argnums=3, donate_argnums=0, out_shardings=split, compiler_options=options
+        )
 
     def __call__(
         self,

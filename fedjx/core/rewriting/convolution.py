@@ -13,6 +13,7 @@ layouts in which the transposes at both ends, and those of the operations betwee
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import operator
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from jax import lax
 
 from fedjx.core.rewriting import winograd
 from fedjx.core.rewriting.jaxprs import Parameters
-from fedjx.core.rewriting.windows import num_positions, padded, slices
+from fedjx.core.rewriting.windows import fitted, interleave, num_positions, padded, slices
 
 Ints = Sequence[int]
 
@@ -41,10 +42,20 @@ class _Form(NamedTuple):
     feature_groups: int
     batch_groups: int
     options: Parameters
+    is_kernel_gradient: bool
 
     @property
-    def is_kernel_gradient(self) -> bool:
-        return math.prod(self.taps) > math.prod(self.outputs)
+    def has_phases(self) -> bool:
+        """Whether zeros between the input's elements are all that a convolution skips, and it skips some."""
+        spread = [inside > 0 for _, _, inside in self.padding]
+        simple = zip(spread, self.strides, self.dilation, strict=True)
+        return any(spread) and not self.is_kernel_gradient and all(s == d == 1 for inside, s, d in simple if inside)
+
+    def is_depthwise(self, x: jax.Array, kernel: jax.Array) -> bool:
+        """Tells whether every channel has kernels of its own."""
+        if self.is_kernel_gradient:  # its batch is the forward pass's channels
+            return self.feature_groups == 1 and self.batch_groups == x.shape[-1] > 1
+        return self.batch_groups == 1 and self.feature_groups == x.shape[-1] > 1
 
 
 def convolution(lhs: jax.Array, rhs: jax.Array, flipped: jax.Array | None = None, **params: Any) -> jax.Array:
@@ -87,11 +98,16 @@ def _form(lhs: jax.Array, rhs: jax.Array, params: Parameters) -> _Form:
     outputs = num_positions(sizes, taps, strides, dilation)
     groups = params["feature_group_count"], params["batch_group_count"]
     options = {key: params[key] for key in ("precision", "preferred_element_type")}
-    return _Form(outputs, taps, strides, dilation, padding, *groups, options)
+    is_kernel_gradient = math.prod(taps) > math.prod(outputs)
+    return _Form(outputs, taps, strides, dilation, padding, *groups, options, is_kernel_gradient)
 
 
 def _computed(x: jax.Array, kernel: jax.Array, flipped: jax.Array | None, form: _Form) -> jax.Array:
     """Computes ``[*outputs, N, O]`` from ``[*spatial, N, C]`` and ``[*taps, I, O]``."""
+    if form.has_phases:
+        return _by_phases(x, kernel, form)
+    if form.is_depthwise(x, kernel):
+        return _depthwise_gradient(x, kernel, form) if form.is_kernel_gradient else _depthwise(x, kernel, form)
     if form.feature_groups * form.batch_groups > 1:
         return _grouped(x, kernel, form)
     direct = functools.partial(_correlated if form.is_kernel_gradient else _direct, form=form)
@@ -108,10 +124,11 @@ def _computed(x: jax.Array, kernel: jax.Array, flipped: jax.Array | None, form: 
 
 
 def _suits_winograd(x: jax.Array, kernel: jax.Array, form: _Form) -> bool:
-    """Tells whether a convolution is one with 3 x 3 taps, of arrays large enough to gain."""
+    """Tells whether a convolution is one with few taps, stride 1, of arrays large enough to gain."""
     small, large = (form.outputs, form.taps) if form.is_kernel_gradient else (form.taps, form.outputs)
     return (
-        list(small) == [3, 3]
+        len(small) > 1
+        and {*small} <= {*winograd.TAPS}
         and min(large) >= 4
         and min(x.shape[-1], kernel.shape[-1]) >= 8
         and {*form.strides, *form.dilation} == {1}
@@ -130,12 +147,14 @@ def _winograd(x: jax.Array, kernel: jax.Array, flipped: jax.Array | None, form: 
         x = padded(x, form.padding)
         # What sees only zeros is zero, not a rounding error: a ReLU after it would let gradients through.
         seen = functools.reduce(
-            operator.or_, slices(jnp.any(x != 0, axis=-1), form.taps, form.outputs, (1, 1), (1, 1)).values()
+            operator.or_,
+            slices(jnp.any(x != 0, axis=-1), form.taps, form.outputs, form.strides, form.dilation).values(),
         )
         return jnp.where(seen[..., None], winograd.forward(x, kernel), 0)
     # The kernel added at every place of the input, of which the padding cuts out a part.
-    whole = winograd.input_gradient(x, jnp.swapaxes(flipped, 2, 3))
-    return padded(whole, [(low - 2, high - 2, 0) for low, high, _ in form.padding])
+    whole = winograd.input_gradient(x, jnp.swapaxes(flipped, -1, -2))
+    around = zip(form.padding, form.taps, strict=True)
+    return padded(whole, [(low - taps + 1, high - taps + 1, 0) for (low, high, _), taps in around])
 
 
 def _direct(x: jax.Array, kernel: jax.Array, form: _Form) -> jax.Array:
@@ -162,6 +181,63 @@ def _correlated(x: jax.Array, kernel: jax.Array, form: _Form) -> jax.Array:
         **form.options,
     )
     return product.reshape(*form.outputs, -1, kernel.shape[-1])
+
+
+def _by_phases(x: jax.Array, kernel: jax.Array, form: _Form) -> jax.Array:
+    """Convolves an input with zeros between its elements, as of a strided convolution's input gradient, without them.
+
+    With ``d - 1`` zeros between two elements, outputs that are d apart see elements with the same taps, every d-th, and
+    zeros with the others. So each of the d phases along an axis is an ordinary convolution with a part of the kernel.
+    """
+    steps = [inside + 1 for _, _, inside in form.padding]
+    counts = [-(-n // step) for n, step in zip(form.outputs, steps, strict=True)]
+    grid = {}
+    for phase in itertools.product(*map(range, steps)):
+        part, padding = kernel, []
+        for axis, (first, step, (low, high, _)) in enumerate(zip(phase, steps, form.padding, strict=True)):
+            if step > 1:
+                tap = (low - first) % step  # the first that sees an element
+                part = lax.slice_in_dim(part, min(tap, part.shape[axis]), part.shape[axis], step, axis)
+                low = (low - first - tap) // step
+                high = counts[axis] + part.shape[axis] - 1 - low - x.shape[axis]
+            padding.append((low, high, 0))
+        taps = part.shape[:-2]
+        shape = (*counts, x.shape[-2] // form.batch_groups, kernel.shape[-1])
+        own = form._replace(outputs=counts, taps=taps, padding=padding)
+        grid[phase] = _computed(x, part, None, own) if math.prod(taps) else jnp.zeros(shape, x.dtype)
+    return fitted(interleave(grid, len(steps)), form.outputs)
+
+
+def _depthwise(x: jax.Array, kernel: jax.Array, form: _Form) -> jax.Array:
+    """Adds up the input at shifted places, times one number a channel: XLA makes one loop of it."""
+    # Padded apart, or every term would ask at every place whether it is within the input.
+    x = lax.optimization_barrier(padded(x, form.padding))
+    x = jnp.repeat(x, kernel.shape[-1] // x.shape[-1], axis=-1)
+    seen = slices(x, form.taps, form.outputs, form.strides, form.dilation)
+    return functools.reduce(
+        operator.add, (part * jnp.broadcast_to(kernel[tap][0], part.shape) for tap, part in seen.items())
+    )
+
+
+def _depthwise_gradient(x: jax.Array, kernel: jax.Array, form: _Form) -> jax.Array:
+    """Computes a depthwise kernel gradient ``[*outputs, 1, O]``, row by row; the arguments are those of `_correlated`.
+
+    A sum of a product over all axes but the last is slow; a sum of rows is an ordinary loop, and leaves little to sum.
+    """
+    x = lax.optimization_barrier(jnp.repeat(padded(x, form.padding), kernel.shape[-1] // x.shape[-1], axis=-1))
+    (num_rows, *rest), (step, *strides), (apart, *dilation) = form.taps, form.dilation, form.strides
+    taps, *others = form.outputs
+
+    def add_row(row: jax.Array, totals: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        g = lax.dynamic_index_in_dim(kernel, row, keepdims=False)  # [*rest, N, O]
+        rows = [lax.dynamic_index_in_dim(x, row * step + tap * apart, keepdims=False) for tap in range(taps)]
+        seen = [part for own in rows for part in slices(own, others, rest, strides, dilation).values()]
+        return tuple(total + part * g for total, part in zip(totals, seen, strict=True))
+
+    zeros = (jnp.zeros(kernel.shape[1:], x.dtype),) * math.prod(form.outputs)
+    totals = lax.fori_loop(0, num_rows, add_row, zeros)
+    sums = [jnp.sum(total, axis=tuple(range(total.ndim - 1))) for total in totals]
+    return jnp.stack(sums).reshape(*form.outputs, 1, -1)
 
 
 def _grouped(x: jax.Array, kernel: jax.Array, form: _Form) -> jax.Array:

@@ -9,6 +9,7 @@ and says so once. `tests/core/rewriting/test_jaxprs.py` names every assumption m
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -166,6 +167,15 @@ def leave(name: str, reason: str) -> None:
         "Results are right, but training may be slower. A newer fedjx may know this JAX.",
         stacklevel=2,
     )
+
+
+def calls(inlined: bool) -> contextlib.AbstractContextManager[None]:
+    """Tells XLA whether to write out calls of `jax.jit` traced within; if not, equal ones are compiled once."""
+    try:
+        from jax.experimental.xla_metadata import set_xla_metadata  # noqa: PLC0415
+    except ImportError:  # slower to compile, and the same
+        return contextlib.nullcontext()
+    return set_xla_metadata(inlineable=None if inlined else "false")
 
 
 def _convolution(params: Parameters, equation: Equation) -> Parameters:

@@ -14,14 +14,15 @@ whatever this version of JAX writes in a form that `jaxprs` does not know.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedjx.core.rewriting import early_stop, jaxprs, pooling, threefry
+from fedjx.core.rewriting import early_stop, jaxprs, pooling, recurrence, sums, threefry
 from fedjx.core.rewriting.convolution import convolution
 from fedjx.core.rewriting.jaxprs import Atom, Equation, Parameters, Program, PyTree, Values
 
@@ -98,7 +99,8 @@ def _is_concerned_inside(eqn: Equation, stop_early: bool) -> bool:
 
 def _is_replaced(eqn: Equation, stop_early: bool) -> bool:
     is_slow = jaxprs.name_of(eqn) == "conv_general_dilated" or pooling.is_unrolled(eqn) or threefry.is_unrolled(eqn)
-    return is_slow or (stop_early and early_stop.is_fold(eqn))
+    is_slow = is_slow or sums.is_split(eqn)
+    return is_slow or recurrence.is_distributed(eqn) or (stop_early and early_stop.is_fold(eqn))
 
 
 def _evaluate(program: Program, args: Values, is_own: list[bool], stop_early: bool) -> tuple[Values, list[bool]]:
@@ -109,12 +111,13 @@ def _evaluate(program: Program, args: Values, is_own: list[bool], stop_early: bo
     def read(v: Atom) -> tuple[jax.Array, bool]:
         return (v.val, False) if jaxprs.is_literal(v) else values[v]
 
-    sources = {v: eqn for eqn in program.equations for v in eqn.outvars}
+    sources, repeated = {v: eqn for eqn in program.equations for v in eqn.outvars}, _repeated(program)
     for eqn in program.equations:
         inputs, flags = [read(v)[0] for v in eqn.invars], [read(v)[1] for v in eqn.invars]
         if jaxprs.name_of(eqn) == "conv_general_dilated":
             flipped = _flipped(eqn, sources.get(eqn.invars[1])) if flags[1] else None
-            outputs = _convolution(eqn, inputs, None if flipped is None else read(flipped)[0]) if flags[1] else None
+            turned = None if flipped is None else read(flipped)[0]
+            outputs = _convolution(eqn, inputs, turned, id(eqn) in repeated) if flags[1] else None
         else:
             outputs = _replaced(eqn, inputs, any(flags), stop_early)
         outputs = jaxprs.alone(program, eqn, inputs) if outputs is None else _checked(eqn, outputs)
@@ -131,10 +134,35 @@ def _checked(eqn: Equation, outputs: Values) -> Values:
     return outputs
 
 
-def _convolution(eqn: Equation, inputs: Values, flipped: jax.Array | None) -> Values | None:
+def _convolution(eqn: Equation, inputs: Values, flipped: jax.Array | None, is_repeated: bool) -> Values | None:
     params = jaxprs.parameters(eqn)
     lhs, rhs = inputs
-    return None if params is None else [convolution(lhs, rhs, flipped, **params)]
+    if params is None:
+        return None
+    options = tuple(sorted(params.items()))
+    if not is_repeated:
+        return [convolution(lhs, rhs, flipped, **params)]
+    with jaxprs.calls(inlined=False):
+        return [_one_of_many(lhs, rhs, flipped, options=options)]
+
+
+@functools.partial(jax.jit, static_argnames="options")
+def _one_of_many(
+    lhs: jax.Array, rhs: jax.Array, flipped: jax.Array | None, *, options: tuple[tuple[str, Any], ...]
+) -> jax.Array:
+    """Computes a convolution like others of its program, in one function that XLA compiles for all of them."""
+    with jaxprs.calls(inlined=True):
+        return convolution(lhs, rhs, flipped, **dict(options))
+
+
+def _repeated(program: Program) -> set[int]:
+    """Returns which equations are convolutions that the program has several times, by their `id`."""
+    alike: dict[str, list[int]] = {}
+    for eqn in program.equations:
+        if jaxprs.name_of(eqn) == "conv_general_dilated":
+            form = str(([v.aval for v in eqn.invars], sorted(eqn.params.items())))
+            alike.setdefault(form, []).append(id(eqn))
+    return {one for ids in alike.values() if len(ids) > 1 for one in ids}
 
 
 def _flipped(eqn: Equation, source: Equation | None) -> Atom | None:
@@ -159,11 +187,16 @@ def _replaced(eqn: Equation, inputs: Values, is_own: bool, stop_early: bool) -> 
     name = jaxprs.name_of(eqn)
     if stop_early and early_stop.is_fold(eqn):
         return early_stop.while_loop(eqn, inputs, part)
+    if recurrence.is_distributed(eqn):
+        params = jaxprs.parameters(eqn)
+        return None if params is None else recurrence.distributed(params, inputs, part)
     if _is_concerned_inside(eqn, stop_early):
         params = jaxprs.parameters(eqn)
         return None if params is None else _INSIDE[name](params, inputs, part)
     if is_own and pooling.is_unrolled(eqn):
         return [pooling.pool(eqn, *inputs)]
+    if is_own and sums.is_split(eqn):
+        return [sums.split_sum(inputs[0], eqn.params["axes"])]
     if threefry.is_unrolled(eqn):
         return [threefry.random_bits(*inputs, **eqn.params)]
     return None

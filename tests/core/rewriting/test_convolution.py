@@ -13,7 +13,7 @@ from flax import nnx
 from jax import lax
 
 from fedjx import Clients, federated_broadcast, federated_computation, federated_map, federated_sum
-from fedjx.core.rewriting.rewrite import rewritten
+from fedjx.core.rewriting.rewrite import mapped, rewritten
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -143,3 +143,28 @@ def test_convolutions_inside_of_programs_are_found(inside):
         jax.tree.leaves(rewritten(wrapped, x, square)), jax.tree.leaves(wrapped(x, square)), strict=True
     ):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_equal_convolutions_are_one_function_that_xla_keeps():
+    convolve, x, kernel = convolution({"padding": "SAME"})
+    square = 0.1 * kernel[:, :, :, :4]
+
+    def twice(x: Any, kernel: Any) -> Any:
+        return convolve(jnp.sin(convolve(x, kernel)), kernel)
+
+    def program(fn: Any) -> str:
+        lowered = jax.jit(lambda x, kernel: rewritten(lambda _, own: fn(*own), (), (x, kernel))).lower(x, square)
+        assert "convolution" not in lowered.as_text()
+        return lowered.as_text()
+
+    once, both = program(convolve), program(twice)
+    assert 'inlineable = "false"' not in once
+    assert both.count('inlineable = "false"') == 2
+    assert both.count("func.func private @_one_of_many") == 1
+    for fn in (twice, jax.grad(lambda x, kernel: jnp.sum(jnp.sin(twice(x, kernel))), argnums=(0, 1))):
+        stacked = [np.stack([a, 2 * a]) for a in (x, square)]
+        got = jax.jit(lambda *own, fn=fn: mapped(lambda _, own: fn(*own), (), own))(*stacked)
+        want = [fn(x, square), fn(2 * x, 2 * square)]
+        want = jax.tree.map(lambda *parts: np.stack(parts), *want)
+        for g, e in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            np.testing.assert_allclose(g, e, rtol=1e-4, atol=1e-5 * np.abs(e).max())

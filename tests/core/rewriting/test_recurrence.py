@@ -1,0 +1,166 @@
+"""Products taken out of loops: the same numbers, and in the loop only what the next step waits for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+
+from fedjx.core.rewriting import jaxprs, recurrence
+from fedjx.core.rewriting.rewrite import mapped, rewritten
+
+STEPS, BATCH, WIDTH = 5, 3, 4
+
+
+def arrays(*shapes: tuple[int, ...], seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.normal(size=shape).astype(np.float32) * 0.5 for shape in shapes]
+
+
+def cell(w: Any, h: jax.Array, x: jax.Array) -> jax.Array:
+    return jnp.tanh(x @ w["in"] + h @ w["own"] + w["bias"][None])
+
+
+def states(w: Any, xs: Any) -> Any:
+    """A recurrent layer: every state, and the last."""
+
+    def step(h: jax.Array, x: jax.Array) -> Any:
+        h = cell(w, h, x)
+        return h, h
+
+    return lax.scan(step, jnp.zeros((BATCH, WIDTH)), xs)
+
+
+def loss_in_the_loop(w: Any, xs: jax.Array) -> Any:
+    """Outputs and losses are made in the loop, where only their sum is kept."""
+
+    def step(carry: Any, x: jax.Array) -> Any:
+        h, total = carry
+        h = cell(w, h, x)
+        return (h, total + jnp.sum(jax.nn.log_softmax(h @ w["out"]))), None
+
+    return lax.scan(step, (jnp.zeros((BATCH, WIDTH)), jnp.float32(1)), xs)[0]
+
+
+def backwards(w: Any, xs: jax.Array) -> Any:
+    return lax.scan(lambda h, x: (cell(w, h, x), h @ w["out"]), jnp.zeros((BATCH, WIDTH)), xs, reverse=True)
+
+
+def called(w: Any, xs: jax.Array) -> Any:
+    """The products are in functions of `jax.jit`, as `jnp.einsum` makes them."""
+    inner = jax.jit(lambda h, x: jnp.einsum("bi,io->bo", x, w["in"]) + jnp.einsum("bi,io->bo", h, w["own"]))
+    return lax.scan(lambda h, x: (jnp.tanh(inner(h, x)), None), jnp.zeros((BATCH, WIDTH)), xs)[0]
+
+
+def turned(w: Any, xs: jax.Array) -> Any:
+    """A matrix that is read by columns, and one that changes with time."""
+
+    def step(h: jax.Array, x: Any) -> Any:
+        x, scale = x
+        return jnp.tanh(h @ w["own"].T + (scale * x) @ w["in"].T), (scale * x) @ w["out"]
+
+    return lax.scan(step, jnp.zeros((BATCH, WIDTH)), (xs, jnp.arange(STEPS, dtype=jnp.float32)))
+
+
+def two_layers(w: Any, xs: jax.Array) -> Any:
+    return states(w, states(w, xs)[1])
+
+
+def counted(w: Any, xs: jax.Array) -> Any:
+    """Whole numbers are carried, and a carry is read as well as added to."""
+
+    def step(carry: Any, x: jax.Array) -> Any:
+        h, number, seen = carry
+        return (cell(w, h, x) + number + jnp.mean(seen), number + 1, seen + x @ w["in"]), number
+
+    return lax.scan(step, (jnp.zeros((BATCH, WIDTH)), jnp.int32(0), jnp.zeros((BATCH, WIDTH))), xs)
+
+
+LAYERS = {fn.__name__: fn for fn in (states, loss_in_the_loop, backwards, called, turned, two_layers, counted)}
+
+
+def weights() -> dict[str, np.ndarray]:
+    matrices = arrays(*[(WIDTH, WIDTH)] * 3, (WIDTH,))
+    return dict(zip(("in", "own", "out", "bias"), matrices, strict=True))
+
+
+def gradients(layer: Any) -> Any:
+    def total(w: Any, xs: jax.Array) -> Any:
+        return sum((jnp.sum(jnp.sin(0.01 * x)) for x in jax.tree.leaves(layer(w, xs)) if x.dtype == jnp.float32), 0.0)
+
+    return jax.grad(total, argnums=(0, 1))
+
+
+@pytest.mark.parametrize("of", ["forward", "gradients"])
+@pytest.mark.parametrize("lanes", [1, 2])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_results_are_the_same(layer, lanes, of):
+    fn = LAYERS[layer] if of == "forward" else gradients(LAYERS[layer])
+    w = jax.tree.map(lambda x: np.stack([x * (i + 1) for i in range(lanes)]), weights())
+    (xs,) = arrays((lanes, STEPS, BATCH, WIDTH), seed=1)
+    got = jax.jit(lambda w, xs: mapped(lambda _, own: fn(*own), (), (w, xs)))(w, xs)
+    want = jax.jit(jax.vmap(fn))(w, xs)
+    for g, e in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert g.dtype == e.dtype
+        np.testing.assert_allclose(g, e, rtol=1e-5, atol=1e-6)
+
+
+def products_in_loops(fn: Any, *args: Any) -> list[int]:
+    """How many products the body of each scan makes."""
+    leaves, tree = jax.tree.flatten(args)
+    program, _ = jaxprs.trace(lambda *xs: rewritten(lambda _, own: fn(*own), (), tree.unflatten(xs)), *leaves)
+    loops = [eqn for eqn in program.equations if jaxprs.name_of(eqn) == "scan"]
+    bodies = [[e for inner in jaxprs.inner(loop) for e in inner.equations] for loop in loops]
+    return [sum(jaxprs.name_of(e) == "dot_general" for e in body) for body in bodies]
+
+
+@pytest.mark.parametrize(
+    ("layer", "forward", "backward"),
+    [("states", [1], [1, 1]), ("loss_in_the_loop", [1], [1, 1]), ("backwards", [1], [1, 1]), ("turned", [1], [1, 1]),
+     ("called", [1], [1, 1]), ("two_layers", [1, 1], [1, 1, 1, 1])],
+)  # fmt: skip
+def test_only_the_recurrence_multiplies_in_the_loop(layer, forward, backward):
+    w, (xs,) = weights(), arrays((STEPS, BATCH, WIDTH))
+    assert products_in_loops(LAYERS[layer], w, xs) == forward
+    assert products_in_loops(gradients(LAYERS[layer]), w, xs) == backward
+
+
+@pytest.mark.parametrize("kind", [nnx.OptimizedLSTMCell, nnx.LSTMCell, nnx.GRUCell, nnx.SimpleCell])
+def test_layers_of_flax_are_taken_apart(kind):
+    cell = kind(WIDTH, WIDTH, rngs=nnx.Rngs(0))
+    start = cell.initialize_carry((BATCH, WIDTH), nnx.Rngs(0))
+    graph, params, rest = nnx.split(nnx.RNN(cell, rngs=False), nnx.Param, ...)
+
+    def loss(params: Any, xs: Any) -> Any:
+        states: Any = nnx.merge(graph, params, rest)(xs, initial_carry=start)
+        return jnp.sum(jnp.sin(states))
+
+    (xs,) = arrays((BATCH, STEPS, WIDTH))
+    got = jax.jit(lambda p: rewritten(lambda _, own: jax.grad(loss)(own, xs), (), p))(params)
+    want = jax.jit(jax.grad(loss))(params, xs)
+    for g, e in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(g, e, rtol=1e-5, atol=1e-6)
+
+
+def test_what_nothing_is_gained_from_stays():
+    def large(w: Any, xs: jax.Array) -> Any:
+        return lax.scan(lambda c, x: (c + jnp.sum(x @ w), None), jnp.float32(0), xs)[0]
+
+    w, xs = arrays((WIDTH, WIDTH), (STEPS, recurrence._FEW_ROWS + 1, WIDTH))
+    assert products_in_loops(large, w, xs) == [1]
+    assert products_in_loops(large, w, xs[:, :BATCH]) == [0]
+    assert products_in_loops(large, w, xs[:1, :BATCH]) == [1]
+
+
+def test_gradients_pass_through():
+    w, (xs,) = weights(), arrays((STEPS, BATCH, WIDTH))
+    run = lambda w: rewritten(lambda _, own: states(*own), (), (w, xs))  # noqa: E731
+    got = jax.jit(jax.grad(lambda w: jnp.sum(jnp.sin(run(w)[1]))))(w)
+    want = jax.jit(jax.grad(lambda w: jnp.sum(jnp.sin(states(w, xs)[1]))))(w)
+    for g, e in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(g, e, rtol=1e-5, atol=1e-6)
