@@ -14,9 +14,8 @@ is cheap where it is. It looks at operations, never at what they are part of.
 
 from __future__ import annotations
 
-import functools
 import math
-import operator
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
@@ -24,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedjx.core.rewriting import jaxprs
+from fedjx.core.rewriting import jaxprs, products
 from fedjx.core.rewriting.jaxprs import Atom, Equation, Parameters, Program, Values
 
 # Products of more rows are fast as they are, and what they take and give is too large to be kept for all times.
@@ -44,6 +43,7 @@ class _Split(NamedTuple):
       during: What is left to be done in every step.
       after: What can be done when the loop has ended.
       sums: The number of each carry that is only ever added to, with what is added, if that comes after the loop.
+      added: The numbers of all carries that are only ever added to.
       unchanged: The numbers of the carries that stay as they are.
     """
 
@@ -53,6 +53,7 @@ class _Split(NamedTuple):
     during: list[Equation]
     after: list[Equation]
     sums: dict[int, Atom]
+    added: set[int]
     unchanged: set[int]
 
 
@@ -63,9 +64,17 @@ def is_distributed(eqn: Equation) -> bool:
     params = jaxprs.parameters(eqn)
     if params is None or params["length"] < 2 or params["jaxpr"].jaxpr.effects:
         return False
-    num_consts = params["num_consts"]
-    split = _split(_flat(params["jaxpr"], num_consts), num_consts, params["num_carry"])
-    return bool(split.early or split.after)
+    body, num_consts, num_carry = params["jaxpr"], params["num_consts"], params["num_carry"]
+    if any(map(_calls_products, body.equations)):
+        body = _flat(body, num_consts)
+    split, ends = _split(body, num_consts, num_carry), body.outputs[:num_carry]
+    # A loop that only adds up goes over examples, not over time: it is there to save memory.
+    recurs = any(
+        not jaxprs.is_literal(end) and end.aval.shape
+        for i, end in enumerate(ends)
+        if i not in {*split.added, *split.unchanged}
+    )
+    return recurs and bool(split.early or split.after)
 
 
 def distributed(params: Parameters, inputs: Values, part: Part) -> Values:
@@ -112,7 +121,7 @@ def distributed(params: Parameters, inputs: Values, part: Part) -> Values:
     stacked |= dict(zip(shown, shown_values, strict=True))
     ended = dict(zip(kept, final, strict=True)) | {i: start[i] for i in split.unchanged}
     times = _Times(known, stacked, {v: eqn for eqn in split.after for v in eqn.outvars}, body, part, params["length"])
-    totals = {i: start[i] + times.summed(v) for i, v in split.sums.items()}
+    totals = {i: start[i] + times.summed(v, start[i].dtype) for i, v in split.sums.items()}
     return [*({**ended, **totals}[i] for i in range(num_carry)), *map(times.all, ends[num_carry:])]
 
 
@@ -151,25 +160,26 @@ class _Times:
             self._stacked |= dict(zip(eqn.outvars, results, strict=True))
         return self._stacked[v], True
 
-    def summed(self, v: Atom) -> jax.Array:
-        """Returns the sum of a value over all times."""
-        eqn = self._sources.get(v)
+    def summed(self, v: Atom, dtype: jnp.dtype) -> jax.Array:
+        """Returns the sum of a value over all times, added up in the dtype of the total."""
+        eqn = None if v in self._stacked else self._sources.get(v)
         name = None if eqn is None else jaxprs.name_of(eqn)
-        if eqn is not None and name in _LINEAR:
-            return self._part(self._body.part([eqn], [eqn.invars[0]], [v]))(self.summed(eqn.invars[0]))[0]
-        if eqn is not None and name == "add_any":
-            return functools.reduce(operator.add, map(self.summed, eqn.invars))
-        if eqn is not None and name == "dot_general" and v not in self._stacked:
-            return self._contracted(eqn)
-        return jnp.sum(self.all(v), axis=0)
+        if eqn is not None and name in _LINEAR and jnp.issubdtype(eqn.invars[0].aval.dtype, jnp.floating):
+            total = self.summed(eqn.invars[0], dtype)
+            if name == "convert_element_type":
+                return total
+            return self._part(self._body.part([eqn], [eqn.invars[0]], [v]))(total)[0]
+        if eqn is not None and name == "dot_general":
+            return self._contracted(eqn, dtype)
+        return jnp.sum(self.all(v), axis=0, dtype=dtype)
 
-    def _contracted(self, eqn: Equation) -> jax.Array:
+    def _contracted(self, eqn: Equation, dtype: jnp.dtype) -> jax.Array:
         """Multiplies and adds up over time in one product."""
         params = jaxprs.parameters(eqn)
         assert params is not None
         (left, left_varies), (right, right_varies) = map(self._value, eqn.invars)
         (left_axes, right_axes), (left_batch, right_batch) = params["dimension_numbers"]
-        options = {name: params[name] for name in ("precision", "preferred_element_type")}
+        options = {"precision": params["precision"], "preferred_element_type": dtype}
         if not (left_varies and right_varies):
             left, right = (
                 jnp.sum(x, axis=0) if varies else x for x, varies in ((left, left_varies), (right, right_varies))
@@ -177,6 +187,8 @@ class _Times:
             return lax.dot_general(left, right, params["dimension_numbers"], **options)
         contracted: Any = tuple((0, *(a + 1 for a in axes)) for axes in (left_axes, right_axes))
         batch: Any = tuple(tuple(a + 1 for a in axes) for axes in (left_batch, right_batch))
+        if products.is_merged_over(contracted, batch):
+            return products.merged_product(left, right, dimension_numbers=(contracted, batch), **options)
         return lax.dot_general(left, right, (contracted, batch), **options)
 
 
@@ -184,8 +196,11 @@ class _Times:
 
 
 def _has_products(program: Program) -> bool:
-    inside = (inner for eqn in program.equations if jaxprs.name_of(eqn) == "jit" for inner in jaxprs.inner(eqn))
-    return any(jaxprs.name_of(eqn) == "dot_general" for eqn in program.equations) or any(map(_has_products, inside))
+    return any(jaxprs.name_of(eqn) == "dot_general" or _calls_products(eqn) for eqn in program.equations)
+
+
+def _calls_products(eqn: Equation) -> bool:
+    return jaxprs.name_of(eqn) == "jit" and any(map(_has_products, jaxprs.inner(eqn)))
 
 
 def _flat(program: Program, num_consts: int) -> Program:
@@ -201,7 +216,7 @@ def _flat(program: Program, num_consts: int) -> Program:
 
     def outputs(program: Program, eqn: Equation, inputs: Values, fixed: set[Atom]) -> Values:
         is_fixed = [jaxprs.is_literal(v) or v in fixed for v in eqn.invars]
-        is_called = jaxprs.name_of(eqn) == "jit" and any(map(_has_products, jaxprs.inner(eqn)))
+        is_called = _calls_products(eqn)
         params = jaxprs.parameters(eqn) if is_called or jaxprs.name_of(eqn) == "dot_general" else None
         if params is not None and is_called:
             called = params["jaxpr"]
@@ -233,13 +248,14 @@ def _split(body: Program, num_consts: int, num_carry: int) -> _Split:
     after = _after(_without(rest, recurrent), rest, fixed, {ends[i] for i in sums}, sums)
     after = _completed(rest, recurrent, after, free, body.outputs[num_carry:])
     late = set(_results(after))
-    sums = {i: v for i, v in sums.items() if v in late}
+    added, sums = set(sums), {i: v for i, v in sums.items() if v in late}
     totals = {ends[i] for i in sums}
     after = [eqn for eqn in after if not totals.intersection(eqn.outvars)]
     late = set(_results(after))
-    wanted = [v for v in body.outputs if v not in late and v not in totals] + [v for eqn in after for v in eqn.invars]
-    during = _needed(_without(rest, after), wanted)
-    return _Split(invariant, _needed(independent, _results(early)), _results(early), during, after, sums, kept)
+    read = [*body.outputs, *(v for eqn in after for v in eqn.invars)]
+    wanted = [v for v in read if not jaxprs.is_literal(v) and v not in late and v not in totals]
+    during = _needed(rest, wanted)  # with what both parts need and costs little
+    return _Split(invariant, _needed(independent, _results(early)), _results(early), during, after, sums, added, kept)
 
 
 def _without(equations: list[Equation], taken: list[Equation]) -> list[Equation]:
@@ -271,9 +287,8 @@ def _is_slow(eqn: Equation, fixed: Collection[Atom]) -> bool:
 
 def _sums(body: Program, carried: list[Atom]) -> dict[int, Atom]:
     """Finds the carries that are only ever added to, and what is added."""
-    uses = [v for eqn in body.equations for v in eqn.invars if not jaxprs.is_literal(v)]
-    uses += [v for v in body.outputs if not jaxprs.is_literal(v)]
-    count = {v: uses.count(v) for v in {*carried, *(v for v in body.outputs if not jaxprs.is_literal(v))}}
+    used = [*(v for eqn in body.equations for v in eqn.invars), *body.outputs]
+    count = Counter(v for v in used if not jaxprs.is_literal(v))
     sources = {v: eqn for eqn in body.equations for v in eqn.outvars}
     found = {}
     for i, (first, end) in enumerate(zip(carried, body.outputs, strict=False)):
@@ -291,9 +306,13 @@ def _after(
 ) -> list[Equation]:
     """Lists, of what no step waits for, all from the first product on that is slow in a loop."""
     only_summed, totals = set(sums.values()), set(totals)
+    readers: dict[Atom, list[Atom]] = {}
+    for eqn in equations:
+        for v in eqn.invars:
+            if not jaxprs.is_literal(v):
+                readers.setdefault(v, []).append(eqn.outvars[0])
     for eqn in reversed(free):
-        readers = [e for e in equations if any(v is eqn.outvars[0] for v in e.invars)]
-        is_summed = eqn.outvars[0] in only_summed and all(r.outvars[0] in totals for r in readers)
+        is_summed = eqn.outvars[0] in only_summed and totals.issuperset(readers.get(eqn.outvars[0], []))
         if is_summed and jaxprs.name_of(eqn) in _LINEAR:
             only_summed.add(eqn.invars[0])
             totals.add(eqn.outvars[0])

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedjx.core.rewriting import early_stop, jaxprs, pooling, recurrence, sums, threefry
+from fedjx.core.rewriting import early_stop, jaxprs, pooling, products, recurrence, sums, threefry
 from fedjx.core.rewriting.convolution import convolution
 from fedjx.core.rewriting.jaxprs import Atom, Equation, Parameters, Program, PyTree, Values
 
@@ -99,7 +99,7 @@ def _is_concerned_inside(eqn: Equation, stop_early: bool) -> bool:
 
 def _is_replaced(eqn: Equation, stop_early: bool) -> bool:
     is_slow = jaxprs.name_of(eqn) == "conv_general_dilated" or pooling.is_unrolled(eqn) or threefry.is_unrolled(eqn)
-    is_slow = is_slow or sums.is_split(eqn)
+    is_slow = is_slow or sums.is_split(eqn) or products.is_merged(eqn)
     return is_slow or recurrence.is_distributed(eqn) or (stop_early and early_stop.is_fold(eqn))
 
 
@@ -195,6 +195,9 @@ def _replaced(eqn: Equation, inputs: Values, is_own: bool, stop_early: bool) -> 
         return None if params is None else _INSIDE[name](params, inputs, part)
     if is_own and pooling.is_unrolled(eqn):
         return [pooling.pool(eqn, *inputs)]
+    if is_own and products.is_merged(eqn):
+        params = jaxprs.parameters(eqn)
+        return None if params is None else [products.merged_product(*inputs, **params)]
     if is_own and sums.is_split(eqn):
         return [sums.split_sum(inputs[0], eqn.params["axes"])]
     if threefry.is_unrolled(eqn):

@@ -148,13 +148,41 @@ def test_layers_of_flax_are_taken_apart(kind):
 
 
 def test_what_nothing_is_gained_from_stays():
-    def large(w: Any, xs: jax.Array) -> Any:
+    def added(w: Any, xs: jax.Array) -> Any:
         return lax.scan(lambda c, x: (c + jnp.sum(x @ w), None), jnp.float32(0), xs)[0]
 
+    def averaged(w: Any, xs: jax.Array) -> Any:
+        return lax.scan(lambda c, x: (0.9 * c + jnp.sum(x @ w, 0), None), jnp.zeros(WIDTH), xs)[0]
+
     w, xs = arrays((WIDTH, WIDTH), (STEPS, recurrence._FEW_ROWS + 1, WIDTH))
-    assert products_in_loops(large, w, xs) == [1]
-    assert products_in_loops(large, w, xs[:, :BATCH]) == [0]
-    assert products_in_loops(large, w, xs[:1, :BATCH]) == [1]
+    assert products_in_loops(averaged, w, xs) == [1]  # large as they are
+    assert products_in_loops(averaged, w, xs[:, :BATCH]) == [0]
+    assert products_in_loops(averaged, w, xs[:1, :BATCH]) == [1]  # a single step
+    assert products_in_loops(added, w, xs[:, :BATCH]) == [1]  # over examples, not time
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_narrow_terms_are_added_up_in_the_dtype_of_their_total(dtype):
+    """A thousand ones more than 256 are 256 in bfloat16; whole numbers and answers are counted."""
+
+    def step(carry: Any, x: jax.Array) -> Any:
+        h, total, matrix, number = carry
+        h = jnp.tanh(h @ w + x)
+        out = (h @ w).astype(jnp.float32)
+        update = lax.dot_general(jnp.ones_like(h), jnp.ones_like(x) + 0 * x, (((0,), (0,)), ((), ())))
+        right = jnp.sum(out < 10, dtype=jnp.int32)
+        return (h, total + out, matrix + update.astype(jnp.float32), number + right), None
+
+    w = 0.1 * jnp.eye(WIDTH, dtype=dtype)
+    start = (jnp.zeros((BATCH, WIDTH), dtype), jnp.zeros((BATCH, WIDTH)), jnp.zeros((WIDTH, WIDTH)), jnp.int32(0))
+    xs = jnp.ones((500, BATCH, WIDTH), dtype)
+    run = lambda xs: lax.scan(step, start, xs)[0]  # noqa: E731
+    got, want = jax.jit(lambda xs: rewritten(lambda _, own: run(own), (), xs))(xs), jax.jit(run)(xs)
+    for g, e in zip(got, want, strict=True):
+        assert g.dtype == e.dtype
+        np.testing.assert_allclose(np.float32(g), np.float32(e), rtol=1e-2 if dtype != jnp.float32 else 1e-5)
+    np.testing.assert_array_equal(got[2], 500 * BATCH)
+    assert got[3] == 500 * BATCH * WIDTH
 
 
 def test_gradients_pass_through():

@@ -1,0 +1,52 @@
+"""Products over several axes: the same numbers, over one."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+
+from fedjx.core.rewriting import jaxprs
+from fedjx.core.rewriting.rewrite import mapped, rewritten
+
+
+def contractions(fn, *args) -> list[tuple[int, ...]]:
+    program, _ = jaxprs.trace(lambda *own: rewritten(lambda _, own: fn(*own), (), own), *args)
+    products = [eqn for eqn in program.equations if jaxprs.name_of(eqn) == "dot_general"]
+    return [tuple(map(len, eqn.params["dimension_numbers"][0])) for eqn in products]
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "axes", "batch", "merged"),
+    [
+        ((2, 3, 4), (2, 3, 5), ((0, 1), (0, 1)), ((), ()), 1),
+        ((4, 2, 3), (2, 3, 5), ((1, 2), (0, 1)), ((), ()), 1),
+        ((2, 3, 4), (3, 2, 5), ((0, 1), (1, 0)), ((), ()), 2),  # in another order
+        ((2, 4, 3), (2, 5, 3), ((0, 2), (0, 2)), ((), ()), 2),  # apart
+        ((6, 2, 3, 4), (6, 2, 3, 5), ((1, 2), (1, 2)), ((0,), (0,)), 2),  # of each of a batch
+        ((3, 4), (3, 5), ((0,), (0,)), ((), ()), 1),
+    ],
+)
+def test_neighbouring_axes_become_one(left, right, axes, batch, merged):
+    rng = np.random.default_rng(0)
+    x, y = (rng.normal(size=shape).astype(np.float32) for shape in (left, right))
+
+    def product(x, y):
+        return lax.dot_general(x, y, (axes, batch))
+
+    assert contractions(product, x, y) == [(merged, merged)]
+    got = jax.jit(lambda *own: mapped(lambda _, own: product(*own), (), own))(np.stack([x, 2 * x]), np.stack([y, y]))
+    np.testing.assert_allclose(got, np.stack([product(x, y), 2 * product(x, y)]), rtol=1e-5, atol=1e-5)
+
+
+def test_a_dense_layer_at_every_place_has_the_same_gradients():
+    graph, params = nnx.split(nnx.Linear(4, 5, rngs=nnx.Rngs(0)))
+    x = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
+    grad = jax.grad(lambda params, x: jnp.sum(jnp.sin(nnx.merge(graph, params)(x))), argnums=(0, 1))
+    assert set(contractions(grad, params, x)) == {(1, 1)}
+    got = jax.jit(lambda p, x: rewritten(lambda _, own: grad(*own), (), (p, x)))(params, x)
+    for g, e in zip(jax.tree.leaves(got), jax.tree.leaves(grad(params, x)), strict=True):
+        np.testing.assert_allclose(g, e, rtol=1e-5, atol=1e-5)
