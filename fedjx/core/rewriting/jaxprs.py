@@ -172,7 +172,7 @@ def leave(name: str, reason: str) -> None:
 def calls(inlined: bool) -> contextlib.AbstractContextManager[None]:
     """Tells XLA whether to write out calls of `jax.jit` traced within; if not, equal ones are compiled once."""
     try:
-        from jax.experimental.xla_metadata import set_xla_metadata  # noqa: PLC0415
+        from jax.experimental.xla_metadata import set_xla_metadata
     except ImportError:  # slower to compile, and the same
         return contextlib.nullcontext()
     return set_xla_metadata(inlineable=None if inlined else "false")
