@@ -41,7 +41,7 @@ def parse_flags(args: list[str] | None = None) -> argparse.Namespace:
     flag("--num-clients", type=int, default=50, help="clients that share the training images")
     flag("--alpha", type=float, default=0.5, help="label skew: small is skewed, large is even")
     flag("--clients-per-round", type=int, default=10, help="size of the cohort")
-    flag("--lanes", type=lanes, default="auto", help="clients that run at once on a device: a number, or auto")
+    flag("--lanes", type=lanes, default=1, help="clients that run at once on a device; auto does not resume bitwise")
     flag("--num-rounds", type=int, default=150, help="rounds in all, resumed ones included")
     flag("--num-epochs", type=int, default=1, help="local epochs")
     flag("--batch-size", type=int, default=10, help="images in a local batch")
@@ -124,7 +124,7 @@ def train(flags: argparse.Namespace, data: Any, algorithm: Any, evaluate: Any) -
         sent = traffic(algorithm.next, state, first.whole())
         num_examples, started, rounds = 0, time.perf_counter(), range(done + 1, flags.num_rounds + 1)
         progress = tqdm(rounds, "training", unit=" rounds", smoothing=0, disable=not is_first)
-        progress.set_postfix_str("compiling, and measuring how many clients are best run at once")
+        progress.set_postfix_str("compiling, the first time")
         events = event_writer(run, after=done)
         for number in progress:
             ids = sample(number)

@@ -232,21 +232,43 @@ def _nnx(module: Callable[..., nnx.Module], frozen: PyTree) -> tuple[Init, Apply
 
 
 def _built(module: Callable[..., nnx.Module]) -> nnx.Module:
-    """Builds an NNX module once, for its structure; its parameters are dropped."""
+    """Builds an NNX module once, for its structure; it may have types in the place of parameters."""
     if isinstance(module, nnx.Module) or not callable(module) or _is_linen_class(module):
         raise TypeError(
             "a model comes from a flax.linen.Module instance or a function rngs -> nnx.Module; got "
             f"{type(module)=}. In NNX pass the class or functools.partial(MLP, ...), not a built module, so that "
             "init(key) is a pure function of the key; in Linen pass an instance, not the class."
         )
-    # Not under `eval_shape`: there a plain array attribute becomes a tracer inside the
-    # graph's static part, and is neither seen by `_other_state` nor valid later.
-    with jax.ensure_compile_time_eval():
-        built = module(rngs=nnx.Rngs(0))
+    try:
+        built = _built_abstractly(module)
+    except Exception:  # whatever a constructor does that cannot be traced; what is wrong with it, it says below
+        # A plain array that is kept outside of variables would be a tracer, which nobody could use later.
+        with jax.ensure_compile_time_eval():
+            built = module(rngs=nnx.Rngs(0))
     if not isinstance(built, nnx.Module):
         raise TypeError(
             f"the function must return an nnx.Module; got {type(built)=}. Pass a function rngs -> nnx.Module."
         )
+    return built
+
+
+def _built_abstractly(module: Callable[..., nnx.Module]) -> nnx.Module:
+    """Builds the structure of an NNX module, with types for parameters: each shape of those would be a program."""
+    found: list[nnx.GraphDef] = []
+
+    def structure() -> PyTree:
+        graph, state = nnx.split(module(rngs=nnx.Rngs(0)))
+        found.append(graph)
+        return state
+
+    def random_state() -> PyTree:
+        return nnx.state(module(rngs=nnx.Rngs(0)), nnx.RngState)
+
+    with jax.checking_leaks():
+        state = jax.eval_shape(structure)
+    built = nnx.merge(*found, state)
+    if jax.tree.leaves(nnx.state(built, nnx.RngState)):
+        nnx.update(built, jax.jit(random_state).lower().compile()())  # not a call, which would be part of a trace
     return built
 
 

@@ -18,6 +18,7 @@ from fedjx.aggregation.broadcast import Broadcaster, broadcast
 from fedjx.aggregation.error_feedback import StatefulAggregator
 from fedjx.aggregation.mean import mean
 from fedjx.aggregation.weights import by_examples
+from fedjx.core.execution.cache import use_compilation_cache
 from fedjx.core.execution.computation import Computation
 from fedjx.core.execution.process import Aggregator, Algorithm, StatefulAlgorithm, keeps_type
 from fedjx.core.language.meshes import outside_meshes
@@ -196,6 +197,7 @@ def compose(
     def next_with_states(state: FederatedValue, data: FederatedValue, states: FederatedValue) -> Outcome:
         return parts.round(state, data, states)
 
+    use_compilation_cache()  # before the first program, which is `init`
     init = outside_meshes(jax.jit(parts.init))
     # Who asked for updates that are not finite need not be told of them.
     hooks = data_hooks(method.input_spec) if may_happen(failures.non_finite) else round_hooks(method.input_spec)

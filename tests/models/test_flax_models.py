@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from benchmarks.measuring import Compilations
 from fedjx.models import Ratio, finalize_metrics, from_flax, sum_metrics
+from fedjx.models.flax_models import _built
 
 KEY = jax.random.key(0)
 
@@ -44,6 +46,22 @@ class NnxConstant(nnx.Module):
         return self.table
 
 
+class NnxOfNumbers(nnx.Module):
+    """Two ways in which a module can hold numbers that are no variables."""
+
+    def __init__(self, way, *, rngs):
+        self.dense = nnx.Linear(64, 10, rngs=rngs)
+        scale = jnp.arange(10.0)[None]
+        if way == "closure":
+            self.scale = lambda x: x * scale
+        elif way == "number":
+            self.factor = float(scale.sum())
+            self.scale = lambda x: x * self.factor
+
+    def __call__(self, x):
+        return self.scale(self.dense(x))
+
+
 Dense = functools.partial(nnx.Linear, 64, 10)
 
 
@@ -63,6 +81,34 @@ linen = functools.partial(from_flax, sample_input=jax.ShapeDtypeStruct((1, 64), 
 def test_the_function_of_an_nnx_model_may_be_a_lambda():
     models = from_flax(Dense, inputs=flat), from_flax(lambda rngs: Dense(rngs=rngs), inputs=flat)
     chex.assert_trees_all_equal(*(model.init(KEY) for model in models))
+
+
+def test_a_model_is_made_of_a_module_whose_parameters_nobody_computes():
+    shape = iter(range(65, 1000))  # of a shape that is new, or the program would be there
+    with Compilations() as of_model:
+        from_flax(functools.partial(nnx.Linear, next(shape), 10))
+    with Compilations() as of_module:
+        nnx.Linear(next(shape), 10, rngs=nnx.Rngs(0))
+    assert of_model.number == 0 < of_module.number
+
+
+def test_the_random_state_of_a_module_is_computed_alone():
+    module = functools.partial(nnx.Dropout, 0.5)
+    built, expected = (nnx.state(m, nnx.RngState) for m in (_built(module), module(rngs=nnx.Rngs(0))))
+    chex.assert_trees_all_equal(*(jax.tree.map(random_bits, nnx.to_pure_dict(state)) for state in (built, expected)))
+
+
+def random_bits(x):
+    return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+
+
+@pytest.mark.parametrize(("way", "factor"), [("closure", np.arange(10.0)), ("number", 45.0)])
+def test_a_module_may_keep_numbers_that_are_no_variables(way, factor):
+    model, plain = from_flax(functools.partial(NnxOfNumbers, way), inputs=flat), from_flax(Dense, inputs=flat)
+    params, batch = model.init(KEY), digits()
+    np.testing.assert_allclose(
+        model.apply(params, batch), factor * np.asarray(plain.apply(params["dense"], batch)), rtol=1e-6, atol=1e-6
+    )
 
 
 def test_linen_and_nnx_agree_on_a_dense_layer():

@@ -64,6 +64,11 @@ class Chunks:
         if self._leader is None:
             check_same_clients([a for a in arguments if isinstance(a, Clients)])
 
+    @property
+    def has_client(self) -> bool:
+        """Whether there is anybody in what leads."""
+        return bool(np.any(self._ids >= 0))
+
     def cut(self, levels: list[Level]) -> _Again:
         """Returns the chunks, each with how many of its clients a device runs at once; can be read again.
 

@@ -13,6 +13,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from fedjx.core.execution.agreement import check_agreement
+from fedjx.core.execution.cache import use_compilation_cache
 from fedjx.core.execution.devices import Placer
 from fedjx.core.execution.engine import map_reduce
 from fedjx.core.execution.hosts import auto_mesh
@@ -94,6 +95,7 @@ class Computation(Traced, Generic[P, R]):
             data ends with the longest of the clients that run at once, and costs nothing beyond.
         """
         _check_lanes(lanes)
+        use_compilation_cache()
         placer = None if mesh is None else Placer(auto_mesh(mesh))
         agreed: set[tuple[Type, ...]] = set()  # by type, what processes that share the mesh have compared
 

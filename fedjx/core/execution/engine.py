@@ -292,6 +292,13 @@ class PassStream:
             _hand_over(waiting, sink)
         return accumulators
 
+    def lowered(self, server: PyTree, chunk: Clients, lanes: int | None) -> jax.stages.Lowered:
+        """Returns a chunk's program, traced; once it is compiled, calls on chunks of the same shape find it."""
+        chunk = self._placer.chunk(chunk)
+        program = self._step.lower(self._start(server, chunk), server, chunk, lanes)
+        self._one = None
+        return program
+
     def seconds(self, server: PyTree, chunk: Clients, lanes: int | None) -> float:
         """Measures how long a chunk takes, once its program is compiled; the shortest of a few runs.
 

@@ -15,11 +15,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjx.core.execution.agreement import check_agreement
 from fedjx.core.execution.ahead import fed
+from fedjx.core.execution.cache import use_compilation_cache
 from fedjx.core.execution.chunks import Chunks, Level
 from fedjx.core.execution.debug import one_by_one
 from fedjx.core.execution.devices import Placer
 from fedjx.core.execution.engine import PassStream
 from fedjx.core.execution.hosts import agreed, auto_mesh, device_memory, share_of
+from fedjx.core.execution.lanes import Lanes
 from fedjx.core.execution.whole import run_whole
 from fedjx.core.language.meshes import outside_meshes
 from fedjx.core.language.names import Array, PyTree
@@ -45,8 +47,10 @@ class Stream(Generic[P, R]):
     def __init__(
         self, computation: Traced, mesh: Mesh | None, lanes: int | None, sink: Sink | None, debug: bool = False
     ):
+        use_compilation_cache()
         self.lanes = self._asked_lanes = lanes
         self._levels: list[Level] = []
+        self._search: Lanes | None = None
         self._result_bytes: int | None = 0
         self._computation, self._sink, self._debug = computation, sink, debug
         self._mesh = auto_mesh(mesh or Mesh(np.array(jax.devices()), (AXIS,)))
@@ -79,20 +83,27 @@ class Stream(Generic[P, R]):
         self._result_bytes = compiled.program.result_bytes()
         chunks = Chunks(at_clients, self._share, result_bytes=self._result_bytes)
         lanes = self._asked_lanes or chunks.asked_lanes
-        if lanes == "auto":
-            compiled.levels = compiled.levels or compiled.measured_levels(server, chunks)
-            self._levels = compiled.levels or [Level(1, 1.0)]
+        self._search = compiled.lanes if lanes == "auto" else None
+        if self._search:
+            self._levels = self._search.levels
         else:
             self._levels = [Level(int(lanes), 1.0)] if lanes else []
         self.lanes = self._levels[0].lanes if self._levels else None
-        result = compiled.run(server, chunks, self._levels, self._sink)
+        result, environments = compiled.run(server, chunks, self._levels, self._sink)
+        if self._search:
+            self._search.after_round(environments, chunks)
         self._computation.hooks.result(result)
         return result
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the lanes of cohorts like the last one stay as they are: said by the caller, or tried to the end."""
+        return self._search is None or self._search.is_settled
 
     def ahead(self, cohorts: Iterable[Planned], *, num_chunks: int = 4, max_bytes: int = 1 << 30) -> Iterator[Planned]:
         """Yields cohorts whose chunks a background thread makes while the device computes.
 
-        The first cohort comes as it is: with it the lanes are chosen.
+        The first cohort comes as it is: how many clients run at once is known after it.
 
         Args:
           cohorts: For this computation's only argument at CLIENTS that is a cohort, round by round;
@@ -170,15 +181,32 @@ class _Compiled:
 
     def __init__(self, program: Program, mesh: Mesh, placer: Placer):
         self.program = program
-        # What users have spread over further axes of the mesh stays so.
-        whole = NamedSharding(mesh, PartitionSpec()) if mesh.size == mesh.shape[AXIS] else None
         passes = [program.client_pass(k)._replace(differentiable=False) for k in range(program.num_passes)]
         self._passes = [PassStream(run, mesh, placer) for run in passes]
-        self._first = jax.jit(functools.partial(program.server_stage, 0), out_shardings=whole)
+        self._first = self._stage(0, functools.partial(program.server_stage, 0), mesh)
         stages = [functools.partial(self._finish, level) for level in range(program.num_passes)]
-        self._finishes = [jax.jit(stage, out_shardings=whole) for stage in stages]
-        self.levels: list[Level] = []  # the fastest lanes and fewer, once measured
+        self._finishes = [self._stage(level + 1, stage, mesh) for level, stage in enumerate(stages)]
+        self.lanes = Lanes(self._passes)
         self.is_agreed = False  # whether all processes have said that they run it on the same arguments
+
+    def _stage(self, level: int, stage: Callable[..., Environment], mesh: Mesh) -> Callable[..., Environment]:
+        """Compiles a stage of the server. What a later one needs stays where it is: parameters are not copied."""
+        # What users have spread over further axes of the mesh stays so.
+        whole = NamedSharding(mesh, PartitionSpec()) if mesh.size == mesh.shape[AXIS] else None
+        if level == self.program.num_passes:  # results are never the caller's own arrays
+            return jax.jit(stage, out_shardings=whole)
+        needed = self.program.needed_after(level)
+
+        def added(environment: Environment, *rest: PyTree) -> Environment:
+            return {i: value for i, value in stage(environment, *rest).items() if i not in environment}
+
+        compiled = jax.jit(added, out_shardings=whole)
+
+        def run(environment: Environment, *rest: PyTree) -> Environment:
+            kept = {i: value for i, value in environment.items() if i in needed}
+            return {**kept, **compiled(environment, *rest)}
+
+        return run
 
     def _finish(
         self, level: int, environment: Environment, accumulators: PyTree, members: PyTree, mask: PyTree
@@ -186,46 +214,19 @@ class _Compiled:
         reduced = self._passes[level].finish(accumulators)
         return self.program.after_pass(level, environment, reduced, members, mask)
 
-    def measured_levels(self, server: Environment, chunks: Chunks) -> list[Level]:
-        """Measures on copies of one client how many of them are best run at once; the fastest comes first.
-
-        Nobody takes no time: of a cohort without a client there is nothing to learn, and no level.
-        """
-        if not np.any(chunks.sample(1, is_full=False).mask):
-            return []
-        environment = self._first(server)
-
-        def seconds_per_client(lanes: int) -> float:
-            # What is quick is measured on a full chunk, or the cost of the dispatch would count for more than it does.
-            for is_full in (False, True):
-                sample = chunks.sample(lanes, is_full=is_full)
-                seconds = self._passes[0].seconds(environment, sample, lanes)
-                if seconds > 0.05:
-                    break
-            # Processes that went on with numbers of their own, as of unequal shares, would each run another program.
-            return agreed(seconds / int(np.sum(sample.mask)))
-
-        return _fastest(seconds_per_client, chunks.lane_counts())[::-1]
-
-    def run(self, server: Environment, chunks: Chunks, levels: list[Level], sink: Sink | None) -> PyTree:
-        environment, finished, cut = self._first(server), {}, chunks.cut(levels)
+    def run(
+        self, server: Environment, chunks: Chunks, levels: list[Level], sink: Sink | None
+    ) -> tuple[PyTree, list[Environment]]:
+        """Returns the result, and what the server had for each pass."""
+        environment, environments, finished, cut = self._first(server), [], {}, chunks.cut(levels)
         for level, (run, finish) in enumerate(zip(self._passes, self._finishes, strict=True)):
             receiver = _Receiver(sink)
+            environments.append(environment)
             accumulators = run(environment, cut, receiver, are_fresh=chunks.are_fresh)
             environment = finish(environment, accumulators, *receiver.members())
             finished.update(zip(self.program.outputs(level), receiver.outputs(chunks.places), strict=False))
-        return self.program.assemble({**dict.fromkeys(self.program.client_results()), **environment, **finished})
-
-
-def _fastest(seconds_per_client: Callable[[int], float], lane_counts: list[int]) -> list[Level]:
-    """Tries more and more lanes for as long as clients run noticeably faster."""
-    levels: list[Level] = []
-    for lanes in lane_counts:
-        level = Level(lanes, seconds_per_client(lanes))
-        if levels and level.seconds > 0.95 * levels[-1].seconds:
-            break
-        levels.append(level)
-    return levels
+        results = {**dict.fromkeys(self.program.client_results()), **environment, **finished}
+        return self.program.assemble(results), environments
 
 
 class _Receiver:

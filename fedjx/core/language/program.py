@@ -90,11 +90,14 @@ class Program:
             if self._placed(i) == SERVER:
                 is_map = node.kind == "map"
                 environment[i] = node.fn(*[environment[x] for x in self._inputs[i]]) if is_map else node.fn
-        needed = self._needed_after(level)
+        needed = self.needed_after(level)
         return {i: value for i, value in environment.items() if i in needed}
 
-    def _needed_after(self, level: int) -> set[int]:
+    def needed_after(self, level: int) -> set[int]:
+        """Returns what a stage of the server leaves: results, and what later passes and stages read."""
         needed = set(self._results)
+        if level == self.num_passes:
+            return needed
         for i, node in enumerate(self._nodes):
             if node.kind == "broadcast" or (node.kind == "map" and self._level[i] > level):
                 needed.update(self._inputs[i])

@@ -80,7 +80,10 @@ def results(store: Path) -> dict[str, Any]:
     found["own/read"] = Reading.read_ids
     with disagreement():
         train("auto", streamed, cohorts())
-    found["auto lanes"] = streamed.lanes
+        state, rounds = algorithm.init(jax.random.key(0)), cohorts()
+        while not streamed.is_settled:
+            state, _ = streamed(state, rounds[0])
+        found["settled/lanes"] = [streamed(state, rounds[0]) and streamed.lanes for _ in range(2)]
 
     def whole(ids):
         return Cohort(data, ids, batch_size=BATCH_SIZE).whole(num_steps=12)

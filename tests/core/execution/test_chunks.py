@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import fedjx
-from fedjx.core.execution import chunks, streaming
+from fedjx.core.execution import chunks
 from fedjx.core.execution.chunks import Level, arranged, levelled
 from fedjx.core.execution.computation import federated_computation
 from fedjx.core.language.operators import federated_sum
@@ -178,25 +178,7 @@ def test_stopping_early_changes_nothing_under_momentum():
         np.testing.assert_allclose(streamed, whole, rtol=1e-6)
 
 
-# --- how many lanes -------------------------------------------------------------------------------
-
-
-def test_lanes_are_measured_once_and_kept(monkeypatch):
-    tried = []
-    fake = {1: 1.0, 4: 0.5, 16: 0.49}  # seconds per client
-
-    def seconds(self, server, chunk, lanes):
-        tried.append(lanes)
-        return fake[lanes] * chunk.mask.sum()
-
-    monkeypatch.setattr(streaming.PassStream, "seconds", seconds)
-    run = weighted_total.streamed(mesh=one_device())
-    for _ in range(2):
-        run(Cohort(DATA, IDS, batch_size=4), FACTOR)
-        assert run.lanes == 4
-    assert tried == [1, 4, 16]
-    run(Cohort(DATA, IDS, batch_size=4, lanes=2), FACTOR)
-    assert run.lanes == 2
+# --- what bounds a chunk --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("result", "expected"), [(5, 16), (10, 8), (41, 2), (200, 1), (None, 1)])
@@ -211,23 +193,6 @@ def test_what_stays_with_the_clients_bounds_a_chunk(monkeypatch, result, expecte
     results.streamed(mesh=one_device(), sink=handed.append)(Cohort(DATA, IDS, batch_size=4, lanes=1))
     assert {chunk.num_clients for chunk in handed} == {expected}
     assert sorted(np.concatenate([chunk.id[chunk.mask] for chunk in handed]).tolist()) == sorted(IDS.tolist())
-
-
-def test_small_cohorts_try_few_lanes():
-    run = weighted_total.streamed()
-    run(Cohort(DATA, IDS[:3], batch_size=4), FACTOR)
-    assert run.lanes == 1
-
-
-def test_measuring_runs_the_program_that_the_round_runs():
-    run = weighted_total.streamed(mesh=one_device())
-    run(Cohort(DATA, IDS, batch_size=4), FACTOR)
-    (compiled,) = run._by_type.values()
-    with jax.log_compiles(False):
-        sizes = compiled._passes[0]._step._cache_size()
-        for seed in range(5):
-            run(Cohort(DATA, np.random.default_rng(seed).permutation(37)[:23], batch_size=4), FACTOR)
-    assert compiled._passes[0]._step._cache_size() == sizes <= 3
 
 
 def test_a_gradient_of_a_fold_inside_the_client_function():

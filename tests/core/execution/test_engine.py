@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fedjx import (
     Batches,
@@ -491,6 +491,30 @@ def test_the_arguments_survive():
         jax.tree.map(lambda x: x.delete(), result[0])
         jax.tree.map(np.testing.assert_array_equal, jax.device_get((state, cohort)), before)
     assert zero.tolist() == [0, 0, 0]
+
+
+def test_what_goes_through_a_stage_of_the_server_is_not_copied(monkeypatch):
+    """A round would otherwise copy the parameters twice, before its pass and after it."""
+    seen, call = [], PassStream.__call__
+
+    def passed(self, server, *arguments, **options):
+        seen.append(server)
+        return call(self, server, *arguments, **options)
+
+    monkeypatch.setattr(PassStream, "__call__", passed)
+    mesh = make_mesh()
+    weights = jax.device_put(jnp.arange(3.0), NamedSharding(mesh, PartitionSpec()))
+
+    @federated_computation
+    def moved(weights, data):
+        sent = federated_broadcast(weights)
+        return federated_map(jnp.add, weights, federated_sum(federated_map(lambda w, d: w * d.x.sum(), sent, data)))
+
+    np.testing.assert_allclose(moved.streamed(mesh=mesh)(weights, clients()), moved(weights, clients()), rtol=1e-6)
+    places = [{x.addressable_data(0).unsafe_buffer_pointer() for x in jax.tree.leaves(server)} for server in seen]
+    assert [weights.addressable_data(0).unsafe_buffer_pointer() in found for found in places] == [True]
+    program = moved.program(weights, clients())
+    assert len(program.needed_after(program.num_passes)) == 1  # the result alone
 
 
 def test_constants_made_under_jit_do_not_leak_into_the_stream():

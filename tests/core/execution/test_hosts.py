@@ -92,9 +92,9 @@ def test_two_processes_train_as_one_does(results, name):
 
 def test_sums_of_two_numbers_are_bitwise_equal(results):
     alone, several = results
-    for name in ("two clients", "collected", "auto lanes"):
+    for name in ("two clients", "collected", "settled/lanes"):
         assert_equal(several[0][name], alone[name])
-    assert alone["auto lanes"] == 4
+    assert [found["settled/lanes"] for found in (alone, *several)] == [[4, 4]] * 3
 
 
 NAMED = {
