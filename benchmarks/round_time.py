@@ -116,9 +116,7 @@ def rounds(
             compile_seconds=compiled.seconds,
             loss=float(metrics["loss"]),
         )
-        while (
-            not run.is_settled
-        ):  # more lanes are compiled and measured meanwhile, which would be in the way of the clock
+        while not run.is_settled:  # what is compiled and measured meanwhile would be in the way of the clock
             state, _ = jax.block_until_ready(run(state, cohort))
 
 

@@ -18,12 +18,19 @@ from fedjx.models import Model, Ratio, from_flax
 
 
 def algorithm(problem: Problem, data: FederatedData, net: Any) -> tuple[Any, Any]:
-    """Returns the initial state, and the round: ``(state, ids) -> (state, metrics)``."""
+    """Returns the initial state, and the round: ``(state, ids) -> (state, metrics)``.
+
+    The first rounds are run again, and forgotten, until it is decided how many clients run at once.
+    """
     fed: Any = fed_avg(model_of(problem, net), client_optimizer=optax.sgd(problem.rate), shuffle=False)
     round_fn = fed.next.streamed()
 
     def run(state: Any, ids: list[int]) -> tuple[Any, Any]:
-        return round_fn(state, Cohort(data, ids, batch_size=problem.batch_size))
+        cohort = Cohort(data, ids, batch_size=problem.batch_size)
+        result = round_fn(state, cohort)
+        while not round_fn.is_settled:
+            result = jax.block_until_ready(round_fn(state, cohort))
+        return result
 
     return fed.init(jax.random.key(0)), run
 
