@@ -32,7 +32,7 @@ Ints = Sequence[int]
 
 
 class _Form(NamedTuple):
-    """The parameters of `lax.conv_general_dilated` as they are used here, and the number of outputs."""
+    """The parameters of `lax.conv_general_dilated` as they are used here, the number of outputs and their dtype."""
 
     outputs: list[int]
     taps: tuple[int, ...]
@@ -42,6 +42,7 @@ class _Form(NamedTuple):
     feature_groups: int
     batch_groups: int
     options: Parameters
+    dtype: jnp.dtype
     is_kernel_gradient: bool
 
     @property
@@ -99,7 +100,8 @@ def _form(lhs: jax.Array, rhs: jax.Array, params: Parameters) -> _Form:
     groups = params["feature_group_count"], params["batch_group_count"]
     options = {key: params[key] for key in ("precision", "preferred_element_type")}
     is_kernel_gradient = math.prod(taps) > math.prod(outputs)
-    return _Form(outputs, taps, strides, dilation, padding, *groups, options, is_kernel_gradient)
+    dtype = options["preferred_element_type"] or jnp.promote_types(lhs.dtype, rhs.dtype)
+    return _Form(outputs, taps, strides, dilation, padding, *groups, options, dtype, is_kernel_gradient)
 
 
 def _computed(x: jax.Array, kernel: jax.Array, flipped: jax.Array | None, form: _Form) -> jax.Array:
@@ -204,7 +206,7 @@ def _by_phases(x: jax.Array, kernel: jax.Array, form: _Form) -> jax.Array:
         taps = part.shape[:-2]
         shape = (*counts, x.shape[-2] // form.batch_groups, kernel.shape[-1])
         own = form._replace(outputs=counts, taps=taps, padding=padding)
-        grid[phase] = _computed(x, part, None, own) if math.prod(taps) else jnp.zeros(shape, x.dtype)
+        grid[phase] = _computed(x, part, None, own) if math.prod(taps) else jnp.zeros(shape, form.dtype)
     return fitted(interleave(grid, len(steps)), form.outputs)
 
 
@@ -212,11 +214,10 @@ def _depthwise(x: jax.Array, kernel: jax.Array, form: _Form) -> jax.Array:
     """Adds up the input at shifted places, times one number a channel: XLA makes one loop of it."""
     # Padded apart, or every term would ask at every place whether it is within the input.
     x = lax.optimization_barrier(padded(x, form.padding))
-    x = jnp.repeat(x, kernel.shape[-1] // x.shape[-1], axis=-1)
+    x, kernel = _wide(jnp.repeat(x, kernel.shape[-1] // x.shape[-1], axis=-1)), _wide(kernel)
     seen = slices(x, form.taps, form.outputs, form.strides, form.dilation)
-    return functools.reduce(
-        operator.add, (part * jnp.broadcast_to(kernel[tap][0], part.shape) for tap, part in seen.items())
-    )
+    terms = [part * jnp.broadcast_to(kernel[tap][0], part.shape) for tap, part in seen.items()]
+    return functools.reduce(operator.add, terms).astype(form.dtype)
 
 
 def _depthwise_gradient(x: jax.Array, kernel: jax.Array, form: _Form) -> jax.Array:
@@ -229,15 +230,20 @@ def _depthwise_gradient(x: jax.Array, kernel: jax.Array, form: _Form) -> jax.Arr
     taps, *others = form.outputs
 
     def add_row(row: jax.Array, totals: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        g = lax.dynamic_index_in_dim(kernel, row, keepdims=False)  # [*rest, N, O]
+        g = _wide(lax.dynamic_index_in_dim(kernel, row, keepdims=False))  # [*rest, N, O]
         rows = [lax.dynamic_index_in_dim(x, row * step + tap * apart, keepdims=False) for tap in range(taps)]
         seen = [part for own in rows for part in slices(own, others, rest, strides, dilation).values()]
-        return tuple(total + part * g for total, part in zip(totals, seen, strict=True))
+        return tuple(total + _wide(part) * g for total, part in zip(totals, seen, strict=True))
 
-    zeros = (jnp.zeros(kernel.shape[1:], x.dtype),) * math.prod(form.outputs)
+    zeros = (jnp.zeros_like(_wide(kernel[0])),) * math.prod(form.outputs)
     totals = lax.fori_loop(0, num_rows, add_row, zeros)
     sums = [jnp.sum(total, axis=tuple(range(total.ndim - 1))) for total in totals]
-    return jnp.stack(sums).reshape(*form.outputs, 1, -1)
+    return jnp.stack(sums).reshape(*form.outputs, 1, -1).astype(form.dtype)
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    """Widens narrow floats to float32, in which they are added up."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32)) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
 def _grouped(x: jax.Array, kernel: jax.Array, form: _Form) -> jax.Array:

@@ -168,3 +168,23 @@ def test_equal_convolutions_are_one_function_that_xla_keeps():
         want = jax.tree.map(lambda *parts: np.stack(parts), *want)
         for g, e in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
             np.testing.assert_allclose(g, e, rtol=1e-4, atol=1e-5 * np.abs(e).max())
+
+
+@pytest.mark.parametrize("preferred", [None, jnp.float32])
+def test_narrow_depthwise_convolutions_add_up_in_float32(preferred):
+    """A kernel's gradient sums 5,000 products near 1; bfloat16 itself does not count beyond 256."""
+    x, kernel = jnp.ones((2, 50, 50, 3), jnp.bfloat16), jnp.ones((3, 3, 1, 3), jnp.bfloat16)
+
+    def convolve(x: Any, kernel: Any) -> Any:
+        options = {"dimension_numbers": NHWC, "feature_group_count": 3, "preferred_element_type": preferred}
+        return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", **options)
+
+    def train(x: Any, kernel: Any) -> Any:
+        y, pullback = jax.vjp(convolve, x, kernel)
+        return y, pullback(jnp.ones_like(y))
+
+    y, (dx, dkernel) = jax.jit(lambda x, k: rewritten(lambda _, own: train(*own), (), (x, k)))(x, kernel)
+    assert y.dtype == (preferred or jnp.bfloat16)
+    assert {dx.dtype, dkernel.dtype} == {jnp.dtype(jnp.bfloat16)}
+    assert np.max(y) == np.max(dx) == 9
+    np.testing.assert_allclose(np.float32(dkernel[1, 1]), 5000, rtol=1 / 128)
