@@ -101,6 +101,11 @@ def is_literal(atom: Atom) -> bool:
     return isinstance(atom, jax.extend.core.Literal)
 
 
+def is_sized(atom: Atom) -> bool:
+    """Tells whether all dimensions are numbers; those of a program that is exported for any size are not."""
+    return all(isinstance(n, int) for n in atom.aval.shape)
+
+
 def name_of(equation: Equation) -> str:
     """Returns the name of an equation's operation."""
     return equation.primitive.name

@@ -62,7 +62,9 @@ def is_distributed(eqn: Equation) -> bool:
     if jaxprs.name_of(eqn) != "scan" or not any(_has_products(program) for program in jaxprs.inner(eqn)):
         return False
     params = jaxprs.parameters(eqn)
-    if params is None or params["length"] < 2 or params["jaxpr"].jaxpr.effects:
+    if params is None or params["jaxpr"].jaxpr.effects or not all(jaxprs.is_sized(v) for v in eqn.invars):
+        return False
+    if params["length"] < 2:
         return False
     body, num_consts, num_carry = params["jaxpr"], params["num_consts"], params["num_carry"]
     if any(map(_calls_products, body.equations)):
@@ -222,7 +224,8 @@ def _flat(program: Program, num_consts: int) -> Program:
             called = params["jaxpr"]
             inside = {v for v, known in zip(called.inputs, is_fixed, strict=True) if known}
             return run(called, inputs, {*called.constants, *inside})
-        if params is not None and is_fixed == [False, True] and params["dimension_numbers"] == (((1,), (1,)), ((), ())):
+        is_matrix = is_fixed == [False, True] and len(eqn.invars[1].aval.shape) == 2
+        if params is not None and is_matrix and params["dimension_numbers"] == (((1,), (1,)), ((), ())):
             turned = {**params, "dimension_numbers": (((1,), (0,)), ((), ()))}
             return [lax.dot_general(inputs[0], lax.transpose(inputs[1], (1, 0)), **turned)]
         return jaxprs.alone(program, eqn, inputs)
@@ -236,8 +239,9 @@ def _split(body: Program, num_consts: int, num_carry: int) -> _Split:
     carried, ends = body.inputs[num_consts:][:num_carry], body.outputs[:num_carry]
     kept = {i for i, (first, end) in enumerate(zip(carried, ends, strict=True)) if first is end}
     fixed = {*body.inputs[:num_consts], *body.constants, *(carried[i] for i in kept)}
-    invariant = [eqn for eqn in body.equations if _grows(fixed, eqn)]
-    varying = _without(body.equations, invariant)
+    equations = [eqn for eqn in body.equations if eqn.outvars]  # calls of functions without results are left over
+    invariant = [eqn for eqn in equations if _grows(fixed, eqn)]
+    varying = _without(equations, invariant)
     free = {*fixed, *body.inputs[num_consts + num_carry :]}
     independent = [eqn for eqn in varying if _grows(free, eqn)]
     early = [eqn for eqn in independent if _is_slow(eqn, fixed)]

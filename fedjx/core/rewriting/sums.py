@@ -21,7 +21,7 @@ _MANY = 64
 
 def is_split(eqn: Equation) -> bool:
     """Tells whether `split_sum` computes an equation."""
-    if jaxprs.name_of(eqn) != "reduce_sum":
+    if jaxprs.name_of(eqn) != "reduce_sum" or not jaxprs.is_sized(eqn.invars[0]):
         return False
     x, axes = eqn.invars[0].aval, sorted(eqn.params["axes"])
     last = len(x.shape) - 1

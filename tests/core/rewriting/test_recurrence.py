@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -81,7 +82,21 @@ def counted(w: Any, xs: jax.Array) -> Any:
     return lax.scan(step, (jnp.zeros((BATCH, WIDTH)), jnp.int32(0), jnp.zeros((BATCH, WIDTH))), xs)
 
 
-LAYERS = {fn.__name__: fn for fn in (states, loss_in_the_loop, backwards, called, turned, two_layers, counted)}
+def several_heads(w: Any, xs: jax.Array) -> Any:
+    """A matrix for each of two heads, read by its second axis; a function whose results nobody takes."""
+    heads = jnp.stack([w["own"], w["out"]])  # [2, WIDTH, WIDTH]
+
+    def step(h: jax.Array, x: jax.Array) -> Any:
+        jax.jit(lambda x: None)(x)
+        both = lax.dot_general(h, heads, (((1,), (1,)), ((), ())))  # [BATCH, 2, WIDTH]
+        return jnp.tanh(both.sum(axis=1) + x @ w["in"]), both
+
+    return lax.scan(step, jnp.zeros((BATCH, WIDTH)), xs)
+
+
+LAYERS = {
+    fn.__name__: fn for fn in (states, loss_in_the_loop, backwards, called, turned, two_layers, counted, several_heads)
+}
 
 
 def weights() -> dict[str, np.ndarray]:
@@ -192,3 +207,19 @@ def test_gradients_pass_through():
     want = jax.jit(jax.grad(lambda w: jnp.sum(jnp.sin(states(w, xs)[1]))))(w)
     for g, e in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(g, e, rtol=1e-5, atol=1e-6)
+
+
+def test_loops_of_any_length_and_batches_of_any_size_are_left():
+    """As of a program that is exported for all of them."""
+    w = weights()
+    steps, batch = jax.export.symbolic_shape("steps, batch")
+
+    def layer(xs: jax.Array) -> jax.Array:
+        start = jnp.zeros((xs.shape[1], WIDTH))
+        return lax.scan(lambda h, x: (cell(w, h, x), jnp.sum(h)), start, xs)[0]
+
+    exported = jax.export.export(jax.jit(lambda xs: rewritten(lambda _, own: layer(own), (), xs)))(
+        jax.ShapeDtypeStruct((steps, batch, WIDTH), jnp.float32)
+    )
+    (xs,) = arrays((STEPS, BATCH, WIDTH))
+    np.testing.assert_allclose(exported.call(xs), layer(jnp.asarray(xs)), rtol=1e-5, atol=1e-6)
