@@ -139,11 +139,10 @@ def _convolution(eqn: Equation, inputs: Values, flipped: jax.Array | None, is_re
     lhs, rhs = inputs
     if params is None:
         return None
-    options = tuple(sorted(params.items()))
     if not is_repeated:
         return [convolution(lhs, rhs, flipped, **params)]
     with jaxprs.calls(inlined=False):
-        return [_one_of_many(lhs, rhs, flipped, options=options)]
+        return [_one_of_many(lhs, rhs, flipped, options=tuple(sorted(params.items())))]
 
 
 @functools.partial(jax.jit, static_argnames="options")
