@@ -136,9 +136,8 @@ def _suits_winograd(x: jax.Array, kernel: jax.Array, form: _Form) -> bool:
         and {*form.strides, *form.dilation} == {1}
         and not any(inside for _, _, inside in form.padding)
         # Its transforms would lose the digits of narrower types, and some of those asked for by a precision.
-        and x.dtype == kernel.dtype == jnp.float32
+        and x.dtype == kernel.dtype == form.dtype == jnp.float32
         and form.options["precision"] in (None, (lax.Precision.DEFAULT,) * 2)
-        and form.options["preferred_element_type"] in (None, jnp.float32)
     )
 
 

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedjx.core.rewriting import early_stop, jaxprs, pooling, products, recurrence, sums, threefry
+from fedjx.core.rewriting import early_stop, few_rows, jaxprs, pooling, products, recurrence, sums, threefry, updates
 from fedjx.core.rewriting.convolution import convolution
 from fedjx.core.rewriting.jaxprs import Atom, Equation, Parameters, Program, PyTree, Values
 
@@ -99,7 +99,7 @@ def _is_concerned_inside(eqn: Equation, stop_early: bool) -> bool:
 
 def _is_replaced(eqn: Equation, stop_early: bool) -> bool:
     is_slow = jaxprs.name_of(eqn) == "conv_general_dilated" or pooling.is_unrolled(eqn) or threefry.is_unrolled(eqn)
-    is_slow = is_slow or sums.is_split(eqn) or products.is_merged(eqn)
+    is_slow = is_slow or sums.is_split(eqn) or products.is_merged(eqn) or (stop_early and few_rows.is_turned(eqn))
     return is_slow or recurrence.is_distributed(eqn) or (stop_early and early_stop.is_fold(eqn))
 
 
@@ -112,12 +112,15 @@ def _evaluate(program: Program, args: Values, is_own: list[bool], stop_early: bo
         return (v.val, False) if jaxprs.is_literal(v) else values[v]
 
     sources, repeated = {v: eqn for eqn in program.equations for v in eqn.outvars}, _repeated(program)
+    added = updates.found_in(program) if stop_early else {}
     for eqn in program.equations:
         inputs, flags = [read(v)[0] for v in eqn.invars], [read(v)[1] for v in eqn.invars]
         if jaxprs.name_of(eqn) == "conv_general_dilated":
             flipped = _flipped(eqn, sources.get(eqn.invars[1])) if flags[1] else None
             turned = None if flipped is None else read(flipped)[0]
             outputs = _convolution(eqn, inputs, turned, id(eqn) in repeated) if flags[1] else None
+        elif id(eqn) in added and any(flags):
+            outputs = [_updated(added[id(eqn)], lambda v: read(v)[0])]
         else:
             outputs = _replaced(eqn, inputs, any(flags), stop_early)
         outputs = jaxprs.alone(program, eqn, inputs) if outputs is None else _checked(eqn, outputs)
@@ -152,6 +155,12 @@ def _one_of_many(
     """Computes a convolution like others of its program, in one function that XLA compiles for all of them."""
     with jaxprs.calls(inlined=True):
         return convolution(lhs, rhs, flipped, **dict(options))
+
+
+def _updated(update: updates.Update, read: Callable[[Atom], jax.Array]) -> jax.Array:
+    names, numbers = [name for name, _ in update.scales], [number for _, number in update.scales]
+    operands = map(read, [update.matrix, *update.factors, *numbers, *update.readers])
+    return updates.updated(update.step, update.axes, names, *operands)
 
 
 def _repeated(program: Program) -> set[int]:
@@ -197,6 +206,9 @@ def _replaced(eqn: Equation, inputs: Values, is_own: bool, stop_early: bool) -> 
     if is_own and products.is_merged(eqn):
         params = jaxprs.parameters(eqn)
         return None if params is None else [products.merged_product(*inputs, **params)]
+    if is_own and stop_early and few_rows.is_turned(eqn):
+        params = jaxprs.parameters(eqn)
+        return None if params is None else [few_rows.turned_product(*inputs, **params)]
     if is_own and sums.is_split(eqn):
         return [sums.split_sum(inputs[0], eqn.params["axes"])]
     if threefry.is_unrolled(eqn):

@@ -170,6 +170,22 @@ def test_equal_convolutions_are_one_function_that_xla_keeps():
             np.testing.assert_allclose(g, e, rtol=1e-4, atol=1e-5 * np.abs(e).max())
 
 
+def test_a_result_that_is_wider_than_its_operands_keeps_its_digits():
+    with jax.enable_x64(True):
+        x, kernel = (
+            jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(2, 8, 8, 8), (3, 3, 8, 8)])
+        )
+        x, kernel = x.astype(jnp.float32), kernel.astype(jnp.float32)
+        options = {"dimension_numbers": NHWC, "preferred_element_type": jnp.float64}
+
+        def convolve(x, kernel):
+            return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", **options)
+
+        got = jax.jit(lambda own: rewritten(lambda _, own: convolve(*own), (), own))((x, kernel))
+        assert got.dtype == jnp.float64
+        np.testing.assert_allclose(got, convolve(x.astype(jnp.float64), kernel.astype(jnp.float64)), rtol=1e-12)
+
+
 @pytest.mark.parametrize("preferred", [None, jnp.float32])
 def test_narrow_depthwise_convolutions_add_up_in_float32(preferred):
     """A kernel's gradient sums 5,000 products near 1; bfloat16 itself does not count beyond 256."""

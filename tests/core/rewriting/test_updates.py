@@ -1,0 +1,120 @@
+"""Products that are added to a matrix in blocks: the same numbers, and no copy of the matrix."""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fedjx.core.execution.devices import compiler_options
+from fedjx.core.rewriting import jaxprs, updates
+from fedjx.core.rewriting.rewrite import mapped, rewritten
+
+SHAPE = (701, 402)  # no multiple of a block
+
+
+def arguments(seed: int = 0, rows: int = 5):
+    rng = np.random.default_rng(seed)
+    return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in (SHAPE, (rows, SHAPE[0]), (rows, SHAPE[1]))]
+
+
+def found(fn, *args) -> list[updates.Update]:
+    return list(updates.found_in(jaxprs.trace(fn, *args)[0]).values())
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda w, x, g: w - 0.1 * (x.T @ g),
+        lambda w, x, g: w + -0.1 * (g.T @ x).T,
+        lambda w, x, g: (x.T @ g) + w,
+        lambda w, x, g: w - (x.T @ g) / jnp.sum(x),
+        lambda w, x, g: w - jnp.sum(g) * (0.5 * (x.T @ g)),
+        lambda w, x, g: w - 0.1 * jnp.einsum("ri,rj->ij", x, g),
+        lambda w, x, g: w - 0.1 * jnp.einsum("ri,rj->ji", g, x),
+        lambda w, x, g: optax.apply_updates(w, optax.sgd(0.1).update(x.T @ g, optax.sgd(0.1).init(w))[0]),
+    ],
+)
+def test_an_update_is_found_and_has_the_same_numbers(fn):
+    args = arguments()
+    assert len(found(fn, *args)) == 1
+    got = jax.jit(lambda own: rewritten(lambda _, own: fn(*own), (), own, stop_early=True))(args)
+    np.testing.assert_allclose(got, fn(*args), rtol=1e-5, atol=1e-5)
+
+
+def used_twice(w, x, g):
+    gradient = x.T @ g
+    return w - gradient, jnp.sum(gradient)
+
+
+def read_later(w, x, g):
+    new = w - x.T @ g
+    return new, jnp.sin(w)
+
+
+@pytest.mark.parametrize(
+    ("fn", "rows"),
+    [
+        (used_twice, 5),
+        (read_later, 5),
+        (lambda w, x, g: (w - x.T @ g, w), 5),  # given back
+        (lambda w, x, g: (x.T @ g) - w, 5),
+        (lambda w, x, g: w - 1.0 / (x.T @ g), 5),
+        (lambda w, x, g: w - w * (x.T @ g), 5),
+        (lambda w, x, g: w - jnp.sin(x.T @ g), 5),
+        (lambda w, x, g: w - x.T @ g, 100),  # many rows
+        (lambda w, x, g: w[:20] - (x.T @ g)[:20], 5),
+    ],
+)
+def test_what_is_none_is_not_found(fn, rows):
+    assert not found(fn, *arguments(rows=rows))
+
+
+def train(w, xs):
+    """Takes steps of gradient descent that read the matrix in both directions."""
+
+    def step(i, carry):
+        w, total = carry
+        y = jnp.tanh(xs[i] @ w)
+        back = y @ w.T
+        return w - 0.01 * (xs[i].T @ y), total + back
+
+    return jax.lax.fori_loop(0, len(xs), step, (w, jnp.zeros_like(xs[0])))
+
+
+def test_no_step_copies_the_matrix():
+    w, x, _ = arguments(rows=8)
+    args = (w, 0.05 * jnp.stack([x, x[::-1], 2 * x]))
+    fn = jax.jit(lambda own: rewritten(lambda _, own: train(*own), (), own, stop_early=True))
+    compiled = fn.lower(args).compile(compiler_options=dict(compiler_options("cpu") or {}))
+    copies = re.findall(r"f32\[701,402\]\S* copy\(", compiled.as_text())
+    assert len(copies) <= 1  # what is given must not change
+    for got, expected in zip(compiled(args), train(*args), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_clients_that_are_mapped_together_have_the_same_numbers():
+    several = [arguments(seed) for seed in range(3)]
+    stacked = [jnp.stack(values) for values in zip(*several, strict=True)]
+    got = jax.jit(lambda own: mapped(lambda _, own: own[0] - own[1].T @ own[2], (), own, stop_early=True))(stacked)
+    np.testing.assert_allclose(got, [w - x.T @ g for w, x, g in several], rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_not_a_number_stays_where_it_is():
+    w, x, g = arguments()
+    w, g = w.at[3, 4].set(jnp.nan), g.at[0, 7].set(jnp.inf)
+
+    def fn(w, x, g):
+        total = jnp.sum(w)  # read before, and not a number
+        return w - 0.1 * (x.T @ g), total
+
+    assert len(found(fn, w, x, g)[0].readers) == 1
+    got, total = jax.jit(lambda own: rewritten(lambda _, own: fn(*own), (), own, stop_early=True))((w, x, g))
+    assert np.isnan(total)
+    wrong = np.zeros(SHAPE, bool)
+    wrong[3, 4], wrong[:, 7] = True, True
+    np.testing.assert_array_equal(~np.isfinite(got), wrong)
