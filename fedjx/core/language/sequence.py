@@ -44,7 +44,7 @@ def sequence_reduce(
     def step(total: PyTree, position: jax.Array, row: PyTree) -> PyTree:
         updated = fn(total, gathered(join(row, pools)))
         _check_accumulator(zero, updated)
-        return jax.tree.map(lambda new, old: jnp.where(position < sequence.length, new, old), updated, total)
+        return jax.tree.map(lambda new, old: lax.select(position < sequence.length, new, old), updated, total)
 
     capacity = min((leaf.shape[0] for leaf in jax.tree.leaves(own)), default=0)
     if capacity == 0:

@@ -183,10 +183,19 @@ def calls(inlined: bool) -> contextlib.AbstractContextManager[None]:
     return set_xla_metadata(inlineable=None if inlined else "false")
 
 
+def _sharded_as(sharding: Any) -> tuple[Any, ...]:
+    """Returns the mesh axes that a result is to be divided among; JAX may say at length that there are none."""
+    spec = tuple(getattr(sharding, "spec", sharding) or ())
+    return spec if any(part is not None for part in spec) else ()
+
+
+def _product(params: Parameters, _: Equation) -> Parameters:
+    return {**params, "out_sharding": _sharded_as(params.get("out_sharding")) or None}
+
+
 def _convolution(params: Parameters, equation: Equation) -> Parameters:
-    sharding = params.pop("out_sharding", None)
-    spec = getattr(sharding, "spec", sharding) or ()
-    _require(all(part is None for part in spec), f"its result is to be sharded, as {spec}")
+    spec = _sharded_as(params.pop("out_sharding", None))
+    _require(not spec, f"its result is to be sharded, as {spec}")
     _require(len(params["padding"]) == len(equation.invars[0].aval.shape) - 2, "its padding has another form")
     return params
 
@@ -249,6 +258,7 @@ def _require(holds: bool, otherwise: str) -> None:
 
 _READERS: dict[str, Callable[[Parameters, Equation], Parameters]] = {
     "conv_general_dilated": _convolution,
+    "dot_general": _product,
     "select_and_scatter_add": _gradient_of_pooling,
     "jit": _call,
     "remat2": _remat,

@@ -120,7 +120,8 @@ def _evaluate(program: Program, args: Values, is_own: list[bool], stop_early: bo
             turned = None if flipped is None else read(flipped)[0]
             outputs = _convolution(eqn, inputs, turned, id(eqn) in repeated) if flags[1] else None
         elif id(eqn) in added and any(flags):
-            outputs = [_updated(added[id(eqn)], lambda v: read(v)[0])]
+            update = added[id(eqn)]
+            outputs = [updates.updated(update, *(read(v)[0] for v in update.operands))]
         else:
             outputs = _replaced(eqn, inputs, any(flags), stop_early)
         outputs = jaxprs.alone(program, eqn, inputs) if outputs is None else _checked(eqn, outputs)
@@ -155,12 +156,6 @@ def _one_of_many(
     """Computes a convolution like others of its program, in one function that XLA compiles for all of them."""
     with jaxprs.calls(inlined=True):
         return convolution(lhs, rhs, flipped, **dict(options))
-
-
-def _updated(update: updates.Update, read: Callable[[Atom], jax.Array]) -> jax.Array:
-    names, numbers = [name for name, _ in update.scales], [number for _, number in update.scales]
-    operands = map(read, [update.matrix, *update.factors, *numbers, *update.readers])
-    return updates.updated(update.step, update.axes, names, *operands)
 
 
 def _repeated(program: Program) -> set[int]:

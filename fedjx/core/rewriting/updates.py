@@ -40,6 +40,7 @@ class Update(NamedTuple):
       factors: The factors of the product, ``[R, M]`` and ``[R, N]``, or transposed.
       axes: Their axes of the R rows.
       scales: Operations with a number each that make the multiple of the product.
+      chosen: Whether the matrix changes at all, a number of its own; None if it does.
       readers: What else was made of the matrix.
     """
 
@@ -48,7 +49,14 @@ class Update(NamedTuple):
     factors: tuple[Atom, Atom]
     axes: tuple[int, int]
     scales: list[tuple[str, Atom]]
+    chosen: Atom | None
     readers: list[Atom]
+
+    @property
+    def operands(self) -> list[Atom]:
+        """What `updated` takes."""
+        numbers = [number for _, number in self.scales] + ([] if self.chosen is None else [self.chosen])
+        return [self.matrix, *self.factors, *numbers, *self.readers]
 
 
 def found_in(program: Program) -> dict[int, Update]:
@@ -56,7 +64,8 @@ def found_in(program: Program) -> dict[int, Update]:
     sources = {v: eqn for eqn in program.equations for v in eqn.outvars}
     variables = [v for eqn in program.equations for v in eqn.invars] + program.outputs
     count = Counter(v for v in variables if not jaxprs.is_literal(v))
-    updates = {id(eqn): _update(program, eqn, sources, count) for eqn in program.equations if _is_large_sum(eqn)}
+    roots = [eqn for eqn in program.equations if jaxprs.name_of(eqn) == "select_n" or _is_large_sum(eqn)]
+    updates = {id(eqn): _update(program, eqn, sources, count) for eqn in roots}
     return {key: update for key, update in updates.items() if update is not None}
 
 
@@ -68,16 +77,29 @@ def _is_large_sum(eqn: Equation) -> bool:
     return is_matrix and all(v.aval.dtype == jnp.float32 and not jaxprs.is_literal(v) for v in eqn.invars)
 
 
-def _update(program: Program, eqn: Equation, sources: dict[Atom, Equation], count: Counter[Atom]) -> Update | None:
-    for matrix, multiple in [tuple(eqn.invars), tuple(eqn.invars[::-1])][: 2 if jaxprs.name_of(eqn) == "add" else 1]:
+def _update(program: Program, root: Equation, sources: dict[Atom, Equation], count: Counter[Atom]) -> Update | None:
+    eqn, old, chosen = root, None, None
+    if jaxprs.name_of(root) == "select_n":  # of the matrix as it was, and as it will be, by one number
+        (chosen, old, *others) = root.invars
+        eqn = sources.get(others[0]) if len(others) == 1 and count[others[0]] == 1 else None
+        if eqn is None or chosen.aval.shape or not _is_large_sum(eqn):
+            return None
+    pairs = [tuple(eqn.invars), tuple(eqn.invars[::-1])][: 2 if jaxprs.name_of(eqn) == "add" else 1]
+    for matrix, multiple in pairs:
         product = _product(multiple, sources, count)
-        place = next(i for i, other in enumerate(program.equations) if other is eqn)
-        reading = [i for i, other in enumerate(program.equations) if any(v is matrix for v in other.invars)]
-        is_last = max(reading) == place and matrix not in program.outputs and matrix is not multiple
-        if product is not None and is_last:
-            readers = [v for i in reading[:-1] for v in program.equations[i].outvars if v in count]
-            return Update(jaxprs.name_of(eqn), matrix, *product, readers)
+        readers = _readers(program, matrix, root, eqn)
+        if product is not None and readers is not None and old in (None, matrix):
+            return Update(jaxprs.name_of(eqn), matrix, *product, chosen, [v for v in readers if v in count])
     return None
+
+
+def _readers(program: Program, matrix: Atom, *updating: Equation) -> list[Atom] | None:
+    """Returns what is made of a matrix besides its update, unless something is made of it after that."""
+    reading = [eqn for eqn in program.equations if any(v is matrix for v in eqn.invars)]
+    others = [eqn for eqn in reading if all(eqn is not own for own in updating)]
+    if matrix in program.outputs or reading[-1] is not updating[0]:
+        return None
+    return [v for eqn in others for v in eqn.outvars]
 
 
 def _product(
@@ -127,41 +149,37 @@ def _number(v: Atom, sources: dict[Atom, Equation]) -> Atom | None:
     return None if v.aval.shape else v
 
 
-def updated(step: str, axes: tuple[int, int], scales: list[str], *args: jax.Array) -> jax.Array:
+def updated(update: Update, *args: jax.Array) -> jax.Array:
     """Adds a multiple of a product to a matrix.
 
     Args:
-      step: "add" or "sub".
-      axes: Those over which the factors are contracted.
-      scales: "mul" or "div", for each number.
-      *args: The matrix ``[M, N]``, the factors, the numbers, and what else was made of the matrix, which comes before
-        the matrix is overwritten.
-
-    >>> ones = jnp.ones
-    >>> updated("sub", (0, 0), ["mul"], ones((2, 3)), ones((4, 2)), ones((4, 3)), jnp.float32(0.5)).tolist()
-    [[-1.0, -1.0, -1.0], [-1.0, -1.0, -1.0]]
+      update: What is to be done.
+      *args: Its operands, of which the readers come before the matrix is overwritten.
     """
 
     def plain(matrix: jax.Array, left: jax.Array, right: jax.Array, *others: jax.Array) -> jax.Array:
-        multiple = lax.dot_general(left, right, (((axes[0],), (axes[1],)), ((), ())))
-        for name, number in zip(scales, others, strict=False):
+        left_axis, right_axis = update.axes
+        multiple = lax.dot_general(left, right, (((left_axis,), (right_axis,)), ((), ())))
+        for (name, _), number in zip(update.scales, others, strict=False):
             multiple = _STEPS[name](multiple, number)
-        return _STEPS[step](matrix, multiple)
+        new = _STEPS[update.step](matrix, multiple)
+        return new if update.chosen is None else lax.select(others[len(update.scales)], new, matrix)
 
-    return alone_on_cpu(functools.partial(_in_blocks, plain, 1 - axes[0], len(scales)), plain, *args)
+    return alone_on_cpu(functools.partial(_in_blocks, plain, update), plain, *args)
 
 
 def _in_blocks(
-    plain: Callable[..., jax.Array], axis: int, num_numbers: int, matrix: jax.Array, left: jax.Array, *others: jax.Array
+    plain: Callable[..., jax.Array], update: Update, matrix: jax.Array, left: jax.Array, *others: jax.Array
 ) -> jax.Array:
-    right, numbers, readers = others[0], others[1 : 1 + num_numbers], others[1 + num_numbers :]
+    num_readers = len(update.readers)
+    others, readers = others[: len(others) - num_readers], others[len(others) - num_readers :]
     num_rows, num_columns = matrix.shape
     size = max(1, _BLOCK // num_columns)
 
     def add_block(start: jax.Array, size: int, matrix: jax.Array) -> jax.Array:
         block = lax.dynamic_slice_in_dim(matrix, start, size)
-        columns = lax.dynamic_slice_in_dim(left, start, size, axis)
-        return lax.dynamic_update_slice_in_dim(matrix, plain(block, columns, right, *numbers), start, 0)
+        columns = lax.dynamic_slice_in_dim(left, start, size, 1 - update.axes[0])
+        return lax.dynamic_update_slice_in_dim(matrix, plain(block, columns, *others), start, 0)
 
     # Rows are overwritten, so XLA copies the matrix unless all that reads it is known to come before.
     zero, whole = sum(map(_zero_after, readers), jnp.int32(0)), num_rows // size

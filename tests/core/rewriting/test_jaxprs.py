@@ -21,6 +21,7 @@ from flax import nnx
 from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.sharding import AxisType, Mesh
+from jax.sharding import PartitionSpec as P
 
 from fedjx import fed_avg
 from fedjx.core.execution import hosts
@@ -187,6 +188,18 @@ def test_a_fold_is_known_until_it_is_differentiated():
 
     assert [early_stop.is_fold(eqn) for eqn in equations(total, jnp.ones(3))].count(True) == 1
     assert not any(early_stop.is_fold(eqn) for eqn in equations(jax.grad(total), jnp.ones(3)))
+
+
+def test_a_product_on_one_device_of_a_mesh_is_not_to_be_divided():
+    mesh, seen = jax.make_mesh((4,), ("clients",), (AxisType.Auto,)), []
+
+    def body(x):
+        seen.extend(jaxprs.trace(lambda x: x.T @ x, x)[0].equations)
+        return x
+
+    jax.shard_map(body, mesh=mesh, in_specs=P("clients"), out_specs=P("clients"))(jnp.ones((8, 3)))
+    product = next(eqn for eqn in seen if jaxprs.name_of(eqn) == "dot_general")
+    assert jaxprs.parameters(product)["out_sharding"] is None
 
 
 def test_the_axes_of_a_convolution_are_batch_and_features_then_space():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import jax
@@ -10,9 +11,13 @@ import numpy as np
 import optax
 import pytest
 
+from benchmarks.networks import Dense
+from fedjx.algorithms import fed_avg
 from fedjx.core.execution.devices import compiler_options
-from fedjx.core.rewriting import jaxprs, updates
+from fedjx.core.rewriting import few_rows, jaxprs, updates
 from fedjx.core.rewriting.rewrite import mapped, rewritten
+from fedjx.data import Cohort, FederatedData
+from fedjx.models import from_flax
 
 SHAPE = (701, 402)  # no multiple of a block
 
@@ -36,6 +41,8 @@ def found(fn, *args) -> list[updates.Update]:
         lambda w, x, g: w - jnp.sum(g) * (0.5 * (x.T @ g)),
         lambda w, x, g: w - 0.1 * jnp.einsum("ri,rj->ij", x, g),
         lambda w, x, g: w - 0.1 * jnp.einsum("ri,rj->ji", g, x),
+        lambda w, x, g: jax.lax.select(x[0, 0] > -9, w - 0.1 * (x.T @ g), w),
+        lambda w, x, g: jax.lax.select(x[0, 0] > 9, w - 0.1 * (x.T @ g), w),
         lambda w, x, g: optax.apply_updates(w, optax.sgd(0.1).update(x.T @ g, optax.sgd(0.1).init(w))[0]),
     ],
 )
@@ -63,6 +70,9 @@ def read_later(w, x, g):
         (read_later, 5),
         (lambda w, x, g: (w - x.T @ g, w), 5),  # given back
         (lambda w, x, g: (x.T @ g) - w, 5),
+        (lambda w, x, g: jax.lax.select(x[0, 0] > 0, w, w - x.T @ g), 5),
+        (lambda w, x, g: jax.lax.select(w > 0, w - x.T @ g, w), 5),
+        (lambda w, x, g: jax.lax.select(x[0, 0] > 0, w - x.T @ g, -w), 5),
         (lambda w, x, g: w - 1.0 / (x.T @ g), 5),
         (lambda w, x, g: w - w * (x.T @ g), 5),
         (lambda w, x, g: w - jnp.sin(x.T @ g), 5),
@@ -81,7 +91,7 @@ def train(w, xs):
         w, total = carry
         y = jnp.tanh(xs[i] @ w)
         back = y @ w.T
-        return w - 0.01 * (xs[i].T @ y), total + back
+        return jax.lax.select(i < 2, w - 0.01 * (xs[i].T @ y), w), total + back
 
     return jax.lax.fori_loop(0, len(xs), step, (w, jnp.zeros_like(xs[0])))
 
@@ -118,3 +128,22 @@ def test_what_is_not_a_number_stays_where_it_is():
     wrong = np.zeros(SHAPE, bool)
     wrong[3, 4], wrong[:, 7] = True, True
     np.testing.assert_array_equal(~np.isfinite(got), wrong)
+
+
+def test_a_streamed_round_takes_these_ways(monkeypatch):
+    taken = []
+    for module, name in ((updates, "_in_blocks"), (few_rows, "_turned")):
+        way = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda *args, way=way, name=name, **kw: taken.append(name) or way(*args, **kw)
+        )
+    rng = np.random.default_rng(0)
+    features = {"x": rng.normal(size=(64, 400)).astype(np.float32), "y": rng.integers(0, 3, 64)}
+    model = from_flax(functools.partial(Dense, [400, 800, 3]))
+    fed = fed_avg(model, client_optimizer=optax.sgd(0.1))
+    cohort = Cohort(FederatedData(features, [0, 16, 40, 64]), [0, 1, 2], batch_size=8, lanes=1)
+    state, _ = fed.next.streamed()(fed.init(jax.random.key(0)), cohort)
+    assert {*taken} == {"_in_blocks", "_turned"}
+    plain, _ = fed.next.in_graph()(fed.init(jax.random.key(0)), cohort)
+    for got, expected in zip(jax.tree.leaves(state.params), jax.tree.leaves(plain.params), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
