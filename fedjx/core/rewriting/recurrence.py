@@ -15,8 +15,8 @@ is cheap where it is. It looks at operations, never at what they are part of.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,14 +53,21 @@ def is_distributed(eqn: Equation) -> bool:
     return recurs and bool(split.early or split.after)
 
 
-def distributed(params: Parameters, inputs: Values, part: Part) -> Values:
+def distributed(
+    params: Parameters, inputs: Values, late: Sequence[Late | None], part: Part
+) -> tuple[Values, list[Late | None]]:
     """Runs a `scan` with its products taken out.
 
     Args:
       params: Of the equation.
       inputs: Constants, first carry, and what is looped over.
+      late: How each of these is made, if it is a result of another loop that can be made step by step.
       part: Makes a function of an inner program.
+
+    Returns:
+      The results, and how each of them is made.
     """
+    params, inputs = _taken_in(params, inputs, late)
     num_consts, num_carry = params["num_consts"], params["num_carry"]
     body = _flat(params["jaxpr"], num_consts, params["length"])
     split = distribution.split(body, num_consts, num_carry)
@@ -79,10 +86,10 @@ def distributed(params: Parameters, inputs: Values, part: Part) -> Values:
         stacked |= dict(zip(split.early, early, strict=True))
 
     kept = [i for i in range(num_carry) if i not in split.sums and i not in split.unchanged]
-    late = distribution.results_of(split.after)
-    given = [v for v in ends[num_carry:] if not jaxprs.is_literal(v) and v not in late]
+    after = distribution.results_of(split.after)
+    given = [v for v in ends[num_carry:] if not jaxprs.is_literal(v) and v not in after]
     needed = [v for eqn in split.after for v in eqn.invars if not jaxprs.is_literal(v)]
-    elsewhere = {*late, *known, *stacked, *body.constants}
+    elsewhere = {*after, *known, *stacked, *body.constants}
     shown = [v for v in dict.fromkeys([*given, *needed]) if v not in elsewhere]
     steps = part(
         body.part(split.during, [*known, *(carried[i] for i in kept), *stacked], [*(ends[i] for i in kept), *shown])
@@ -96,9 +103,10 @@ def distributed(params: Parameters, inputs: Values, part: Part) -> Values:
     final, shown_values = lax.scan(step, tuple(start[i] for i in kept), tuple(stacked.values()), **options)
     stacked |= dict(zip(shown, shown_values, strict=True))
     ended = dict(zip(kept, final, strict=True)) | {i: start[i] for i in split.unchanged}
-    times = _Times(known, stacked, {v: eqn for eqn in split.after for v in eqn.outvars}, body, part, params["length"])
+    times = _Times(known, stacked, split.after, body, part, params["length"])
     totals = {i: start[i] + times.summed(v, start[i].dtype) for i, v in split.sums.items()}
-    return [*({**ended, **totals}[i] for i in range(num_carry)), *map(times.all, ends[num_carry:])]
+    results = [*({**ended, **totals}[i] for i in range(num_carry)), *map(times.all, ends[num_carry:])]
+    return results, [*[None] * num_carry, *(Late(times, v) if times.is_late(v) else None for v in ends[num_carry:])]
 
 
 class _Times:
@@ -108,12 +116,13 @@ class _Times:
         self,
         known: dict[Atom, jax.Array],
         stacked: dict[Atom, jax.Array],
-        sources: dict[Atom, Equation],
+        after: list[Equation],
         body: Program,
         part: Part,
         length: int,
     ):
-        self._known, self._stacked, self._sources = known, stacked, sources
+        self._known, self._stacked, self._after = known, stacked, after
+        self._sources = {v: eqn for eqn in after for v in eqn.outvars}
         self._body, self._part, self._length = body, part, length
 
     def all(self, v: Atom) -> jax.Array:
@@ -135,6 +144,19 @@ class _Times:
             results = jax.vmap(run, in_axes=axes, axis_size=self._length)(*(x for x, _ in values))
             self._stacked |= dict(zip(eqn.outvars, results, strict=True))
         return self._stacked[v], True
+
+    def is_late(self, v: Atom) -> bool:
+        """Tells whether a value can be made at each time of others that are there, without products."""
+        return not jaxprs.is_literal(v) and v in self._sources and distribution.is_small(self._sources[v])
+
+    def recipe(self, results: list[Atom]) -> tuple[Program, list[tuple[jax.Array, bool]]]:
+        """Returns how late values are made in one step: a program, and what it takes, with whether that varies."""
+        small = [eqn for eqn in self._after if distribution.is_small(eqn)]
+        equations = distribution.needed_for(small, results)
+        made = {*distribution.results_of(equations), *self._body.constants}
+        variables = dict.fromkeys(v for eqn in equations for v in eqn.invars if not jaxprs.is_literal(v))
+        operands = [v for v in variables if v not in made]
+        return self._body.part(equations, operands, results), [self._value(v) for v in operands]
 
     def summed(self, v: Atom, dtype: jnp.dtype) -> jax.Array:
         """Returns the sum of a value over all times, added up in the dtype of the total."""
@@ -166,6 +188,64 @@ class _Times:
         if products.is_merged_over(contracted, batch):
             return products.merged_product(left, right, dimension_numbers=(contracted, batch), **options)
         return lax.dot_general(left, right, (contracted, batch), **options)
+
+
+class Late(NamedTuple):
+    """A value that a loop can leave to those who take it.
+
+    Attributes:
+      times: All values of the loop.
+      result: Which of them.
+    """
+
+    times: _Times
+    result: Atom
+
+
+def _taken_in(params: Parameters, inputs: Values, late: Sequence[Late | None]) -> tuple[Parameters, Values]:
+    """Lets a loop make by itself what an earlier one leaves, where it has to read no more for that.
+
+    The gradient of a layer takes, for each gate, the gate and several functions of it, which would be written for all
+    times and read again.
+    """
+    body, num_consts, num_carry = params["jaxpr"], params["num_consts"], params["num_carry"]
+    first = num_consts + num_carry
+    loops = {id(x.times): x.times for x in late[first:] if x is not None}
+    fixed, taken, recipes = list(inputs[:num_consts]), set[int](), []
+    for times in loops.values():
+        places = [i for i, x in enumerate(late) if i >= first and x is not None and x.times is times]
+        program, operands = times.recipe([late[i].result for i in places])  # pyright: ignore[reportOptionalMemberAccess]
+        others = [x for i, x in enumerate(inputs) if i >= first and i not in places]
+        more = [x for x, varies in operands if varies and _place(x, others) is None]
+        if sum(x.size for x in more) <= sum(inputs[i].size for i in places):
+            taken.update(places)
+            recipes.append((places, program, operands))
+    if not recipes:
+        return params, inputs
+    looped = [x for i, x in enumerate(inputs) if i >= first and i not in taken]
+    for x, varies in (operand for *_, operands in recipes for operand in operands):
+        values = looped if varies else fixed
+        if _place(x, values) is None:
+            values.append(x)
+
+    def step(*args: jax.Array) -> Values:
+        consts, carry, now = args[: len(fixed)], args[len(fixed) :][:num_carry], args[len(fixed) + num_carry :]
+        given = iter(now)
+        values = [None if i in taken else next(given) for i in range(first, len(inputs))]
+        for places, program, operands in recipes:
+            own = (now[_place(x, looped)] if varies else consts[_place(x, fixed)] for x, varies in operands)
+            for i, x in zip(places, program(*own), strict=True):
+                values[i - first] = x
+        return body(*consts[:num_consts], *carry, *values)
+
+    once = [*fixed, *inputs[num_consts:first]]
+    types = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in once]
+    types += [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in looped]
+    return {**params, "jaxpr": jaxprs.trace(step, *types)[0], "num_consts": len(fixed)}, [*once, *looped]
+
+
+def _place(x: jax.Array, among: Sequence[jax.Array]) -> Any:
+    return next((i for i, other in enumerate(among) if other is x), None)
 
 
 # --- a step as it is run best ----------------------------------------------------------------
