@@ -15,7 +15,7 @@ is cheap where it is. It looks at operations, never at what they are part of.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fedjx.core.rewriting import distribution, jaxprs, products
+from fedjx.core.rewriting.distribution import Split
 from fedjx.core.rewriting.jaxprs import Atom, Equation, Parameters, Program, Values
 
 # A matrix is turned before the loop, in 2 to 3 ns an element, where that saves more: up to 0.15 ns an element and step,
@@ -42,7 +43,7 @@ def is_distributed(eqn: Equation) -> bool:
         return False
     body, num_consts, num_carry = params["jaxpr"], params["num_consts"], params["num_carry"]
     if any(map(_calls_products, body.equations)):
-        body = _flat(body, num_consts, params["length"])
+        body = _flat(body)
     split, ends = distribution.split(body, num_consts, num_carry), body.outputs[:num_carry]
     # A loop that only adds up goes over examples, not over time: it is there to save memory.
     recurs = any(
@@ -68,32 +69,66 @@ def distributed(
       The results, and how each of them is made.
     """
     params, inputs = _taken_in(params, inputs, late)
-    num_consts, num_carry = params["num_consts"], params["num_carry"]
-    body = _flat(params["jaxpr"], num_consts, params["length"])
-    split = distribution.split(body, num_consts, num_carry)
-    firsts, ends = body.inputs, body.outputs
-    consts, carried, looped = firsts[:num_consts], firsts[num_consts:][:num_carry], firsts[num_consts + num_carry :]
+    (body, split), num_carry = _divided(params), params["num_carry"]
+    start, ends = inputs[params["num_consts"] :][:num_carry], body.outputs
+    known, stacked = _prepared(params, inputs, body, split, part)
+    ended = dict(enumerate(start)) | _run(params, start, known, stacked, body, split, part)
+    times = _Times(known, stacked, split.after, body, part, params["length"])
+    ended |= {i: start[i] + times.summed(v, start[i].dtype) for i, v in split.sums.items()}
+    made = [Late(times, v) if times.is_late(v) else None for v in ends[num_carry:]]
+    return [*(ended[i] for i in range(num_carry)), *map(times.all, ends[num_carry:])], [*[None] * num_carry, *made]
 
-    start = inputs[num_consts:][:num_carry]
-    known = dict(zip(consts, inputs, strict=False)) | {carried[i]: start[i] for i in split.unchanged}
+
+def _divided(params: Parameters) -> tuple[Program, Split]:
+    """Returns the body of a loop as its steps are run best, and its parts."""
+    num_consts, num_carry = params["num_consts"], params["num_carry"]
+    body = _flat(params["jaxpr"])
+    split = distribution.split(body, num_consts, num_carry)
+    matrices = {*body.inputs[:num_consts], *distribution.results_of(split.invariant)}
+    by_columns = [eqn for eqn in split.during if _reads_by_columns(eqn, matrices)]
+    if by_columns and params["length"] >= _MANY_STEPS:
+        body = _flat(body, by_columns)
+        split = distribution.split(body, num_consts, num_carry)
+    return body, split
+
+
+def _prepared(
+    params: Parameters, inputs: Values, body: Program, split: Split, part: Part
+) -> tuple[dict[Atom, jax.Array], dict[Atom, jax.Array]]:
+    """Returns what is known before the loop: for every step, and for each, ``[T, ...]``."""
+    num_consts, first = params["num_consts"], params["num_consts"] + params["num_carry"]
+    known = dict(zip(body.inputs[:num_consts], inputs, strict=False))
+    known |= {body.inputs[num_consts + i]: inputs[num_consts + i] for i in split.unchanged}
     fixed = distribution.results_of(split.invariant)
     known |= dict(zip(fixed, part(body.part(split.invariant, [*known], fixed))(*known.values()), strict=True))
-    stacked = dict(zip(looped, inputs[num_consts + num_carry :], strict=True))
+    stacked = dict(zip(body.inputs[first:], inputs[first:], strict=True))
     if split.early:
-        before = part(body.part(split.before, [*known, *looped], split.early))
-        axes = [None] * len(known) + [0] * len(looped)
+        before = part(body.part(split.before, [*known, *stacked], split.early))
+        axes = [None] * len(known) + [0] * len(stacked)
         early = jax.vmap(before, in_axes=axes)(*known.values(), *stacked.values())
         stacked |= dict(zip(split.early, early, strict=True))
+    return known, stacked
 
+
+def _run(
+    params: Parameters,
+    start: Values,
+    known: dict[Atom, jax.Array],
+    stacked: dict[Atom, jax.Array],
+    body: Program,
+    split: Split,
+    part: Part,
+) -> dict[int, jax.Array]:
+    """Runs what is left of a loop; returns its last carries by number, and adds to what is stacked."""
+    num_consts, num_carry, ends = params["num_consts"], params["num_carry"], body.outputs
     kept = [i for i in range(num_carry) if i not in split.sums and i not in split.unchanged]
     after = distribution.results_of(split.after)
     given = [v for v in ends[num_carry:] if not jaxprs.is_literal(v) and v not in after]
     needed = [v for eqn in split.after for v in eqn.invars if not jaxprs.is_literal(v)]
     elsewhere = {*after, *known, *stacked, *body.constants}
     shown = [v for v in dict.fromkeys([*given, *needed]) if v not in elsewhere]
-    steps = part(
-        body.part(split.during, [*known, *(carried[i] for i in kept), *stacked], [*(ends[i] for i in kept), *shown])
-    )
+    takes = [*known, *(body.inputs[num_consts + i] for i in kept), *stacked]
+    steps = part(body.part(split.during, takes, [*(ends[i] for i in kept), *shown]))
 
     def step(carry: tuple[jax.Array, ...], now: tuple[jax.Array, ...]) -> tuple[Any, Any]:
         results = steps(*known.values(), *carry, *now)
@@ -102,11 +137,7 @@ def distributed(
     options = {name: params[name] for name in ("length", "reverse", "unroll")}
     final, shown_values = lax.scan(step, tuple(start[i] for i in kept), tuple(stacked.values()), **options)
     stacked |= dict(zip(shown, shown_values, strict=True))
-    ended = dict(zip(kept, final, strict=True)) | {i: start[i] for i in split.unchanged}
-    times = _Times(known, stacked, split.after, body, part, params["length"])
-    totals = {i: start[i] + times.summed(v, start[i].dtype) for i, v in split.sums.items()}
-    results = [*({**ended, **totals}[i] for i in range(num_carry)), *map(times.all, ends[num_carry:])]
-    return results, [*[None] * num_carry, *(Late(times, v) if times.is_late(v) else None for v in ends[num_carry:])]
+    return dict(zip(kept, final, strict=True))
 
 
 class _Times:
@@ -259,42 +290,44 @@ def _calls_products(eqn: Equation) -> bool:
     return jaxprs.name_of(eqn) == "jit" and any(map(_has_products, jaxprs.inner(eqn)))
 
 
-def _flat(program: Program, num_consts: int, length: int) -> Program:
+def _flat(program: Program, by_columns: Sequence[Equation] = ()) -> Program:
     """Writes a loop's body as a step is run best.
 
-    Functions that are called by `jax.jit` and have products are written out, matrices are turned the way they are read,
-    and what is read often is made whole.
+    Functions that are called by `jax.jit` and have products are written out, what is read often is made whole, and the
+    matrices of products by columns are turned.
     """
+    turned = set(map(id, by_columns))
 
-    def run(program: Program, args: Iterable[jax.Array], fixed: set[Atom]) -> Values:
+    def run(program: Program, args: Iterable[jax.Array]) -> Values:
         often = _read_often(program)
         whole = lambda v, x: lax.optimization_barrier(x) if v in often else x  # noqa: E731
         values = dict(program.constants) | {v: whole(v, x) for v, x in zip(program.inputs, args, strict=True)}
         for eqn in program.equations:
-            distribution.grows(fixed, eqn)
             inputs = [v.val if jaxprs.is_literal(v) else values[v] for v in eqn.invars]
-            results = zip(eqn.outvars, outputs(program, eqn, inputs, fixed), strict=True)
+            results = zip(eqn.outvars, outputs(program, eqn, inputs), strict=True)
             values |= {v: whole(v, x) for v, x in results}
         return [v.val if jaxprs.is_literal(v) else values[v] for v in program.outputs]
 
-    def outputs(program: Program, eqn: Equation, inputs: Values, fixed: set[Atom]) -> Values:
-        is_fixed = [jaxprs.is_literal(v) or v in fixed for v in eqn.invars]
-        is_called = _calls_products(eqn)
-        params = jaxprs.parameters(eqn) if is_called or jaxprs.name_of(eqn) == "dot_general" else None
-        if params is not None and is_called:
-            called = params["jaxpr"]
-            inside = {v for v, known in zip(called.inputs, is_fixed, strict=True) if known}
-            return run(called, inputs, {*called.constants, *inside})
-        is_matrix = is_fixed == [False, True] and len(eqn.invars[1].aval.shape) == 2
-        is_turned = is_matrix and length >= _MANY_STEPS and eqn.invars[1].aval.size <= _LARGE_MATRIX
-        if params is not None and is_turned and params["dimension_numbers"] == (((1,), (1,)), ((), ())):
-            turned = {**params, "dimension_numbers": (((1,), (0,)), ((), ()))}
-            return [lax.dot_general(inputs[0], lax.transpose(inputs[1], (1, 0)), **turned)]
-        return jaxprs.alone(program, eqn, inputs)
+    def outputs(program: Program, eqn: Equation, inputs: Values) -> Values:
+        params = jaxprs.parameters(eqn) if _calls_products(eqn) or id(eqn) in turned else None
+        if params is not None and id(eqn) in turned:
+            (left, matrix), params["dimension_numbers"] = inputs, (((1,), (0,)), ((), ()))
+            # XLA's CPU compiler copies what it turns once more, unless there is another axis.
+            matrix = lax.transpose(lax.optimization_barrier(matrix[None]), (2, 0, 1)).reshape(matrix.shape[::-1])
+            return [lax.dot_general(left, matrix, **params)]
+        return jaxprs.alone(program, eqn, inputs) if params is None else run(params["jaxpr"], inputs)
 
     types = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in program.inputs]
-    consts = {*program.constants, *program.inputs[:num_consts]}
-    return jaxprs.trace(lambda *args: run(program, args, consts), *types)[0]
+    return jaxprs.trace(lambda *args: run(program, args), *types)[0]
+
+
+def _reads_by_columns(eqn: Equation, matrices: Collection[Atom]) -> bool:
+    """Tells a product with one of some matrices of moderate size, contracted over its second axis."""
+    if jaxprs.name_of(eqn) != "dot_general" or jaxprs.is_literal(eqn.invars[1]) or eqn.invars[1] not in matrices:
+        return False
+    params, matrix = jaxprs.parameters(eqn), eqn.invars[1].aval
+    is_read = params is not None and params["dimension_numbers"] == (((1,), (1,)), ((), ()))
+    return is_read and len(matrix.shape) == 2 and matrix.size <= _LARGE_MATRIX
 
 
 def _read_often(program: Program) -> set[Atom]:
@@ -302,7 +335,7 @@ def _read_often(program: Program) -> set[Atom]:
 
     XLA would compute it anew in the loop of each, and does not vectorise the reading of pieces of a step's input.
     """
-    made = set(distribution.results_of(program.equations))
+    made = {v for eqn in program.equations if jaxprs.name_of(eqn) != "optimization_barrier" for v in eqn.outvars}
     read = [(v, eqn) for eqn in program.equations for v in eqn.invars if not jaxprs.is_literal(v)]
     count = Counter(v for v, eqn in read for _ in eqn.outvars if v in made or len(eqn.outvars) > 1)
     return {v for v, number in count.items() if number > 2}

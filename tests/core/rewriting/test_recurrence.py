@@ -94,8 +94,35 @@ def several_heads(w: Any, xs: jax.Array) -> Any:
     return lax.scan(step, jnp.zeros((BATCH, WIDTH)), xs)
 
 
+def left_to_the_next(w: Any, xs: jax.Array) -> Any:
+    """What is made of states, once of more than one, is made by the loop that reads it."""
+
+    def step(h: jax.Array, x: jax.Array) -> Any:
+        h = cell(w, h, x)
+        return h, (h, jnp.sin(h) + w["bias"][None], jnp.cos(h) * x)
+
+    states, sines, others = lax.scan(step, jnp.zeros((BATCH, WIDTH)), xs)[1]
+
+    def again(h: jax.Array, both: Any) -> Any:
+        h = jnp.tanh(h @ w["own"] + both[0] * both[1])
+        return h, h @ w["out"]
+
+    return lax.scan(again, jnp.zeros((BATCH, WIDTH)), (sines, others[::-1]), reverse=True), states, sines
+
+
 LAYERS = {
-    fn.__name__: fn for fn in (states, loss_in_the_loop, backwards, called, turned, two_layers, counted, several_heads)
+    fn.__name__: fn
+    for fn in (
+        states,
+        loss_in_the_loop,
+        backwards,
+        called,
+        turned,
+        two_layers,
+        counted,
+        several_heads,
+        left_to_the_next,
+    )
 }
 
 
@@ -150,6 +177,21 @@ def test_only_the_recurrence_multiplies_in_the_loop(layer, forward, backward):
     assert products_in_loops(gradients(LAYERS[layer]), w, xs) == backward
 
 
+def test_a_loop_makes_what_an_earlier_one_can_leave_to_it():
+    w, (xs,) = weights(), arrays((STEPS, BATCH, WIDTH))
+    _, (first, second) = operations(left_to_the_next, w, xs)
+    assert not {"sin", "cos"}.intersection(first)
+    assert second.count("sin") == 1
+    assert second.count("cos") == 0  # turned around in time
+
+    def two(w: Any, xs: jax.Array) -> Any:
+        """Would take two arrays instead of one."""
+        made = lax.scan(lambda h, x: (cell(w, h, x), (h * x, h)), jnp.zeros((BATCH, WIDTH)), xs)[1][0]
+        return lax.scan(lambda h, x: (jnp.tanh(h @ w["own"] + x), h @ w["out"]), jnp.zeros((BATCH, WIDTH)), made)[1]
+
+    assert "mul" not in operations(two, w, xs)[1][1]
+
+
 def test_matrices_are_turned_for_many_steps_if_the_cache_holds_them(monkeypatch):
     def layer(w: Any, xs: jax.Array) -> Any:
         by_columns = lambda h: lax.dot_general(h, w, (((1,), (1,)), ((), ())))  # noqa: E731
@@ -159,7 +201,7 @@ def test_matrices_are_turned_for_many_steps_if_the_cache_holds_them(monkeypatch)
     for xs, is_turned in ((few, False), (many, True)):
         outside, (body,) = operations(layer, w, xs)
         assert body == ["dot_general", "add", "tanh"]
-        assert ("transpose" in outside) == is_turned
+        assert outside.count("transpose") == is_turned
     monkeypatch.setattr(recurrence, "_LARGE_MATRIX", WIDTH)
     assert "transpose" not in operations(layer, w, many)[0]
 
