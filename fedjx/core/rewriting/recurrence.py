@@ -9,7 +9,8 @@ loop does only the recurrence itself has to be done step by step. `distributed` 
   that is contracted over time too, instead of a matrix read and written in every step.
 
 This is loop distribution, as compilers call it (Kennedy and McKinley, 1990), for products only: what else a step does
-is cheap where it is. It looks at operations, never at what they are part of.
+is cheap where it is. What a loop could hand on, though, and a later one make by itself of the rest, goes into that one.
+It looks at operations, never at what they are part of.
 """
 
 from __future__ import annotations
