@@ -9,52 +9,28 @@ loop does only the recurrence itself has to be done step by step. `distributed` 
   that is contracted over time too, instead of a matrix read and written in every step.
 
 This is loop distribution, as compilers call it (Kennedy and McKinley, 1990), for products only: what else a step does
-is cheap where it is. It looks at operations, never at what they are part of.
+is cheap where it is. What a loop could hand on, though, and a later one make by itself of the rest, goes into that one.
+It looks at operations, never at what they are part of.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedjx.core.rewriting import jaxprs, products
+from fedjx.core.rewriting import distribution, jaxprs, products
+from fedjx.core.rewriting.distribution import Split
 from fedjx.core.rewriting.jaxprs import Atom, Equation, Parameters, Program, Values
 
-# Products of more rows are fast as they are, and what they take and give is too large to be kept for all times.
-_FEW_ROWS = 64
-# What commutes with a sum over time, of one operand: it acts on every time alike, and is linear.
-_LINEAR = ("transpose", "reshape", "neg", "convert_element_type", "reduce_sum")
+# A matrix is turned before the loop, in 1 to 2 ns an element, where that saves more: 0.05 to 0.15 ns an element and
+# step, for as long as the matrix stays in the cache.
+_MANY_STEPS, _LARGE_MATRIX = 16, 2**20
 Part = Callable[[Program], Callable[..., Values]]
-
-
-class _Split(NamedTuple):
-    """A loop's body in parts.
-
-    Attributes:
-      invariant: Equations of what does not change from step to step.
-      before: Those products of what goes in whose results are made for all steps at once, and what they need.
-      early: The results of these.
-      during: What is left to be done in every step.
-      after: What can be done when the loop has ended.
-      sums: The number of each carry that is only ever added to, with what is added, if that comes after the loop.
-      added: The numbers of all carries that are only ever added to.
-      unchanged: The numbers of the carries that stay as they are.
-    """
-
-    invariant: list[Equation]
-    before: list[Equation]
-    early: list[Atom]
-    during: list[Equation]
-    after: list[Equation]
-    sums: dict[int, Atom]
-    added: set[int]
-    unchanged: set[int]
 
 
 def is_distributed(eqn: Equation) -> bool:
@@ -68,8 +44,8 @@ def is_distributed(eqn: Equation) -> bool:
         return False
     body, num_consts, num_carry = params["jaxpr"], params["num_consts"], params["num_carry"]
     if any(map(_calls_products, body.equations)):
-        body = _flat(body, num_consts)
-    split, ends = _split(body, num_consts, num_carry), body.outputs[:num_carry]
+        body = _flat(body)
+    split, ends = distribution.split(body, num_consts, num_carry), body.outputs[:num_carry]
     # A loop that only adds up goes over examples, not over time: it is there to save memory.
     recurs = any(
         not jaxprs.is_literal(end) and end.aval.shape
@@ -79,40 +55,81 @@ def is_distributed(eqn: Equation) -> bool:
     return recurs and bool(split.early or split.after)
 
 
-def distributed(params: Parameters, inputs: Values, part: Part) -> Values:
+def distributed(
+    params: Parameters, inputs: Values, late: Sequence[Late | None], part: Part
+) -> tuple[Values, list[Late | None]]:
     """Runs a `scan` with its products taken out.
 
     Args:
       params: Of the equation.
       inputs: Constants, first carry, and what is looped over.
+      late: How each of these is made, if it is a result of another loop that can be made step by step.
       part: Makes a function of an inner program.
-    """
-    num_consts, num_carry = params["num_consts"], params["num_carry"]
-    body = _flat(params["jaxpr"], num_consts)
-    split = _split(body, num_consts, num_carry)
-    firsts, ends = body.inputs, body.outputs
-    consts, carried, looped = firsts[:num_consts], firsts[num_consts:][:num_carry], firsts[num_consts + num_carry :]
 
-    start = inputs[num_consts:][:num_carry]
-    known = dict(zip(consts, inputs, strict=False)) | {carried[i]: start[i] for i in split.unchanged}
-    fixed = _results(split.invariant)
+    Returns:
+      The results, and how each of them is made.
+    """
+    params, inputs = _taken_in(params, inputs, late)
+    (body, split), num_carry = _divided(params), params["num_carry"]
+    start, ends = inputs[params["num_consts"] :][:num_carry], body.outputs
+    known, stacked = _prepared(params, inputs, body, split, part)
+    ended = dict(enumerate(start)) | _run(params, start, known, stacked, body, split, part)
+    times = _Times(known, stacked, split.after, body, part, params["length"])
+    ended |= {i: start[i] + times.summed(v, start[i].dtype) for i, v in split.sums.items()}
+    made = [Late(times, v) if times.is_late(v) else None for v in ends[num_carry:]]
+    return [*(ended[i] for i in range(num_carry)), *map(times.all, ends[num_carry:])], [*[None] * num_carry, *made]
+
+
+def _divided(params: Parameters) -> tuple[Program, Split]:
+    """Returns the body of a loop as its steps are run best, and its parts."""
+    num_consts, num_carry = params["num_consts"], params["num_carry"]
+    body = _flat(params["jaxpr"])
+    split = distribution.split(body, num_consts, num_carry)
+    matrices = {*body.inputs[:num_consts], *distribution.results_of(split.invariant)}
+    by_columns = [eqn for eqn in split.during if _reads_by_columns(eqn, matrices)]
+    if by_columns and params["length"] >= _MANY_STEPS:
+        body = _flat(body, by_columns)
+        split = distribution.split(body, num_consts, num_carry)
+    return body, split
+
+
+def _prepared(
+    params: Parameters, inputs: Values, body: Program, split: Split, part: Part
+) -> tuple[dict[Atom, jax.Array], dict[Atom, jax.Array]]:
+    """Returns what is known before the loop: for every step, and for each, ``[T, ...]``."""
+    num_consts, first = params["num_consts"], params["num_consts"] + params["num_carry"]
+    known = dict(zip(body.inputs[:num_consts], inputs, strict=False))
+    known |= {body.inputs[num_consts + i]: inputs[num_consts + i] for i in split.unchanged}
+    fixed = distribution.results_of(split.invariant)
     known |= dict(zip(fixed, part(body.part(split.invariant, [*known], fixed))(*known.values()), strict=True))
-    stacked = dict(zip(looped, inputs[num_consts + num_carry :], strict=True))
+    stacked = dict(zip(body.inputs[first:], inputs[first:], strict=True))
     if split.early:
-        before = part(body.part(split.before, [*known, *looped], split.early))
-        axes = [None] * len(known) + [0] * len(looped)
+        before = part(body.part(split.before, [*known, *stacked], split.early))
+        axes = [None] * len(known) + [0] * len(stacked)
         early = jax.vmap(before, in_axes=axes)(*known.values(), *stacked.values())
         stacked |= dict(zip(split.early, early, strict=True))
+    return known, stacked
 
+
+def _run(
+    params: Parameters,
+    start: Values,
+    known: dict[Atom, jax.Array],
+    stacked: dict[Atom, jax.Array],
+    body: Program,
+    split: Split,
+    part: Part,
+) -> dict[int, jax.Array]:
+    """Runs what is left of a loop; returns its last carries by number, and adds to what is stacked."""
+    num_consts, num_carry, ends = params["num_consts"], params["num_carry"], body.outputs
     kept = [i for i in range(num_carry) if i not in split.sums and i not in split.unchanged]
-    late = _results(split.after)
-    given = [v for v in ends[num_carry:] if not jaxprs.is_literal(v) and v not in late]
+    after = distribution.results_of(split.after)
+    given = [v for v in ends[num_carry:] if not jaxprs.is_literal(v) and v not in after]
     needed = [v for eqn in split.after for v in eqn.invars if not jaxprs.is_literal(v)]
-    elsewhere = {*late, *known, *stacked, *body.constants}
+    elsewhere = {*after, *known, *stacked, *body.constants}
     shown = [v for v in dict.fromkeys([*given, *needed]) if v not in elsewhere]
-    steps = part(
-        body.part(split.during, [*known, *(carried[i] for i in kept), *stacked], [*(ends[i] for i in kept), *shown])
-    )
+    takes = [*known, *(body.inputs[num_consts + i] for i in kept), *stacked]
+    steps = part(body.part(split.during, takes, [*(ends[i] for i in kept), *shown]))
 
     def step(carry: tuple[jax.Array, ...], now: tuple[jax.Array, ...]) -> tuple[Any, Any]:
         results = steps(*known.values(), *carry, *now)
@@ -121,10 +138,7 @@ def distributed(params: Parameters, inputs: Values, part: Part) -> Values:
     options = {name: params[name] for name in ("length", "reverse", "unroll")}
     final, shown_values = lax.scan(step, tuple(start[i] for i in kept), tuple(stacked.values()), **options)
     stacked |= dict(zip(shown, shown_values, strict=True))
-    ended = dict(zip(kept, final, strict=True)) | {i: start[i] for i in split.unchanged}
-    times = _Times(known, stacked, {v: eqn for eqn in split.after for v in eqn.outvars}, body, part, params["length"])
-    totals = {i: start[i] + times.summed(v, start[i].dtype) for i, v in split.sums.items()}
-    return [*({**ended, **totals}[i] for i in range(num_carry)), *map(times.all, ends[num_carry:])]
+    return dict(zip(kept, final, strict=True))
 
 
 class _Times:
@@ -134,12 +148,13 @@ class _Times:
         self,
         known: dict[Atom, jax.Array],
         stacked: dict[Atom, jax.Array],
-        sources: dict[Atom, Equation],
+        after: list[Equation],
         body: Program,
         part: Part,
         length: int,
     ):
-        self._known, self._stacked, self._sources = known, stacked, sources
+        self._known, self._stacked, self._after = known, stacked, after
+        self._sources = {v: eqn for eqn in after for v in eqn.outvars}
         self._body, self._part, self._length = body, part, length
 
     def all(self, v: Atom) -> jax.Array:
@@ -162,11 +177,24 @@ class _Times:
             self._stacked |= dict(zip(eqn.outvars, results, strict=True))
         return self._stacked[v], True
 
+    def is_late(self, v: Atom) -> bool:
+        """Tells whether a value can be made at each time of others that are there, without products."""
+        return not jaxprs.is_literal(v) and v in self._sources and distribution.is_small(self._sources[v])
+
+    def recipe(self, results: list[Atom]) -> tuple[Program, list[tuple[jax.Array, bool]]]:
+        """Returns how late values are made in one step: a program, and what it takes, with whether that varies."""
+        small = [eqn for eqn in self._after if distribution.is_small(eqn)]
+        equations = distribution.needed_for(small, results)
+        made = {*distribution.results_of(equations), *self._body.constants}
+        variables = dict.fromkeys(v for eqn in equations for v in eqn.invars if not jaxprs.is_literal(v))
+        operands = [v for v in variables if v not in made]
+        return self._body.part(equations, operands, results), [self._value(v) for v in operands]
+
     def summed(self, v: Atom, dtype: jnp.dtype) -> jax.Array:
         """Returns the sum of a value over all times, added up in the dtype of the total."""
         eqn = None if v in self._stacked else self._sources.get(v)
         name = None if eqn is None else jaxprs.name_of(eqn)
-        if eqn is not None and name in _LINEAR and jnp.issubdtype(eqn.invars[0].aval.dtype, jnp.floating):
+        if eqn is not None and name in distribution.LINEAR and jnp.issubdtype(eqn.invars[0].aval.dtype, jnp.floating):
             total = self.summed(eqn.invars[0], dtype)
             if name == "convert_element_type":
                 return total
@@ -194,7 +222,65 @@ class _Times:
         return lax.dot_general(left, right, (contracted, batch), **options)
 
 
-# --- what can be taken out ----------------------------------------------------------------------
+class Late(NamedTuple):
+    """A value that a loop can leave to those who take it.
+
+    Attributes:
+      times: All values of the loop.
+      result: Which of them.
+    """
+
+    times: _Times
+    result: Atom
+
+
+def _taken_in(params: Parameters, inputs: Values, late: Sequence[Late | None]) -> tuple[Parameters, Values]:
+    """Lets a loop make by itself what an earlier one leaves, where it has to read no more for that.
+
+    The gradient of a layer takes, for each gate, the gate and several functions of it, which would be written for all
+    times and read again.
+    """
+    body, num_consts, num_carry = params["jaxpr"], params["num_consts"], params["num_carry"]
+    first = num_consts + num_carry
+    loops = {id(x.times): x.times for x in late[first:] if x is not None}
+    fixed, taken, recipes = list(inputs[:num_consts]), set[int](), []
+    for times in loops.values():
+        places = [i for i, x in enumerate(late) if i >= first and x is not None and x.times is times]
+        program, operands = times.recipe([late[i].result for i in places])  # pyright: ignore[reportOptionalMemberAccess]
+        others = [x for i, x in enumerate(inputs) if i >= first and i not in places]
+        more = [x for x, varies in operands if varies and _place(x, others) is None]
+        if sum(x.size for x in more) <= sum(inputs[i].size for i in places):
+            taken.update(places)
+            recipes.append((places, program, operands))
+    if not recipes:
+        return params, inputs
+    looped = [x for i, x in enumerate(inputs) if i >= first and i not in taken]
+    for x, varies in (operand for *_, operands in recipes for operand in operands):
+        values = looped if varies else fixed
+        if _place(x, values) is None:
+            values.append(x)
+
+    def step(*args: jax.Array) -> Values:
+        consts, carry, now = args[: len(fixed)], args[len(fixed) :][:num_carry], args[len(fixed) + num_carry :]
+        given = iter(now)
+        values = [None if i in taken else next(given) for i in range(first, len(inputs))]
+        for places, program, operands in recipes:
+            own = (now[_place(x, looped)] if varies else consts[_place(x, fixed)] for x, varies in operands)
+            for i, x in zip(places, program(*own), strict=True):
+                values[i - first] = x
+        return body(*consts[:num_consts], *carry, *values)
+
+    once = [*fixed, *inputs[num_consts:first]]
+    types = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in once]
+    types += [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in looped]
+    return {**params, "jaxpr": jaxprs.trace(step, *types)[0], "num_consts": len(fixed)}, [*once, *looped]
+
+
+def _place(x: jax.Array, among: Sequence[jax.Array]) -> Any:
+    return next((i for i, other in enumerate(among) if other is x), None)
+
+
+# --- a step as it is run best ----------------------------------------------------------------
 
 
 def _has_products(program: Program) -> bool:
@@ -205,175 +291,52 @@ def _calls_products(eqn: Equation) -> bool:
     return jaxprs.name_of(eqn) == "jit" and any(map(_has_products, jaxprs.inner(eqn)))
 
 
-def _flat(program: Program, num_consts: int) -> Program:
-    """Writes out functions that are called by `jax.jit` and have products, and turns matrices the way they are read."""
+def _flat(program: Program, by_columns: Sequence[Equation] = ()) -> Program:
+    """Writes a loop's body as a step is run best.
 
-    def run(program: Program, args: Iterable[jax.Array], fixed: set[Atom]) -> Values:
-        values = dict(program.constants) | dict(zip(program.inputs, args, strict=True))
+    Functions that are called by `jax.jit` and have products are written out, what is read often is made whole, and the
+    matrices of products by columns are turned.
+    """
+    turned = set(map(id, by_columns))
+
+    def run(program: Program, args: Iterable[jax.Array]) -> Values:
+        often = _read_often(program)
+        whole = lambda v, x: lax.optimization_barrier(x) if v in often else x  # noqa: E731
+        values = dict(program.constants) | {v: whole(v, x) for v, x in zip(program.inputs, args, strict=True)}
         for eqn in program.equations:
-            _grows(fixed, eqn)
             inputs = [v.val if jaxprs.is_literal(v) else values[v] for v in eqn.invars]
-            values |= dict(zip(eqn.outvars, outputs(program, eqn, inputs, fixed), strict=True))
+            results = zip(eqn.outvars, outputs(program, eqn, inputs), strict=True)
+            values |= {v: whole(v, x) for v, x in results}
         return [v.val if jaxprs.is_literal(v) else values[v] for v in program.outputs]
 
-    def outputs(program: Program, eqn: Equation, inputs: Values, fixed: set[Atom]) -> Values:
-        is_fixed = [jaxprs.is_literal(v) or v in fixed for v in eqn.invars]
-        is_called = _calls_products(eqn)
-        params = jaxprs.parameters(eqn) if is_called or jaxprs.name_of(eqn) == "dot_general" else None
-        if params is not None and is_called:
-            called = params["jaxpr"]
-            inside = {v for v, known in zip(called.inputs, is_fixed, strict=True) if known}
-            return run(called, inputs, {*called.constants, *inside})
-        is_matrix = is_fixed == [False, True] and len(eqn.invars[1].aval.shape) == 2
-        if params is not None and is_matrix and params["dimension_numbers"] == (((1,), (1,)), ((), ())):
-            turned = {**params, "dimension_numbers": (((1,), (0,)), ((), ()))}
-            return [lax.dot_general(inputs[0], lax.transpose(inputs[1], (1, 0)), **turned)]
-        return jaxprs.alone(program, eqn, inputs)
+    def outputs(program: Program, eqn: Equation, inputs: Values) -> Values:
+        params = jaxprs.parameters(eqn) if _calls_products(eqn) or id(eqn) in turned else None
+        if params is not None and id(eqn) in turned:
+            (left, matrix), params["dimension_numbers"] = inputs, (((1,), (0,)), ((), ()))
+            # XLA's CPU compiler copies what it turns once more, unless there is another axis.
+            matrix = lax.transpose(lax.optimization_barrier(matrix[None]), (2, 0, 1)).reshape(matrix.shape[::-1])
+            return [lax.dot_general(left, matrix, **params)]
+        return jaxprs.alone(program, eqn, inputs) if params is None else run(params["jaxpr"], inputs)
 
     types = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in program.inputs]
-    consts = {*program.constants, *program.inputs[:num_consts]}
-    return jaxprs.trace(lambda *args: run(program, args, consts), *types)[0]
+    return jaxprs.trace(lambda *args: run(program, args), *types)[0]
 
 
-def _split(body: Program, num_consts: int, num_carry: int) -> _Split:
-    carried, ends = body.inputs[num_consts:][:num_carry], body.outputs[:num_carry]
-    kept = {i for i, (first, end) in enumerate(zip(carried, ends, strict=True)) if first is end}
-    fixed = {*body.inputs[:num_consts], *body.constants, *(carried[i] for i in kept)}
-    equations = [eqn for eqn in body.equations if eqn.outvars]  # calls of functions without results are left over
-    invariant = [eqn for eqn in equations if _grows(fixed, eqn)]
-    varying = _without(equations, invariant)
-    free = {*fixed, *body.inputs[num_consts + num_carry :]}
-    independent = [eqn for eqn in varying if _grows(free, eqn)]
-    early = [eqn for eqn in independent if _is_slow(eqn, fixed)]
-    rest = _without(varying, early)
-
-    sums = _sums(body, carried)
-    recurrent = _needed(rest, [v for i, v in enumerate(ends) if i not in {*sums, *kept}])
-    after = _after(_without(rest, recurrent), rest, fixed, {ends[i] for i in sums}, sums)
-    after = _completed(rest, recurrent, after, free, body.outputs[num_carry:])
-    late = set(_results(after))
-    added, sums = set(sums), {i: v for i, v in sums.items() if v in late}
-    totals = {ends[i] for i in sums}
-    after = [eqn for eqn in after if not totals.intersection(eqn.outvars)]
-    late = set(_results(after))
-    read = [*body.outputs, *(v for eqn in after for v in eqn.invars)]
-    wanted = [v for v in read if not jaxprs.is_literal(v) and v not in late and v not in totals]
-    during = _needed(rest, wanted)  # with what both parts need and costs little
-    return _Split(invariant, _needed(independent, _results(early)), _results(early), during, after, sums, added, kept)
-
-
-def _without(equations: list[Equation], taken: list[Equation]) -> list[Equation]:
-    gone = set(map(id, taken))
-    return [eqn for eqn in equations if id(eqn) not in gone]
-
-
-def _grows(found: set[Atom], eqn: Equation) -> bool:
-    """Adds an equation's results to what is found if all that it takes is among it, and something is."""
-    variables = [v for v in eqn.invars if not jaxprs.is_literal(v)]
-    if not variables or not found.issuperset(variables):
+def _reads_by_columns(eqn: Equation, matrices: Collection[Atom]) -> bool:
+    """Tells a product with one of some matrices of moderate size, contracted over its second axis."""
+    if jaxprs.name_of(eqn) != "dot_general" or jaxprs.is_literal(eqn.invars[1]) or eqn.invars[1] not in matrices:
         return False
-    found.update(eqn.outvars)
-    return True
+    params, matrix = jaxprs.parameters(eqn), eqn.invars[1].aval
+    is_read = params is not None and params["dimension_numbers"] == (((1,), (1,)), ((), ()))
+    return is_read and len(matrix.shape) == 2 and matrix.size <= _LARGE_MATRIX
 
 
-def _is_slow(eqn: Equation, fixed: Collection[Atom]) -> bool:
-    """Tells a product of few rows with a matrix that does not change."""
-    if jaxprs.name_of(eqn) != "dot_general":
-        return False
-    varying = [(v, i) for i, v in enumerate(eqn.invars) if jaxprs.is_literal(v) or v not in fixed]
-    params = jaxprs.parameters(eqn) if len(varying) == 1 else None
-    if params is None:
-        return False
-    (v, side), contracted = varying[0], params["dimension_numbers"][0]
-    rows = math.prod(n for axis, n in enumerate(v.aval.shape) if axis not in contracted[side])
-    return rows <= _FEW_ROWS
+def _read_often(program: Program) -> set[Atom]:
+    """Finds what more than two operations read, or that is taken to pieces.
 
-
-def _sums(body: Program, carried: list[Atom]) -> dict[int, Atom]:
-    """Finds the carries that are only ever added to, and what is added."""
-    used = [*(v for eqn in body.equations for v in eqn.invars), *body.outputs]
-    count = Counter(v for v in used if not jaxprs.is_literal(v))
-    sources = {v: eqn for eqn in body.equations for v in eqn.outvars}
-    found = {}
-    for i, (first, end) in enumerate(zip(carried, body.outputs, strict=False)):
-        eqn = None if jaxprs.is_literal(end) else sources.get(end)
-        if eqn is None or jaxprs.name_of(eqn) not in ("add", "add_any") or count[first] != 1 or count[end] != 1:
-            continue
-        terms = [v for v in eqn.invars if v is not first]
-        if len(terms) == 1 and not jaxprs.is_literal(terms[0]) and terms[0].aval.shape == first.aval.shape:
-            found[i] = terms[0]
-    return found
-
-
-def _after(
-    free: list[Equation], equations: list[Equation], fixed: Collection[Atom], totals: set[Atom], sums: dict[int, Atom]
-) -> list[Equation]:
-    """Lists, of what no step waits for, all from the first product on that is slow in a loop."""
-    only_summed, totals = set(sums.values()), set(totals)
-    readers: dict[Atom, list[Atom]] = {}
-    for eqn in equations:
-        for v in eqn.invars:
-            if not jaxprs.is_literal(v):
-                readers.setdefault(v, []).append(eqn.outvars[0])
-    for eqn in reversed(free):
-        is_summed = eqn.outvars[0] in only_summed and totals.issuperset(readers.get(eqn.outvars[0], []))
-        if is_summed and jaxprs.name_of(eqn) in _LINEAR:
-            only_summed.add(eqn.invars[0])
-            totals.add(eqn.outvars[0])
-    late: set[Atom] = set()
-    found = []
-    for eqn in free:
-        starts = _is_slow(eqn, fixed) or (eqn.outvars[0] in only_summed and _is_update(eqn, fixed))
-        if starts or any(v in late for v in eqn.invars if not jaxprs.is_literal(v)):
-            late.update(eqn.outvars)
-            found.append(eqn)
-    return found
-
-
-def _completed(
-    equations: list[Equation], recurrent: list[Equation], after: list[Equation], given: set[Atom], results: list[Atom]
-) -> list[Equation]:
-    """Adds what no step waits for and comes of values alone that the loop has to hand out anyway."""
-    late, made = set(_results(after)), set(_results(recurrent))
-    needed = [v for eqn in after for v in eqn.invars] + results
-    shown = {v for v in needed if not jaxprs.is_literal(v) and v not in late and v in made} | given
-    is_recurrent, is_after = set(map(id, recurrent)), set(map(id, after))
-    found = []
-    for eqn in equations:
-        variables = [v for v in eqn.invars if not jaxprs.is_literal(v)]
-        comes_of_these = id(eqn) not in is_recurrent and variables and shown.issuperset(variables)
-        if id(eqn) in is_after or (comes_of_these and _is_small(eqn)):
-            shown.update(eqn.outvars)
-            found.append(eqn)
-    return found
-
-
-def _is_small(eqn: Equation) -> bool:
-    """Tells what works through its operands once, and makes no more of them."""
-    if jaxprs.name_of(eqn) in ("dot_general", "conv_general_dilated") or any(True for _ in jaxprs.inner(eqn)):
-        return False
-    return max(v.aval.size for v in eqn.outvars) <= max(v.aval.size for v in eqn.invars)
-
-
-def _is_update(eqn: Equation, fixed: Collection[Atom]) -> bool:
-    """Tells a product of what changes, contracted over few rows."""
-    if jaxprs.name_of(eqn) != "dot_general" or any(jaxprs.is_literal(v) or v in fixed for v in eqn.invars):
-        return False
-    params = jaxprs.parameters(eqn)
-    if params is None:
-        return False
-    return math.prod(eqn.invars[0].aval.shape[a] for a in params["dimension_numbers"][0][0]) <= _FEW_ROWS
-
-
-def _needed(equations: list[Equation], results: Iterable[Atom]) -> list[Equation]:
-    """Lists the equations that some results need."""
-    wanted, found = {v for v in results if not jaxprs.is_literal(v)}, []
-    for eqn in reversed(equations):
-        if any(v in wanted for v in eqn.outvars):
-            wanted.update(v for v in eqn.invars if not jaxprs.is_literal(v))
-            found.append(eqn)
-    return found[::-1]
-
-
-def _results(equations: list[Equation]) -> list[Atom]:
-    return [v for eqn in equations for v in eqn.outvars]
+    XLA would compute it anew in the loop of each, and does not vectorise the reading of pieces of a step's input.
+    """
+    made = {v for eqn in program.equations if jaxprs.name_of(eqn) != "optimization_barrier" for v in eqn.outvars}
+    read = [(v, eqn) for eqn in program.equations for v in eqn.invars if not jaxprs.is_literal(v)]
+    count = Counter(v for v, eqn in read for _ in eqn.outvars if v in made or len(eqn.outvars) > 1)
+    return {v for v, number in count.items() if number > 2}

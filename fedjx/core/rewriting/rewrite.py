@@ -113,6 +113,7 @@ def _evaluate(program: Program, args: Values, is_own: list[bool], stop_early: bo
 
     sources, repeated = {v: eqn for eqn in program.equations for v in eqn.outvars}, _repeated(program)
     added = updates.found_in(program) if stop_early else {}
+    late: dict[Atom, recurrence.Late | None] = {}
     for eqn in program.equations:
         inputs, flags = [read(v)[0] for v in eqn.invars], [read(v)[1] for v in eqn.invars]
         if jaxprs.name_of(eqn) == "conv_general_dilated":
@@ -122,6 +123,11 @@ def _evaluate(program: Program, args: Values, is_own: list[bool], stop_early: bo
         elif id(eqn) in added and any(flags):
             update = added[id(eqn)]
             outputs = [updates.updated(update, *(read(v)[0] for v in update.operands))]
+        elif recurrence.is_distributed(eqn) and (params := jaxprs.parameters(eqn)) is not None:
+            known = [None if jaxprs.is_literal(v) else late.get(v) for v in eqn.invars]
+            part = functools.partial(_part, is_own=any(flags), stop_early=stop_early)
+            outputs, made = recurrence.distributed(params, inputs, known, part)
+            late |= dict(zip(eqn.outvars, made, strict=True))
         else:
             outputs = _replaced(eqn, inputs, any(flags), stop_early)
         outputs = jaxprs.alone(program, eqn, inputs) if outputs is None else _checked(eqn, outputs)
@@ -179,20 +185,17 @@ def _flipped(eqn: Equation, source: Equation | None) -> Atom | None:
     return source.invars[0] if sorted(reversed_["dimensions"]) == axes else None
 
 
+def _part(program: Program, is_own: bool, stop_early: bool) -> Callable[..., Values]:
+    """Returns an inner program, rewritten, as a function."""
+    # What goes in as anyone's own makes all of it their own; a mistaken True costs speed only.
+    return lambda *args: _evaluate(program, list(args), [is_own] * len(args), stop_early)[0]
+
+
 def _replaced(eqn: Equation, inputs: Values, is_own: bool, stop_early: bool) -> Values | None:
     """Evaluates an equation in another way than JAX; None if it is left to JAX."""
-
-    def part(program: Program) -> Callable[..., Values]:
-        """Returns an inner program, rewritten, as a function."""
-        # What goes in as anyone's own makes all of it their own; a mistaken True costs speed only.
-        return lambda *args: _evaluate(program, list(args), [is_own] * len(args), stop_early)[0]
-
-    name = jaxprs.name_of(eqn)
+    name, part = jaxprs.name_of(eqn), functools.partial(_part, is_own=is_own, stop_early=stop_early)
     if stop_early and early_stop.is_fold(eqn):
         return early_stop.while_loop(eqn, inputs, part)
-    if recurrence.is_distributed(eqn):
-        params = jaxprs.parameters(eqn)
-        return None if params is None else recurrence.distributed(params, inputs, part)
     if _is_concerned_inside(eqn, stop_early):
         params = jaxprs.parameters(eqn)
         return None if params is None else _INSIDE[name](params, inputs, part)

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from fedjx.core.rewriting import jaxprs, recurrence
+from fedjx.core.rewriting import distribution, jaxprs, recurrence
 from fedjx.core.rewriting.rewrite import mapped, rewritten
 
 STEPS, BATCH, WIDTH = 5, 3, 4
@@ -94,8 +94,35 @@ def several_heads(w: Any, xs: jax.Array) -> Any:
     return lax.scan(step, jnp.zeros((BATCH, WIDTH)), xs)
 
 
+def left_to_the_next(w: Any, xs: jax.Array) -> Any:
+    """What is made of states, once of more than one, is made by the loop that reads it."""
+
+    def step(h: jax.Array, x: jax.Array) -> Any:
+        h = cell(w, h, x)
+        return h, (h, jnp.sin(h) + w["bias"][None], jnp.cos(h) * x)
+
+    states, sines, others = lax.scan(step, jnp.zeros((BATCH, WIDTH)), xs)[1]
+
+    def again(h: jax.Array, both: Any) -> Any:
+        h = jnp.tanh(h @ w["own"] + both[0] * both[1])
+        return h, h @ w["out"]
+
+    return lax.scan(again, jnp.zeros((BATCH, WIDTH)), (sines, others[::-1]), reverse=True), states, sines
+
+
 LAYERS = {
-    fn.__name__: fn for fn in (states, loss_in_the_loop, backwards, called, turned, two_layers, counted, several_heads)
+    fn.__name__: fn
+    for fn in (
+        states,
+        loss_in_the_loop,
+        backwards,
+        called,
+        turned,
+        two_layers,
+        counted,
+        several_heads,
+        left_to_the_next,
+    )
 }
 
 
@@ -125,13 +152,18 @@ def test_results_are_the_same(layer, lanes, of):
         np.testing.assert_allclose(g, e, rtol=1e-5, atol=1e-6)
 
 
-def products_in_loops(fn: Any, *args: Any) -> list[int]:
-    """How many products the body of each scan makes."""
+def operations(fn: Any, *args: Any) -> tuple[list[str], list[list[str]]]:
+    """Names the operations of a rewritten function, and those in the body of each of its scans."""
     leaves, tree = jax.tree.flatten(args)
     program, _ = jaxprs.trace(lambda *xs: rewritten(lambda _, own: fn(*own), (), tree.unflatten(xs)), *leaves)
     loops = [eqn for eqn in program.equations if jaxprs.name_of(eqn) == "scan"]
-    bodies = [[e for inner in jaxprs.inner(loop) for e in inner.equations] for loop in loops]
-    return [sum(jaxprs.name_of(e) == "dot_general" for e in body) for body in bodies]
+    bodies = [[jaxprs.name_of(e) for inner in jaxprs.inner(loop) for e in inner.equations] for loop in loops]
+    return [jaxprs.name_of(eqn) for eqn in program.equations], bodies
+
+
+def products_in_loops(fn: Any, *args: Any) -> list[int]:
+    """How many products the body of each scan makes."""
+    return [body.count("dot_general") for body in operations(fn, *args)[1]]
 
 
 @pytest.mark.parametrize(
@@ -143,6 +175,56 @@ def test_only_the_recurrence_multiplies_in_the_loop(layer, forward, backward):
     w, (xs,) = weights(), arrays((STEPS, BATCH, WIDTH))
     assert products_in_loops(LAYERS[layer], w, xs) == forward
     assert products_in_loops(gradients(LAYERS[layer]), w, xs) == backward
+
+
+def test_a_loop_makes_what_an_earlier_one_can_leave_to_it():
+    w, (xs,) = weights(), arrays((STEPS, BATCH, WIDTH))
+    _, (first, second) = operations(left_to_the_next, w, xs)
+    assert not {"sin", "cos"}.intersection(first)
+    assert second.count("sin") == 1
+    assert second.count("cos") == 0  # turned around in time
+
+    def two(w: Any, xs: jax.Array) -> Any:
+        """Would take two arrays instead of one."""
+
+        def step(h: jax.Array, x: jax.Array) -> Any:
+            h = cell(w, h, x)
+            return h, (h * x, h)
+
+        made = lax.scan(step, jnp.zeros((BATCH, WIDTH)), xs)[1][0]
+        return lax.scan(lambda h, x: (jnp.tanh(h @ w["own"] + x), h @ w["out"]), jnp.zeros((BATCH, WIDTH)), made)[1]
+
+    assert "mul" not in {*operations(two, w, xs)[1][0], *operations(two, w, xs)[1][1]}
+
+
+def test_matrices_are_turned_for_many_steps_if_the_cache_holds_them(monkeypatch):
+    def layer(w: Any, xs: jax.Array) -> Any:
+        by_columns = lambda h: lax.dot_general(h, w, (((1,), (1,)), ((), ())))  # noqa: E731
+        return lax.scan(lambda h, x: (jnp.tanh(by_columns(h) + x), by_columns(x)), jnp.zeros((BATCH, WIDTH)), xs)
+
+    w, few, many = arrays((WIDTH, WIDTH), (STEPS, BATCH, WIDTH), (recurrence._MANY_STEPS, BATCH, WIDTH))
+    for xs, is_turned in ((few, False), (many, True)):
+        outside, (body,) = operations(layer, w, xs)
+        assert body == ["dot_general", "add", "tanh"]
+        assert outside.count("transpose") == is_turned
+    monkeypatch.setattr(recurrence, "_LARGE_MATRIX", WIDTH)
+    assert "transpose" not in operations(layer, w, many)[0]
+
+
+def test_what_is_taken_to_pieces_is_whole_and_what_is_read_often_is_made_once():
+    def gated(w: Any, xs: jax.Array) -> Any:
+        def step(h: jax.Array, x: Any) -> Any:
+            pieces, x = x
+            a, b, c = jnp.split(h @ w["in"] + pieces, 3, axis=1)
+            d, e, f = jnp.split(pieces, 3, axis=1)
+            h = jnp.tanh(x + jnp.concatenate([a * d, b * e, c * f], axis=1))
+            return h, (jnp.sin(h), jnp.cos(h), h * x, x @ w["in"])
+
+        return lax.scan(step, jnp.zeros((BATCH, 3)), xs)
+
+    w = {"in": arrays((3, 3))[0]}
+    _, (body,) = operations(gated, w, tuple(arrays((STEPS, BATCH, 3), (STEPS, BATCH, 3))))
+    assert body.count("optimization_barrier") == 3  # the product, the pieces, and h, but not x
 
 
 @pytest.mark.parametrize("kind", [nnx.OptimizedLSTMCell, nnx.LSTMCell, nnx.GRUCell, nnx.SimpleCell])
@@ -169,7 +251,7 @@ def test_what_nothing_is_gained_from_stays():
     def averaged(w: Any, xs: jax.Array) -> Any:
         return lax.scan(lambda c, x: (0.9 * c + jnp.sum(x @ w, 0), None), jnp.zeros(WIDTH), xs)[0]
 
-    w, xs = arrays((WIDTH, WIDTH), (STEPS, recurrence._FEW_ROWS + 1, WIDTH))
+    w, xs = arrays((WIDTH, WIDTH), (STEPS, distribution._FEW_ROWS + 1, WIDTH))
     assert products_in_loops(averaged, w, xs) == [1]  # large as they are
     assert products_in_loops(averaged, w, xs[:, :BATCH]) == [0]
     assert products_in_loops(averaged, w, xs[:1, :BATCH]) == [1]  # a single step
