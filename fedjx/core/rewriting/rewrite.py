@@ -99,7 +99,7 @@ def _is_concerned_inside(eqn: Equation, stop_early: bool) -> bool:
 
 def _is_replaced(eqn: Equation, stop_early: bool) -> bool:
     is_slow = jaxprs.name_of(eqn) == "conv_general_dilated" or pooling.is_unrolled(eqn) or threefry.is_unrolled(eqn)
-    is_slow = is_slow or sums.is_split(eqn) or products.is_merged(eqn) or (stop_early and few_rows.is_turned(eqn))
+    is_slow = is_slow or sums.is_split(eqn) or products.is_replaced(eqn) or (stop_early and few_rows.is_turned(eqn))
     return is_slow or recurrence.is_distributed(eqn) or (stop_early and early_stop.is_fold(eqn))
 
 
@@ -201,9 +201,9 @@ def _replaced(eqn: Equation, inputs: Values, is_own: bool, stop_early: bool) -> 
         return None if params is None else _INSIDE[name](params, inputs, part)
     if is_own and pooling.is_unrolled(eqn):
         return [pooling.pool(eqn, *inputs)]
-    if is_own and products.is_merged(eqn):
+    if is_own and products.is_replaced(eqn):
         params = jaxprs.parameters(eqn)
-        return None if params is None else [products.merged_product(*inputs, **params)]
+        return None if params is None else [products.product(*inputs, **params)]
     if is_own and stop_early and few_rows.is_turned(eqn):
         params = jaxprs.parameters(eqn)
         return None if params is None else [few_rows.turned_product(*inputs, **params)]

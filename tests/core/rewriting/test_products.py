@@ -13,10 +13,54 @@ from fedjx.core.rewriting import jaxprs
 from fedjx.core.rewriting.rewrite import mapped, rewritten
 
 
-def contractions(fn, *args) -> list[tuple[int, ...]]:
+def equations(name: str, fn, *args) -> list[jaxprs.Equation]:
     program, _ = jaxprs.trace(lambda *own: rewritten(lambda _, own: fn(*own), (), own), *args)
-    products = [eqn for eqn in program.equations if jaxprs.name_of(eqn) == "dot_general"]
+    return [eqn for eqn in program.equations if jaxprs.name_of(eqn) == name]
+
+
+def contractions(fn, *args) -> list[tuple[int, ...]]:
+    products = equations("dot_general", fn, *args)
     return [tuple(map(len, eqn.params["dimension_numbers"][0])) for eqn in products]
+
+
+def dense(kernel, x):
+    return jnp.sum(jnp.sin(x @ kernel))
+
+
+@pytest.mark.parametrize(
+    ("places", "inputs", "outputs", "turned"),
+    [
+        ((41,), 13, 7, 1),
+        ((3, 7), 13, 7, 1),
+        ((5, 1, 3), 11, 1, 1),
+        ((41,), 7, 13, 0),  # XLA is quick
+        ((41,), 7, 7, 0),
+        ((7,), 13, 7, 0),  # turning the result is as much work as the product
+        ((), 13, 7, 0),
+    ],
+)
+def test_a_gradient_of_more_rows_than_columns_is_turned_in_the_end(places, inputs, outputs, turned):
+    rng = np.random.default_rng(0)
+    kernel, x = (rng.normal(size=shape).astype(np.float32) for shape in ((inputs, outputs), (*places, inputs)))
+    grad = jax.grad(dense, argnums=(0, 1))
+    assert len(equations("optimization_barrier", grad, kernel, x)) == turned
+    expected = grad(kernel, x)
+    for num_clients in (1, 2):
+        own = (np.stack([kernel] * num_clients), np.stack([x] * num_clients))
+        got = jax.jit(lambda *own: mapped(lambda _, own: grad(*own), (), own))(*own)
+        for g, e in zip(got, expected, strict=True):
+            np.testing.assert_allclose(g, np.stack([e] * num_clients), rtol=1e-5, atol=1e-5)
+
+
+def test_a_turned_gradient_can_be_differentiated():
+    rng = np.random.default_rng(0)
+    kernel, x = (rng.normal(size=shape).astype(np.float32) for shape in ((13, 7), (41, 13)))
+
+    def size_of_gradient(kernel):
+        return jnp.sum(jnp.square(jax.grad(dense)(kernel, x)))
+
+    got = jax.jit(jax.grad(lambda kernel: rewritten(lambda _, own: size_of_gradient(own), (), kernel)))(kernel)
+    np.testing.assert_allclose(got, jax.grad(size_of_gradient)(kernel), rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize(
