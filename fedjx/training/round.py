@@ -354,7 +354,7 @@ class _Round(NamedTuple):
         params, (aggregator, broadcaster) = optax.apply_updates(state.params, updates), inner
         after = ServerState(params, optimizer, aggregator, broadcaster, state.key, state.round + 1)
         # What was not finite before, such as the best loss of nobody, may stay so.
-        rejected = ~(all_finite((delta, first)) & all_finite(after, where=state))
+        rejected = ~all_finite((delta, first), before=state, after=after)
         after = jax.tree.map(lambda old, new: jnp.where(rejected, old, new), state, after)
         metrics = {**metrics, "num_non_finite_aggregates": rejected.astype(jnp.int32)}
         return after._replace(round=state.round + 1), metrics
