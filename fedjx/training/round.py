@@ -20,6 +20,7 @@ from fedjx.aggregation.mean import mean
 from fedjx.aggregation.weights import by_examples
 from fedjx.core.execution.cache import use_compilation_cache
 from fedjx.core.execution.computation import Computation
+from fedjx.core.execution.devices import compiled_once
 from fedjx.core.execution.process import Aggregator, Algorithm, StatefulAlgorithm, keeps_type
 from fedjx.core.language.meshes import outside_meshes
 from fedjx.core.language.names import Metrics, PyTree
@@ -198,7 +199,7 @@ def compose(
         return parts.round(state, data, states)
 
     use_compilation_cache()  # before the first program, which is `init`
-    init = outside_meshes(jax.jit(parts.init))
+    init = outside_meshes(compiled_once(parts.init))
     # Who asked for updates that are not finite need not be told of them.
     hooks = data_hooks(method.input_spec) if may_happen(failures.non_finite) else round_hooks(method.input_spec)
     if parts.is_stateful:
