@@ -20,6 +20,7 @@ from fedjx.aggregation.mean import mean
 from fedjx.aggregation.weights import by_examples
 from fedjx.core.execution.cache import use_compilation_cache
 from fedjx.core.execution.computation import Computation
+from fedjx.core.execution.devices import compiled_once
 from fedjx.core.execution.process import Aggregator, Algorithm, StatefulAlgorithm, keeps_type
 from fedjx.core.language.meshes import outside_meshes
 from fedjx.core.language.names import Metrics, PyTree
@@ -198,7 +199,7 @@ def compose(
         return parts.round(state, data, states)
 
     use_compilation_cache()  # before the first program, which is `init`
-    init = outside_meshes(jax.jit(parts.init))
+    init = outside_meshes(compiled_once(parts.init))
     # Who asked for updates that are not finite need not be told of them.
     hooks = data_hooks(method.input_spec) if may_happen(failures.non_finite) else round_hooks(method.input_spec)
     if parts.is_stateful:
@@ -354,7 +355,7 @@ class _Round(NamedTuple):
         params, (aggregator, broadcaster) = optax.apply_updates(state.params, updates), inner
         after = ServerState(params, optimizer, aggregator, broadcaster, state.key, state.round + 1)
         # What was not finite before, such as the best loss of nobody, may stay so.
-        rejected = ~(all_finite((delta, first)) & all_finite(after, where=state))
+        rejected = ~all_finite((delta, first), before=state, after=after)
         after = jax.tree.map(lambda old, new: jnp.where(rejected, old, new), state, after)
         metrics = {**metrics, "num_non_finite_aggregates": rejected.astype(jnp.int32)}
         return after._replace(round=state.round + 1), metrics

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import functools
+import os
+from collections.abc import Callable, Mapping
+from typing import ParamSpec, TypeVar
 
 import jax
+import jax.core
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -12,6 +17,9 @@ from fedjx.core.execution.hosts import placed_rows, placed_whole, share_of
 from fedjx.core.language.names import Array, PyTree
 from fedjx.core.language.shares import AXIS, Share
 from fedjx.core.language.values import Clients, map_own, padded, per_client, shares_pool
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def own_part(clients: Clients, share: Share) -> Clients:
@@ -32,14 +40,46 @@ _CPU_OPTIONS = {
 }
 
 
+# Of a program that runs once: LLVM's later passes take longer than they save.
+_ONCE_OPTIONS = {"xla_backend_optimization_level": 1}
+
+
 @functools.cache
-def compiler_options(platform: str) -> dict[str, bool] | None:
-    """Returns how XLA is to compile for a platform: those options that this version of it knows, or None."""
-    known = {name: value for name, value in _CPU_OPTIONS.items() if platform == "cpu" and _is_known(name, value)}
-    return known or None
+def compiler_options(platform: str, *, once: bool = False) -> dict[str, bool | int] | None:
+    """Returns how XLA is to compile for a platform: those options that this version of it knows, or None.
+
+    Args:
+      platform: Such as ``cpu``, the only one for which there are any.
+      once: Whether for a program that runs once. What ``XLA_FLAGS`` say of the level of optimisation stays.
+    """
+    options: Mapping[str, bool | int] = _ONCE_OPTIONS if once else _CPU_OPTIONS
+    if platform != "cpu" or (once and any(name in os.environ.get("XLA_FLAGS", "") for name in options)):
+        return None
+    return {name: value for name, value in options.items() if _is_known(name, value)} or None
 
 
-def _is_known(name: str, value: bool) -> bool:
+def compiled_once(fn: Callable[P, R]) -> Callable[P, R]:
+    """Compiles a function that is called once, on a CPU in less time. Within a trace it becomes part of that.
+
+    >>> compiled_once(lambda x: x + 1)(1).tolist()
+    2
+    """
+    part = jax.jit(fn)  # JAX refuses options there
+
+    @functools.cache
+    def alone() -> Callable[P, R]:  # JAX shall not start before the first call
+        return jax.jit(fn, compiler_options=compiler_options(jax.default_backend(), once=True))
+
+    @functools.wraps(fn)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        leaves = [jnp.zeros(()), *jax.tree.leaves((args, kwargs))]
+        is_part = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+        return (part if is_part else alone())(*args, **kwargs)
+
+    return run
+
+
+def _is_known(name: str, value: bool | int) -> bool:
     try:
         jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
     except Exception:  # whatever a version says of options that it does not have

@@ -266,6 +266,7 @@ class PassStream:
         sink: Callable[[Clients], None],
         *,
         are_fresh: bool = False,
+        begin: Callable[[PyTree], None] | None = None,
     ) -> tuple[PyTree, ...]:
         """Maps all chunks and returns the accumulators, to be given to `finish`.
 
@@ -275,12 +276,14 @@ class PassStream:
             once, or None for all of its own.
           sink: Called with each chunk's outputs, on the device, once they are computed.
           are_fresh: Whether nobody writes to the chunks' arrays any more, so that they need no copy.
+          begin: Called with accumulators, before the first step is compiled.
         """
         accumulators, waiting = None, deque()
         for lanes, chunk in chunks:
             chunk = self._placer.chunk(chunk, are_fresh=are_fresh)
             if accumulators is None:
                 accumulators = self._start(server, chunk)
+                begin(accumulators) if begin else None
             accumulators, outputs, done = self._step(accumulators, server, chunk, lanes)
             self._one = None
             waiting.append((done, Clients(outputs, chunk.mask, chunk.id)))

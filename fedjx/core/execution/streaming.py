@@ -11,7 +11,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from fedjx.core.execution.agreement import check_agreement
 from fedjx.core.execution.ahead import fed
@@ -22,6 +22,7 @@ from fedjx.core.execution.devices import Placer
 from fedjx.core.execution.engine import PassStream
 from fedjx.core.execution.hosts import agreed, auto_mesh, device_memory, share_of
 from fedjx.core.execution.lanes import Lanes
+from fedjx.core.execution.stages import Stage
 from fedjx.core.execution.whole import run_whole
 from fedjx.core.language.meshes import outside_meshes
 from fedjx.core.language.names import Array, PyTree
@@ -183,33 +184,14 @@ class _Compiled:
         self.program = program
         passes = [program.client_pass(k)._replace(differentiable=False) for k in range(program.num_passes)]
         self._passes = [PassStream(run, mesh, placer) for run in passes]
-        self._first = self._stage(0, functools.partial(program.server_stage, 0), mesh)
-        stages = [functools.partial(self._finish, level) for level in range(program.num_passes)]
-        self._finishes = [self._stage(level + 1, stage, mesh) for level, stage in enumerate(stages)]
+        self._first = Stage(program, 0, functools.partial(program.server_stage, 0), mesh)
+        finishes = [functools.partial(self._finish, level) for level in range(program.num_passes)]
+        self._finishes = [Stage(program, level + 1, finish, mesh) for level, finish in enumerate(finishes)]
         self.lanes = Lanes(self._passes)
         self.is_agreed = False  # whether all processes have said that they run it on the same arguments
 
-    def _stage(self, level: int, stage: Callable[..., Environment], mesh: Mesh) -> Callable[..., Environment]:
-        """Compiles a stage of the server. What a later one needs stays where it is: parameters are not copied."""
-        # What users have spread over further axes of the mesh stays so.
-        whole = NamedSharding(mesh, PartitionSpec()) if mesh.size == mesh.shape[AXIS] else None
-        if level == self.program.num_passes:  # results are never the caller's own arrays
-            return jax.jit(stage, out_shardings=whole)
-        needed = self.program.needed_after(level)
-
-        def added(environment: Environment, *rest: PyTree) -> Environment:
-            return {i: value for i, value in stage(environment, *rest).items() if i not in environment}
-
-        compiled = jax.jit(added, out_shardings=whole)
-
-        def run(environment: Environment, *rest: PyTree) -> Environment:
-            kept = {i: value for i, value in environment.items() if i in needed}
-            return {**kept, **compiled(environment, *rest)}
-
-        return run
-
     def _finish(
-        self, level: int, environment: Environment, accumulators: PyTree, members: PyTree, mask: PyTree
+        self, level: int, environment: Environment, accumulators: PyTree, members: PyTree = (), mask: PyTree = ()
     ) -> Environment:
         reduced = self._passes[level].finish(accumulators)
         return self.program.after_pass(level, environment, reduced, members, mask)
@@ -222,7 +204,9 @@ class _Compiled:
         for level, (run, finish) in enumerate(zip(self._passes, self._finishes, strict=True)):
             receiver = _Receiver(sink)
             environments.append(environment)
-            accumulators = run(environment, cut, receiver, are_fresh=chunks.are_fresh)
+            collects = self.program.collections(level)  # of shapes that only the pass tells
+            begin = None if collects else functools.partial(finish.begin, environment)
+            accumulators = run(environment, cut, receiver, are_fresh=chunks.are_fresh, begin=begin)
             environment = finish(environment, accumulators, *receiver.members())
             finished.update(zip(self.program.outputs(level), receiver.outputs(chunks.places), strict=False))
         results = {**dict.fromkeys(self.program.client_results()), **environment, **finished}
@@ -247,8 +231,8 @@ class _Receiver:
         elif results:
             self._outputs.append(jax.tree.map(_to_host, own))
 
-    def members(self) -> tuple[PyTree, PyTree]:
-        return jax.tree.map(_concatenated, *self._members) if self._members else ([], ())
+    def members(self) -> tuple[PyTree, ...]:
+        return jax.tree.map(_concatenated, *self._members) if self._members else ()
 
     def outputs(self, places: Callable[[np.ndarray], np.ndarray]) -> list[Clients]:
         if not self._outputs:

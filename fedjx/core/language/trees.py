@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jax.typing import ArrayLike
 
 from fedjx.core.language.names import DType, PyTree
@@ -55,18 +57,35 @@ def cast_like(tree: PyTree, value: PyTree) -> PyTree:
     return map_keeping(lambda _, x: x, tree, value)
 
 
-def all_finite(tree: PyTree, where: PyTree = None) -> jax.Array:
+def all_finite(tree: PyTree, *, before: PyTree = (), after: PyTree = ()) -> jax.Array:
     """Tells whether all numbers of a tree are finite, bool ``[]``.
 
     Args:
       tree: The tree.
-      where: Another of its structure; if given, what is not finite there need not be.
+      before: Another one.
+      after: What has become of that, of its structure; what was finite has to be so still.
+
+    >>> all_finite({"w": jnp.ones(2)}, before=jnp.array([1.0, jnp.inf]), after=jnp.array([2.0, jnp.nan])).tolist()
+    True
     """
-    leaves = jax.tree.leaves(tree)
-    others = [None] * len(leaves) if where is None else jax.tree.leaves(where)
-    pairs = [pair for pair in zip(leaves, others, strict=True) if jnp.issubdtype(pair[0].dtype, jnp.inexact)]
-    finite = [jnp.isfinite(x) if o is None else jnp.isfinite(x) | ~jnp.isfinite(o) for x, o in pairs]
-    return jnp.all(jnp.stack([jnp.array(True), *map(jnp.all, finite)]))
+    changed = zip(_inexact(before), _inexact(after), strict=True)
+    flags = [jnp.isfinite(x) for x in _inexact(tree)]
+    flags += [jnp.isfinite(new) | ~jnp.isfinite(old) for old, new in changed]
+    by_shape: dict[tuple[int, ...], jax.Array] = {}
+    for x in flags:  # XLA compiles several loops for each reduction: leaves of one shape share it
+        by_shape[x.shape] = by_shape[x.shape] & x if x.shape in by_shape else x
+    # Without the barrier XLA would compute the flag of its parts wherever it is used: for every leaf of a state.
+    return lax.optimization_barrier(jnp.all(jnp.stack([jnp.array(True), *map(_all, by_shape.values())])))
+
+
+def _inexact(tree: PyTree) -> list[jax.Array]:
+    return [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+
+
+def _all(flags: jax.Array) -> jax.Array:
+    """Tells whether all flags are set. XLA makes one loop of two arrays in one reduction, and three of one alone."""
+    none, axes = (np.True_, np.True_), tuple(range(flags.ndim))
+    return jnp.logical_and(*lax.reduce((flags, flags), none, lambda a, b: (a[0] & b[0], a[1] & b[1]), axes))
 
 
 def squared_norm(tree: PyTree) -> jax.Array:

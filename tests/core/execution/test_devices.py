@@ -58,3 +58,24 @@ def test_a_loop_updates_a_matrix_in_place():
     if compiler_options("cpu") is None:
         pytest.skip("this XLA has none of the options")
     assert copies(compiler_options("cpu")) < copies(None)
+
+
+@pytest.mark.parametrize(("flags", "expected"), [("", 1), ("--xla_backend_optimization_level=2", None)])
+def test_a_program_that_runs_once_is_compiled_in_less_time_unless_the_user_has_said_how(monkeypatch, flags, expected):
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    options = compiler_options("cpu", once=True) or {}
+    assert options.get("xla_backend_optimization_level") == expected
+    assert compiler_options("cuda", once=True) is None
+
+
+def test_a_function_that_is_called_once_may_be_part_of_another_program(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")  # those of the tests name the option
+    algorithm = fedjx.fed_avg(fedjx.models.mlp(3, input_shape=(4,), hidden=(5,)), client_optimizer=optax.sgd(0.1))
+    key = jax.random.key(0)
+    alone = algorithm.init(key)
+    for within in (jax.jit(algorithm.init)(key), jax.jit(lambda: algorithm.init(key))()):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), alone.params, within.params)
+    shapes = jax.eval_shape(algorithm.init, key)
+    assert jax.tree.map(jnp.shape, shapes.params) == jax.tree.map(jnp.shape, alone.params)
+    many = jax.vmap(algorithm.init)(jax.random.split(key, 3))
+    assert {x.shape[0] for x in jax.tree.leaves(many.params)} == {3}
