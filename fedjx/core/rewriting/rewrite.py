@@ -238,8 +238,8 @@ def _scan(params: Parameters, inputs: Values, part: Part) -> Values:
         results = step(*consts, *carry, *xs)
         return tuple(results[:num_carry]), tuple(results[num_carry:])
 
-    kept = {name: params[name] for name in ("length", "reverse", "unroll")}
-    carry, ys = lax.scan(body, tuple(carry), tuple(xs), **kept)
+    length = None if xs else params["length"]  # a length that is a symbol cannot be given, only found
+    carry, ys = lax.scan(body, tuple(carry), tuple(xs), length, params["reverse"], params["unroll"])
     return [*carry, *ys]
 
 
