@@ -24,11 +24,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from fedjx.core.rewriting import winograd
+from fedjx.core.rewriting import jaxprs, winograd
 from fedjx.core.rewriting.jaxprs import Parameters
 from fedjx.core.rewriting.windows import fitted, interleave, num_positions, padded, slices
 
 Ints = Sequence[int]
+# So many groups of a convolution are convolved apart; of more the copies would be too small, and too many to compile.
+_FEW_GROUPS = 8
 
 
 class _Form(NamedTuple):
@@ -50,7 +52,7 @@ class _Form(NamedTuple):
         """Whether zeros between the input's elements are all that a convolution skips, and it skips some."""
         spread = [inside > 0 for _, _, inside in self.padding]
         simple = zip(spread, self.strides, self.dilation, strict=True)
-        return any(spread) and not self.is_kernel_gradient and all(s == d == 1 for inside, s, d in simple if inside)
+        return any(spread) and all(s == d == 1 for inside, s, d in simple if inside)
 
     def is_depthwise(self, x: jax.Array, kernel: jax.Array) -> bool:
         """Tells whether every channel has kernels of its own."""
@@ -175,12 +177,13 @@ def _direct(x: jax.Array, kernel: jax.Array, form: _Form) -> jax.Array:
 def _correlated(x: jax.Array, kernel: jax.Array, form: _Form) -> jax.Array:
     """Computes a kernel gradient: outputs and taps, strides and dilation change places."""
     columns = _columns(x, form.outputs, form.taps, form.dilation, form.strides, form.padding)
-    product = lax.dot_general(
-        columns.reshape(-1, columns.shape[-1]),
-        kernel.reshape(-1, kernel.shape[-1]),
-        (((0,), (0,)), ((), ())),
-        **form.options,
-    )
+    columns, weights = columns.reshape(-1, columns.shape[-1]), kernel.reshape(-1, kernel.shape[-1])
+    rows_are_summed = (((0,), (0,)), ((), ()))
+    if columns.shape[1] > weights.shape[1]:  # XLA is slow where the result has more rows than columns, so it is turned
+        product = lax.dot_general(weights, columns, rows_are_summed, **form.options)
+        product = lax.optimization_barrier(product).T
+    else:
+        product = lax.dot_general(columns, weights, rows_are_summed, **form.options)
     return product.reshape(*form.outputs, -1, kernel.shape[-1])
 
 
@@ -192,6 +195,7 @@ def _by_phases(x: jax.Array, kernel: jax.Array, form: _Form) -> jax.Array:
     """
     steps = [inside + 1 for _, _, inside in form.padding]
     counts = [-(-n // step) for n, step in zip(form.outputs, steps, strict=True)]
+    num_rows = x.shape[-1 if form.is_kernel_gradient else -2] // form.batch_groups
     grid = {}
     for phase in itertools.product(*map(range, steps)):
         part, padding = kernel, []
@@ -203,7 +207,7 @@ def _by_phases(x: jax.Array, kernel: jax.Array, form: _Form) -> jax.Array:
                 high = counts[axis] + part.shape[axis] - 1 - low - x.shape[axis]
             padding.append((low, high, 0))
         taps = part.shape[:-2]
-        shape = (*counts, x.shape[-2] // form.batch_groups, kernel.shape[-1])
+        shape = (*counts, num_rows, kernel.shape[-1])
         own = form._replace(outputs=counts, taps=taps, padding=padding)
         grid[phase] = _computed(x, part, None, own) if math.prod(taps) else jnp.zeros(shape, form.dtype)
     return fitted(interleave(grid, len(steps)), form.outputs)
@@ -246,6 +250,8 @@ def _wide(x: jax.Array) -> jax.Array:
 
 
 def _grouped(x: jax.Array, kernel: jax.Array, form: _Form) -> jax.Array:
+    if form.feature_groups * form.batch_groups <= _FEW_GROUPS:
+        return _one_by_one(x, kernel, form)
     features, batches = form.feature_groups, form.batch_groups
     weights = kernel.reshape(math.prod(form.taps), -1, batches, features, kernel.shape[-1] // (features * batches))
     num_in, num_taps, num_outputs = weights.shape[1], math.prod(form.taps), math.prod(form.outputs)
@@ -258,6 +264,27 @@ def _grouped(x: jax.Array, kernel: jax.Array, form: _Form) -> jax.Array:
         columns = columns.reshape(num_outputs, batches, -1, num_taps, features, num_in)
         product = jnp.einsum("obntgi,tibgf->onbgf", columns, weights, **form.options)
     return product.reshape(*form.outputs, -1, kernel.shape[-1])
+
+
+def _one_by_one(x: jax.Array, kernel: jax.Array, form: _Form) -> jax.Array:
+    """Convolves a few groups apart, each of which may take a better way than products of all of them.
+
+    Groups of features are slices of the input's channels, or of a kernel gradient's images, groups of the batch slices
+    of the other axis; each has its slice of the kernel's outputs.
+    """
+    num_groups, of_features = form.feature_groups * form.batch_groups, form.feature_groups > 1
+    axis = -1 if of_features != form.is_kernel_gradient else -2
+    inputs, kernels = jnp.split(x, num_groups, axis), jnp.split(kernel, num_groups, axis=-1)
+    own = form._replace(feature_groups=1, batch_groups=1)
+
+    @jax.jit
+    def group(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        with jaxprs.calls(inlined=True):
+            return _computed(x, kernel, None, own)
+
+    with jaxprs.calls(inlined=False):  # compiled once for all groups
+        parts = list(map(group, inputs, kernels))
+    return jnp.concatenate(parts, axis=-1)
 
 
 def _columns(
