@@ -81,7 +81,8 @@ def _update(program: Program, root: Equation, sources: dict[Atom, Equation], cou
     eqn, old, chosen = root, None, None
     if jaxprs.name_of(root) == "select_n":  # of the matrix as it was, and as it will be, by one number
         (chosen, old, *others) = root.invars
-        eqn = sources.get(others[0]) if len(others) == 1 and count[others[0]] == 1 else None
+        is_new = len(others) == 1 and not jaxprs.is_literal(others[0]) and count[others[0]] == 1
+        eqn = sources.get(others[0]) if is_new else None
         if eqn is None or chosen.aval.shape or not _is_large_sum(eqn):
             return None
     pairs = [tuple(eqn.invars), tuple(eqn.invars[::-1])][: 2 if jaxprs.name_of(eqn) == "add" else 1]

@@ -72,6 +72,7 @@ def read_later(w, x, g):
         (lambda w, x, g: (x.T @ g) - w, 5),
         (lambda w, x, g: jax.lax.select(x[0, 0] > 0, w, w - x.T @ g), 5),
         (lambda w, x, g: jax.lax.select(w > 0, w - x.T @ g, w), 5),
+        (lambda w, x, g: jax.lax.select(x[0, 0] > 0, 1.0, w[0, 0]), 5),
         (lambda w, x, g: jax.lax.select(x[0, 0] > 0, w - x.T @ g, -w), 5),
         (lambda w, x, g: w - 1.0 / (x.T @ g), 5),
         (lambda w, x, g: w - w * (x.T @ g), 5),
