@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from fedjx.core.rewriting import jaxprs, winograd
+from fedjx.core.rewriting import jaxprs, products, winograd
 from fedjx.core.rewriting.jaxprs import Parameters
 from fedjx.core.rewriting.windows import fitted, interleave, num_positions, padded, slices
 
@@ -178,12 +178,11 @@ def _correlated(x: jax.Array, kernel: jax.Array, form: _Form) -> jax.Array:
     """Computes a kernel gradient: outputs and taps, strides and dilation change places."""
     columns = _columns(x, form.outputs, form.taps, form.dilation, form.strides, form.padding)
     columns, weights = columns.reshape(-1, columns.shape[-1]), kernel.reshape(-1, kernel.shape[-1])
-    rows_are_summed = (((0,), (0,)), ((), ()))
-    if columns.shape[1] > weights.shape[1]:  # XLA is slow where the result has more rows than columns, so it is turned
-        product = lax.dot_general(weights, columns, rows_are_summed, **form.options)
-        product = lax.optimization_barrier(product).T
+    options = {"dimension_numbers": (((0,), (0,)), ((), ())), **form.options}
+    if columns.shape[1] > weights.shape[1]:
+        product = products.product(weights, columns, **options).T
     else:
-        product = lax.dot_general(columns, weights, rows_are_summed, **form.options)
+        product = products.product(columns, weights, **options)
     return product.reshape(*form.outputs, -1, kernel.shape[-1])
 
 

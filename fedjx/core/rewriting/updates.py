@@ -90,8 +90,15 @@ def _update(program: Program, root: Equation, sources: dict[Atom, Equation], cou
         product = _product(multiple, sources, count)
         readers = _readers(program, matrix, root, eqn)
         if product is not None and readers is not None and old in (None, matrix):
-            return Update(jaxprs.name_of(eqn), matrix, *product, chosen, [v for v in readers if v in count])
+            waited_for = [v for v in readers if v in count and _has_numbers(v)]
+            return Update(jaxprs.name_of(eqn), matrix, *product, chosen, waited_for)
     return None
+
+
+def _has_numbers(v: Atom) -> bool:
+    """Tells what `_zero_after` can read; what it cannot, such as a random key, costs a copy."""
+    is_real = any(jnp.issubdtype(v.aval.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
+    return is_real and jaxprs.is_sized(v) and v.aval.size > 0
 
 
 def _readers(program: Program, matrix: Atom, *updating: Equation) -> list[Atom] | None:

@@ -170,6 +170,21 @@ def test_equal_convolutions_are_one_function_that_xla_keeps():
             np.testing.assert_allclose(g, e, rtol=1e-4, atol=1e-5 * np.abs(e).max())
 
 
+@pytest.mark.parametrize("num_groups", [2, 16])  # apart, and together
+def test_groups_are_what_xla_makes_of_them(num_groups):
+    shapes = [(2, 6, 5, 32), (3, 3, 32 // num_groups, 64), (2, 6, 5, 64)]
+    x, kernel, g = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes))
+
+    def train(x, kernel, g):
+        options = {"dimension_numbers": NHWC, "feature_group_count": num_groups}
+        y, pullback = jax.vjp(lambda *own: lax.conv_general_dilated(*own, (1, 1), "SAME", **options), x, kernel)
+        return y, pullback(g)
+
+    got = jax.jit(lambda own: rewritten(lambda _, own: train(*own), (), own))((x, kernel, g))
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(train(x, kernel, g)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
 def test_a_result_that_is_wider_than_its_operands_keeps_its_digits():
     with jax.enable_x64(True):
         x, kernel = (

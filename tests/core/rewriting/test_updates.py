@@ -131,6 +131,18 @@ def test_what_is_not_a_number_stays_where_it_is():
     np.testing.assert_array_equal(~np.isfinite(got), wrong)
 
 
+def test_what_has_no_numbers_is_not_waited_for():
+    def fn(w, x, g):
+        others = w[:0], jax.random.wrap_key_data(w[0, :2].astype(jnp.uint32)), w[0] > 0
+        return w - x.T @ g, others
+
+    args = arguments()
+    (update,) = found(fn, *args)
+    assert all(v.aval.size and not jnp.issubdtype(v.aval.dtype, jax.dtypes.prng_key) for v in update.readers)
+    got = jax.jit(lambda own: rewritten(lambda _, own: fn(*own), (), own, stop_early=True))(args)
+    np.testing.assert_allclose(got[0], fn(*args)[0], rtol=1e-5, atol=1e-5)
+
+
 def test_a_streamed_round_takes_these_ways(monkeypatch):
     taken = []
     for module, name in ((updates, "_in_blocks"), (few_rows, "_turned")):
