@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
+import threading
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 
 VARIABLE = "FEDJX_COMPILATION_CACHE_DIR"
+LOGGER = logging.getLogger("fedjx")
+PATIENCE = 3.0  # seconds that somebody waits without being told what for
 _DAYS = 30  # after which a program is compiled anew, so that what nobody runs any more goes away
 
 
@@ -47,6 +53,22 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_compilation_cache_dir", str(directory))
     if _option("jax_persistent_cache_min_compile_time_secs") == 1.0:  # JAX's default: most programs are smaller
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+@contextlib.contextmanager
+def compiling(name: str) -> Iterator[None]:
+    """Logs a warning when what a computation compiles in this context keeps its caller waiting, in one process."""
+    directory = _option("jax_compilation_cache_dir")
+    found = f"finds the program in {directory}" if directory else f"compiles again: {VARIABLE} can name a directory"
+    text = f"fedjx is tracing and compiling {name!r}, before its first round; the next start of the script {found}."
+    timer = threading.Timer(PATIENCE, LOGGER.warning, [text])
+    timer.daemon = True
+    if jax.process_index() == 0:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _option(name: str) -> object:

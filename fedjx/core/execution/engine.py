@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Literal
 
 import jax
@@ -267,6 +268,7 @@ class PassStream:
         *,
         are_fresh: bool = False,
         begin: Callable[[PyTree], None] | None = None,
+        compiling: AbstractContextManager[None] | None = None,
     ) -> tuple[PyTree, ...]:
         """Maps all chunks and returns the accumulators, to be given to `finish`.
 
@@ -277,18 +279,22 @@ class PassStream:
           sink: Called with each chunk's outputs, on the device, once they are computed.
           are_fresh: Whether nobody writes to the chunks' arrays any more, so that they need no copy.
           begin: Called with accumulators, before the first step is compiled.
+          compiling: Left when the first step is compiled.
         """
         accumulators, waiting = None, deque()
-        for lanes, chunk in chunks:
-            chunk = self._placer.chunk(chunk, are_fresh=are_fresh)
-            if accumulators is None:
-                accumulators = self._start(server, chunk)
-                begin(accumulators) if begin else None
-            accumulators, outputs, done = self._step(accumulators, server, chunk, lanes)
-            self._one = None
-            waiting.append((done, Clients(outputs, chunk.mask, chunk.id)))
-            if len(waiting) > _IN_FLIGHT:
-                _hand_over(waiting, sink)
+        with ExitStack() as first:
+            first.enter_context(compiling or nullcontext())
+            for lanes, chunk in chunks:
+                chunk = self._placer.chunk(chunk, are_fresh=are_fresh)
+                if accumulators is None:
+                    accumulators = self._start(server, chunk)
+                    begin(accumulators) if begin else None
+                accumulators, outputs, done = self._step(accumulators, server, chunk, lanes)
+                first.close()
+                self._one = None
+                waiting.append((done, Clients(outputs, chunk.mask, chunk.id)))
+                if len(waiting) > _IN_FLIGHT:
+                    _hand_over(waiting, sink)
         if accumulators is None:
             raise ValueError("a cohort needs at least one client; got no chunk. Sample again, or skip the round.")
         while waiting:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from fedjx.core.execution.agreement import check_agreement
 from fedjx.core.execution.ahead import fed
-from fedjx.core.execution.cache import use_compilation_cache
+from fedjx.core.execution.cache import compiling, use_compilation_cache
 from fedjx.core.execution.chunks import Chunks, Level
 from fedjx.core.execution.debug import one_by_one
 from fedjx.core.execution.devices import Placer
@@ -172,7 +172,9 @@ class Stream(Generic[P, R]):
             types = tuple(map(type_of, values))
             # A type leaves out padded lengths, and so does a program: chunks of all lengths share it.
             if (types, treedef) not in self._by_type:
-                self._by_type[types, treedef] = _Compiled(self._computation.trace(types), self._mesh, self._placer)
+                self._by_type[types, treedef] = _Compiled(
+                    self._computation.name, self._computation.trace(types), self._mesh, self._placer
+                )
             self._by_arrays[arrays] = self._by_type[types, treedef]
         return self._by_arrays[arrays]
 
@@ -180,8 +182,8 @@ class Stream(Generic[P, R]):
 class _Compiled:
     """A program and the compiled steps of its passes."""
 
-    def __init__(self, program: Program, mesh: Mesh, placer: Placer):
-        self.program = program
+    def __init__(self, name: str, program: Program, mesh: Mesh, placer: Placer):
+        self._name, self.program = name, program
         passes = [program.client_pass(k)._replace(differentiable=False) for k in range(program.num_passes)]
         self._passes = [PassStream(run, mesh, placer) for run in passes]
         self._first = Stage(program, 0, functools.partial(program.server_stage, 0), mesh)
@@ -189,6 +191,7 @@ class _Compiled:
         self._finishes = [Stage(program, level + 1, finish, mesh) for level, finish in enumerate(finishes)]
         self.lanes = Lanes(self._passes)
         self.is_agreed = False  # whether all processes have said that they run it on the same arguments
+        self._has_run = False
 
     def _finish(
         self, level: int, environment: Environment, accumulators: PyTree, members: PyTree = (), mask: PyTree = ()
@@ -206,9 +209,11 @@ class _Compiled:
             environments.append(environment)
             collects = self.program.collections(level)  # of shapes that only the pass tells
             begin = None if collects else functools.partial(finish.begin, environment)
-            accumulators = run(environment, cut, receiver, are_fresh=chunks.are_fresh, begin=begin)
+            told = None if self._has_run else compiling(self._name)
+            accumulators = run(environment, cut, receiver, are_fresh=chunks.are_fresh, begin=begin, compiling=told)
             environment = finish(environment, accumulators, *receiver.members())
             finished.update(zip(self.program.outputs(level), receiver.outputs(chunks.places), strict=False))
+        self._has_run = True
         results = {**dict.fromkeys(self.program.client_results()), **environment, **finished}
         return self.program.assemble(results), environments
 

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from fedjx.core.rewriting import products
 from fedjx.core.rewriting.windows import fitted, interleave, phases
 
 # Magnitudes of the points besides 0 and infinity, by the number of taps along an axis. Float32 errors are near 1e-6 of
@@ -75,7 +76,7 @@ def forward(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Slides a kernel ``[*taps, C, O]`` over ``[*size, N, C]``; returns ``[*(size - taps + 1), N, O]``."""
     axes = _axes(kernel)
     size = [n - axis.taps + 1 for n, axis in zip(x.shape, axes, strict=False)]
-    product = _products(_input_points(x, axes, size), _kernel_points(kernel, axes), 1, 0)
+    product = _products(_input_points(x, axes, size), _kernel_points(kernel, axes), 0)
     return fitted(_read(_output_factors(axes, size), product), size)
 
 
@@ -83,7 +84,7 @@ def input_gradient(g: jax.Array, kernel: jax.Array) -> jax.Array:
     """Adds a kernel ``[*taps, C, O]`` at every place of ``[*size, N, O]``; returns ``[*(size + taps - 1), N, C]``."""
     axes = _axes(kernel)
     size = g.shape[: len(axes)]
-    product = _products(_output_points(g, axes), _kernel_points(kernel, axes), 1, 1)
+    product = _products(_output_points(g, axes), _kernel_points(kernel, axes), 1)
     whole = [n + axis.taps - 1 for n, axis in zip(size, axes, strict=True)]
     return fitted(_read(_input_factors(axes, size), product), whole)
 
@@ -92,7 +93,7 @@ def kernel_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
     """Correlates ``[*(size + taps - 1), N, C]`` with ``[*size, N, O]``; returns ``[*taps, C, O]``."""
     size = g.shape[:-2]
     axes = [_axis(n - outputs + 1) for n, outputs in zip(x.shape, size, strict=False)]
-    product = _products(_input_points(x, axes, size), _output_points(g, axes), 0, 0)
+    product = products.summed_over_rows(_input_points(x, axes, size), _output_points(g, axes))
     return fitted(_read(_kernel_factors(axes), product), [axis.taps for axis in axes])
 
 
@@ -168,6 +169,6 @@ def _scaled(factor: float, x: jax.Array) -> jax.Array:
     return x if factor == 1 else x * np.asarray(factor, x.dtype)
 
 
-def _products(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax.Array:
-    """Multiplies matrices point by point, contracting one axis of each."""
-    return lax.dot_general(a, b, (((a_axis + 1,), (b_axis + 1,)), ((0,), (0,))))
+def _products(a: jax.Array, b: jax.Array, b_axis: int) -> jax.Array:
+    """Multiplies matrices point by point, contracting the last axis of one and one of the other."""
+    return lax.dot_general(a, b, (((2,), (b_axis + 1,)), ((0,), (0,))))

@@ -3,11 +3,15 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 
+import fedjx
+from fedjx.core.execution import cache
 from fedjx.core.execution.cache import VARIABLE, use_compilation_cache
 
 SCRIPT = """
@@ -109,3 +113,29 @@ def test_old_programs_are_deleted_and_nothing_else(undecided):
         os.utime(directory / name, (age, age))
     use_compilation_cache()
     assert sorted(path.name for path in directory.iterdir()) == ["jit_b-1-cache", "notes.txt"]
+
+
+def test_who_waits_for_a_compilation_is_told_once(monkeypatch, caplog):
+    monkeypatch.setattr(cache, "PATIENCE", 0.01)
+    train, _ = fedjx.data.digits(num_clients=4)
+
+    @fedjx.federated_computation
+    def slow(clients):
+        def one(client):
+            time.sleep(0.2)  # as a network that is large to trace
+            return client.length.astype(jnp.float32)
+
+        return fedjx.federated_mean(fedjx.federated_map(one, clients))
+
+    step = slow.streamed()
+    for _ in range(2):
+        step(fedjx.data.Cohort(train, range(4), batch_size=20))
+    (record,) = [r for r in caplog.records if r.name == "fedjx"]
+    assert "compiling 'slow', before its first round" in record.message
+    assert str(jax.config.jax_compilation_cache_dir) in record.message
+
+
+def test_what_compiles_in_no_time_is_quiet(caplog):
+    with cache.compiling("step"):
+        pass
+    assert not caplog.records
