@@ -90,7 +90,10 @@ def mapped(fn: Callable[..., PyTree] | Traced, shared: PyTree, own: PyTree, *, s
 
 
 def _is_concerned(program: Program, stop_early: bool) -> bool:
-    return any(_is_replaced(eqn, stop_early) or _is_concerned_inside(eqn, stop_early) for eqn in program.equations)
+    is_replaced = any(
+        _is_replaced(eqn, stop_early) or _is_concerned_inside(eqn, stop_early) for eqn in program.equations
+    )
+    return is_replaced or (stop_early and bool(updates.found_in(program)))
 
 
 def _is_concerned_inside(eqn: Equation, stop_early: bool) -> bool:
