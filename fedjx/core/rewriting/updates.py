@@ -152,7 +152,7 @@ def _product(
         number, v = next(
             ((n, u) for n, u in zip(numbers[::-1], eqn.invars, strict=False) if n is not None), (None, None)
         )
-        if number is None or (name == "div" and v is not eqn.invars[0]):
+        if number is None or jaxprs.is_literal(v) or (name == "div" and v is not eqn.invars[0]):
             return None
         scales.append((name, number))
     return None

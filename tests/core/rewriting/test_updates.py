@@ -88,6 +88,7 @@ def read_later(w, x, g):
         (lambda w, x, g: w - jnp.sin(x.T @ g), 5),
         (lambda w, x, g: w - x.T @ g, 100),  # many rows
         (lambda w, x, g: w[:20] - (x.T @ g)[:20], 5),
+        (lambda w, x, g: w - 0.1 * jnp.zeros(SHAPE), 5),  # nothing depends on it
     ],
 )
 def test_what_is_none_is_not_found(fn, rows):
