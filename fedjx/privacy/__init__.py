@@ -7,6 +7,7 @@ from fedjx.privacy.dp_mean import AdaptiveClip, dp_mean, dp_mean_adaptive, value
 from fedjx.privacy.events import Event, Independent, Matrix, Tree
 from fedjx.privacy.noise import Noise, Strategy, independent, matrix, sensitivity, tree
 from fedjx.privacy.query import Query, private_sum
+from fedjx.privacy.strategies import banded_strategy, buffered_strategy
 
 __all__ = [
     "Account",
@@ -22,7 +23,9 @@ __all__ = [
     "Strategy",
     "Tree",
     "account",
+    "banded_strategy",
     "budget",
+    "buffered_strategy",
     "calibrate",
     "check_resumed",
     "dp_mean",
