@@ -75,7 +75,7 @@ def dp_mean(
       An `Aggregator` with the state of the noise, and an ``event`` for `account`. A client whose norm is not finite
       adds nothing. It measures ``clip``, ``noise_stddev``, of the noise on an element of the result, and
       ``noise_clients``; and in ``not_private`` what is exact and outside of any guarantee: ``clipped_fraction``,
-      ``num_non_finite``, and ``signal_to_noise``, the norm of the mean without noise over that of independent noise.
+      ``num_non_finite``, and with noise ``signal_to_noise``, the norm of the exact mean over that of independent noise.
 
     Guarantees: the noise is drawn once, at the server, from the round's key, so it does not depend on chunks, lanes,
     devices or hosts.
@@ -239,7 +239,8 @@ def _noisy(mean: _Mean, total: _Record, drawn: PyTree, noise_multiplier: float, 
     not_private = {
         "clipped_fraction": total.clipped / jnp.maximum(total.clients, 1),
         "num_non_finite": total.non_finite,
-        "signal_to_noise": euclidean_norm(exact) / (stddev * math.sqrt(size)) if noise_multiplier else jnp.inf,
     }
+    if noise_multiplier:
+        not_private["signal_to_noise"] = euclidean_norm(exact) / (stddev * math.sqrt(size))
     measured = {"clip": clip, "noise_stddev": stddev, "noise_clients": mean.noise_clients, "not_private": not_private}
     return result, jax.tree.map(as_float, measured)
