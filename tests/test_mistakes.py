@@ -192,6 +192,10 @@ MISTAKES = {
     "a dict for a loss": Mistake(
         lambda: trained(with_loss(lambda loss: {"loss": loss})), "must be one array .*; got loss as dict. Return"
     ),
+    "whether it is wrong for a loss": Mistake(
+        lambda: algorithm(MODEL._replace(loss=lambda p, batch, key: batch["y"] > 0)).next(state(), cohort()),
+        "a floating-point number per example; got one that adds up to int32.*Return what is to be small",
+    ),
     "two outputs for one loss": Mistake(
         lambda: algorithm(from_flax(TwoOutputs)).next(state(), cohort().whole()),
         r"takes one array of outputs; got \(.*from_flax\(loss=...\)",

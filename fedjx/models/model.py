@@ -246,6 +246,11 @@ def _loss_sum(values: PyTree, mask: Array) -> Ratio:
     summed = _sum_metric("loss", values, mask)
     if isinstance(summed, Sums):
         raise TypeError("a loss is one number per example, or a Ratio; got Sums. Return [B].")
+    if not jnp.issubdtype(summed.numerator.dtype, jnp.floating):
+        raise TypeError(
+            f"a loss is a floating-point number per example; got one that adds up to {summed.numerator.dtype}, which "
+            "has no gradient. Return what is to be small, and an accuracy as a metric."
+        )
     return summed
 
 

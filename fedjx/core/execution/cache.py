@@ -59,8 +59,8 @@ def use_compilation_cache() -> None:
 def compiling(name: str) -> Iterator[None]:
     """Logs a warning when what a computation compiles in this context keeps its caller waiting, in one process."""
     directory = _option("jax_compilation_cache_dir")
-    found = f"finds the program in {directory}" if directory else f"compiles again: {VARIABLE} can name a directory"
-    text = f"fedjx is tracing and compiling {name!r}, before its first round; the next start of the script {found}."
+    kept = f"is kept in {directory}" if directory else f"is not kept, as {VARIABLE} names no directory"
+    text = f"fedjx is tracing and compiling {name!r} before its first round; what it compiles {kept}."
     timer = threading.Timer(PATIENCE, LOGGER.warning, [text])
     timer.daemon = True
     if jax.process_index() == 0:
@@ -72,7 +72,7 @@ def compiling(name: str) -> Iterator[None]:
 
 
 def _option(name: str) -> object:
-    return getattr(jax.config, name)  # which its type does not know
+    return getattr(jax.config, name, None)  # which its type does not know, nor perhaps another JAX
 
 
 def _caches() -> Path:

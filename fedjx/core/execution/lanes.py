@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import warnings
 from typing import NamedTuple
 
@@ -30,10 +31,11 @@ class _Trial(NamedTuple):
 class Lanes:
     """The numbers of lanes that a computation runs with: one client alone at first, more once they are faster.
 
-    The program of one lane is the smallest, and so the first one. From the end of the second round on those of 4, 16,
-    ... lanes are compiled in a thread, one after the other. It runs nothing of the user's: their function is traced
-    here. The next end of a round measures what is compiled, and the fastest so far, on copies of a middling client,
-    when nothing else runs. Several processes do all this at the end of the same round.
+    The program of one lane is the smallest, and so the first one. Once rounds have gone on for as long as the first
+    one took, those of 4, 16, ... lanes are compiled in a thread, one after the other: a script that has so long to run
+    may gain by it. The thread runs nothing of the user's: their function is traced here. The next end of a round
+    measures what is compiled, and the fastest so far, on copies of a middling client, when nothing else runs. Several
+    processes do all this at the end of the same round.
 
     Attributes:
       levels: The fastest lanes and fewer, for the next round.
@@ -44,6 +46,7 @@ class Lanes:
         self._passes = passes
         self._untried: list[int] | None = None  # None until somebody has run
         self._trial: _Trial | None = None
+        self._began = self._first_end = time.monotonic()
 
     @property
     def is_settled(self) -> bool:
@@ -59,10 +62,12 @@ class Lanes:
         """
         if self.is_settled:
             return
-        if self._untried is None:  # a script of one round compiles no more than it runs
+        if self._untried is None:
             self._untried = chunks.lane_counts()[1:] if chunks.has_client else None
+            self._first_end = time.monotonic()
         elif self._trial is None:
-            self._trial = self._begun(self._untried.pop(0), environments, chunks)
+            if agreed(time.monotonic() - self._first_end >= self._first_end - self._began):
+                self._trial = self._begun(self._untried.pop(0), environments, chunks)
         elif agreed(not self._trial.thread.is_alive()):
             self._end(self._trial, environments[0])
             self._trial = None

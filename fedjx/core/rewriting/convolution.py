@@ -171,7 +171,7 @@ def _direct(x: jax.Array, kernel: jax.Array, form: _Form) -> jax.Array:
     products = padded(jnp.dot(x, taps.reshape(x.shape[-1], -1), **form.options), form.padding)
     seen = slices(products, form.taps, form.outputs, form.strides, form.dilation)
     parts = (part[..., i * num_out :][..., :num_out] for i, part in enumerate(seen.values()))
-    return functools.reduce(operator.add, parts)
+    return functools.reduce(lax.add, parts)
 
 
 def _correlated(x: jax.Array, kernel: jax.Array, form: _Form) -> jax.Array:
@@ -218,8 +218,8 @@ def _depthwise(x: jax.Array, kernel: jax.Array, form: _Form) -> jax.Array:
     x = lax.optimization_barrier(padded(x, form.padding))
     x, kernel = _wide(jnp.repeat(x, kernel.shape[-1] // x.shape[-1], axis=-1)), _wide(kernel)
     seen = slices(x, form.taps, form.outputs, form.strides, form.dilation)
-    terms = [part * jnp.broadcast_to(kernel[tap][0], part.shape) for tap, part in seen.items()]
-    return functools.reduce(operator.add, terms).astype(form.dtype)
+    terms = [lax.mul(part, jnp.broadcast_to(kernel[tap][0], part.shape)) for tap, part in seen.items()]
+    return functools.reduce(lax.add, terms).astype(form.dtype)
 
 
 def _depthwise_gradient(x: jax.Array, kernel: jax.Array, form: _Form) -> jax.Array:
@@ -235,7 +235,7 @@ def _depthwise_gradient(x: jax.Array, kernel: jax.Array, form: _Form) -> jax.Arr
         g = _wide(lax.dynamic_index_in_dim(kernel, row, keepdims=False))  # [*rest, N, O]
         rows = [lax.dynamic_index_in_dim(x, row * step + tap * apart, keepdims=False) for tap in range(taps)]
         seen = [part for own in rows for part in slices(own, others, rest, strides, dilation).values()]
-        return tuple(total + _wide(part) * g for total, part in zip(totals, seen, strict=True))
+        return tuple(lax.add(total, lax.mul(_wide(part), g)) for total, part in zip(totals, seen, strict=True))
 
     zeros = (jnp.zeros_like(_wide(kernel[0])),) * math.prod(form.outputs)
     totals = lax.fori_loop(0, num_rows, add_row, zeros)

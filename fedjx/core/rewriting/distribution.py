@@ -10,13 +10,14 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
+import jax.numpy as jnp
+
 from fedjx.core.rewriting import jaxprs
 from fedjx.core.rewriting.jaxprs import Atom, Equation, Program
 
 # Products of more rows are fast as they are, and what they take and give is too large to be kept for all times.
 _FEW_ROWS = 64
-# What commutes with a sum over time, of one operand: it acts on every time alike, and is linear.
-LINEAR = ("transpose", "reshape", "neg", "convert_element_type", "reduce_sum")
+_LINEAR = ("transpose", "reshape", "neg", "convert_element_type", "reduce_sum")
 
 
 class Split(NamedTuple):
@@ -128,7 +129,7 @@ def _after(
                 readers.setdefault(v, []).append(eqn.outvars[0])
     for eqn in reversed(free):
         is_summed = eqn.outvars[0] in only_summed and totals.issuperset(readers.get(eqn.outvars[0], []))
-        if is_summed and jaxprs.name_of(eqn) in LINEAR:
+        if is_summed and is_linear(eqn):
             only_summed.add(eqn.invars[0])
             totals.add(eqn.outvars[0])
     late: set[Atom] = set()
@@ -139,6 +140,17 @@ def _after(
             late.update(eqn.outvars)
             found.append(eqn)
     return found
+
+
+def is_linear(eqn: Equation) -> bool:
+    """Tells what commutes with a sum over time, up to rounding: it acts on every time alike, and is linear.
+
+    A conversion to integers is not, and one to floats of 8 bits is meant to round.
+    """
+    if jaxprs.name_of(eqn) not in _LINEAR or jaxprs.is_literal(eqn.invars[0]):
+        return False
+    dtypes = eqn.invars[0].aval.dtype, eqn.outvars[0].aval.dtype
+    return all(jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize > 1 for dtype in dtypes)
 
 
 def _completed(

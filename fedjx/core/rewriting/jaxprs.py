@@ -34,6 +34,7 @@ _PARAMETERS: dict[str, tuple[str, str]] = {
         "out_sharding",
     ),
     "dot_general": ("dimension_numbers precision preferred_element_type", "out_sharding"),
+    "reduce_sum": ("axes", "out_sharding"),
     "rev": ("dimensions", ""),
     "reduce_window_max": ("window_dimensions window_strides padding base_dilation window_dilation", ""),
     "reduce_window_min": ("window_dimensions window_strides padding base_dilation window_dilation", ""),
@@ -51,7 +52,7 @@ _PARAMETERS: dict[str, tuple[str, str]] = {
     "cond": ("branches", "branches_platforms"),
 }
 # What is left as it is on purpose: a rule of differentiation or mapping belongs to the function that it comes with.
-_WITH_A_RULE = ("custom_jvp_call", "custom_vjp_call", "custom_vmap_call")
+_WITH_A_RULE = ("custom_jvp_call", "custom_vjp_call", "custom_vmap_call", "custom_linear_solve")
 
 
 class Program(NamedTuple):

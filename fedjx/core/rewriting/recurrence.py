@@ -194,7 +194,7 @@ class _Times:
         """Returns the sum of a value over all times, added up in the dtype of the total."""
         eqn = None if v in self._stacked else self._sources.get(v)
         name = None if eqn is None else jaxprs.name_of(eqn)
-        if eqn is not None and name in distribution.LINEAR and jnp.issubdtype(eqn.invars[0].aval.dtype, jnp.floating):
+        if eqn is not None and distribution.is_linear(eqn):
             total = self.summed(eqn.invars[0], dtype)
             if name == "convert_element_type":
                 return total

@@ -90,7 +90,10 @@ def mapped(fn: Callable[..., PyTree] | Traced, shared: PyTree, own: PyTree, *, s
 
 
 def _is_concerned(program: Program, stop_early: bool) -> bool:
-    return any(_is_replaced(eqn, stop_early) or _is_concerned_inside(eqn, stop_early) for eqn in program.equations)
+    is_replaced = any(
+        _is_replaced(eqn, stop_early) or _is_concerned_inside(eqn, stop_early) for eqn in program.equations
+    )
+    return is_replaced or (stop_early and bool(updates.found_in(program)))
 
 
 def _is_concerned_inside(eqn: Equation, stop_early: bool) -> bool:
@@ -208,7 +211,8 @@ def _replaced(eqn: Equation, inputs: Values, is_own: bool, stop_early: bool) -> 
         params = jaxprs.parameters(eqn)
         return None if params is None else [few_rows.turned_product(*inputs, **params)]
     if is_own and sums.is_split(eqn):
-        return [sums.split_sum(inputs[0], eqn.params["axes"])]
+        params = jaxprs.parameters(eqn)
+        return None if params is None else [sums.split_sum(inputs[0], params["axes"])]
     if threefry.is_unrolled(eqn):
         return [threefry.random_bits(*inputs, **eqn.params)]
     return None
@@ -224,6 +228,9 @@ def _call(params: Parameters, inputs: Values, part: Part) -> Values:
 
 def _remat(params: Parameters, inputs: Values, part: Part) -> Values:
     options = {name: params[name] for name in ("policy", "prevent_cse")}
+    if params.get("differentiated") and params["prevent_cse"]:
+        # As JAX does when it lowers one: or XLA would find that all of this has been computed before, and keep that.
+        inputs = lax.optimization_barrier(inputs)
     return list(jax.checkpoint(part(params["jaxpr"]), **options)(*inputs))
 
 

@@ -23,7 +23,10 @@ def is_split(eqn: Equation) -> bool:
     """Tells whether `split_sum` computes an equation."""
     if jaxprs.name_of(eqn) != "reduce_sum" or not jaxprs.is_sized(eqn.invars[0]):
         return False
-    x, axes = eqn.invars[0].aval, sorted(eqn.params["axes"])
+    params = jaxprs.parameters(eqn)
+    if params is None:
+        return False
+    x, axes = eqn.invars[0].aval, sorted(params["axes"])
     last = len(x.shape) - 1
     is_apart = last in axes and axes != list(range(last + 1 - len(axes), last + 1))
     return is_apart and jnp.issubdtype(x.dtype, jnp.floating) and math.prod(x.shape[a] for a in axes[:-1]) >= _MANY

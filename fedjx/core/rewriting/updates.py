@@ -23,6 +23,8 @@ from fedjx.core.rewriting.jaxprs import Atom, Equation, Program
 _LEAST_ELEMENTS = 2**18  # a smaller gradient stays in the cache as it is
 _BLOCK = 2**16  # elements
 _MOST_ROWS = 64  # of a batch: with more the product takes far longer than its result is written
+_FORMS = ("transpose", "reshape", "squeeze", "convert_element_type")  # in which a matrix is read, without a copy
+_Uses = dict[Atom, list[tuple[int, Equation | None]]]
 _STEPS: dict[str, Callable[..., jax.Array]] = {
     "add": operator.add,
     "sub": operator.sub,
@@ -65,8 +67,22 @@ def found_in(program: Program) -> dict[int, Update]:
     variables = [v for eqn in program.equations for v in eqn.invars] + program.outputs
     count = Counter(v for v in variables if not jaxprs.is_literal(v))
     roots = [eqn for eqn in program.equations if jaxprs.name_of(eqn) == "select_n" or _is_large_sum(eqn)]
-    updates = {id(eqn): _update(program, eqn, sources, count) for eqn in roots}
+    uses = _uses(program) if roots else {}
+    updates = {id(eqn): _update(eqn, sources, count, uses) for eqn in roots}
     return {key: update for key, update in updates.items() if update is not None}
+
+
+def _uses(program: Program) -> _Uses:
+    """Returns where each variable is read, in order; of a result of the program, also at its end."""
+    uses: _Uses = {}
+    for place, eqn in enumerate(program.equations):
+        for v in eqn.invars:
+            if not jaxprs.is_literal(v):
+                uses.setdefault(v, []).append((place, eqn))
+    for v in program.outputs:
+        if not jaxprs.is_literal(v):
+            uses.setdefault(v, []).append((len(program.equations), None))
+    return uses
 
 
 def _is_large_sum(eqn: Equation) -> bool:
@@ -77,7 +93,7 @@ def _is_large_sum(eqn: Equation) -> bool:
     return is_matrix and all(v.aval.dtype == jnp.float32 and not jaxprs.is_literal(v) for v in eqn.invars)
 
 
-def _update(program: Program, root: Equation, sources: dict[Atom, Equation], count: Counter[Atom]) -> Update | None:
+def _update(root: Equation, sources: dict[Atom, Equation], count: Counter[Atom], uses: _Uses) -> Update | None:
     eqn, old, chosen = root, None, None
     if jaxprs.name_of(root) == "select_n":  # of the matrix as it was, and as it will be, by one number
         (chosen, old, *others) = root.invars
@@ -87,9 +103,9 @@ def _update(program: Program, root: Equation, sources: dict[Atom, Equation], cou
             return None
     pairs = [tuple(eqn.invars), tuple(eqn.invars[::-1])][: 2 if jaxprs.name_of(eqn) == "add" else 1]
     for matrix, multiple in pairs:
-        product = _product(multiple, sources, count)
-        readers = _readers(program, matrix, root, eqn)
-        if product is not None and readers is not None and old in (None, matrix):
+        product = _product(multiple, sources, count) if old in (None, matrix) else None
+        readers = None if product is None else _readers(matrix, uses, root, eqn)
+        if product is not None and readers is not None:
             waited_for = [v for v in readers if v in count and _has_numbers(v)]
             return Update(jaxprs.name_of(eqn), matrix, *product, chosen, waited_for)
     return None
@@ -101,13 +117,18 @@ def _has_numbers(v: Atom) -> bool:
     return is_real and jaxprs.is_sized(v) and v.aval.size > 0
 
 
-def _readers(program: Program, matrix: Atom, *updating: Equation) -> list[Atom] | None:
+def _readers(matrix: Atom, uses: _Uses, root: Equation, eqn: Equation) -> list[Atom] | None:
     """Returns what is made of a matrix besides its update, unless something is made of it after that."""
-    reading = [eqn for eqn in program.equations if any(v is matrix for v in eqn.invars)]
-    others = [eqn for eqn in reading if all(eqn is not own for own in updating)]
-    if matrix in program.outputs or reading[-1] is not updating[0]:
-        return None
-    return [v for eqn in others for v in eqn.outvars]
+    end = next(place for place, using in uses[matrix] if using is root)
+    forms, made = [matrix], []
+    for form in forms:  # of which there come to be more
+        for place, using in uses.get(form, ()):
+            if using is None or place > end:
+                return None
+            if using is not root and using is not eqn:
+                # XLA turns no matrix before a product reads it: that is what is to come before.
+                (forms if jaxprs.name_of(using) in _FORMS else made).extend(using.outvars)
+    return made
 
 
 def _product(
@@ -131,7 +152,7 @@ def _product(
         number, v = next(
             ((n, u) for n, u in zip(numbers[::-1], eqn.invars, strict=False) if n is not None), (None, None)
         )
-        if number is None or (name == "div" and v is not eqn.invars[0]):
+        if number is None or jaxprs.is_literal(v) or (name == "div" and v is not eqn.invars[0]):
             return None
         scales.append((name, number))
     return None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import operator
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -91,7 +90,7 @@ def phases(parts: Sequence[jax.Array], axis: int, stride: int) -> list[jax.Array
 
     def phase(first: int) -> jax.Array:
         terms = [shifted(part, by) for by, part in enumerate(parts[first::stride])]
-        return functools.reduce(operator.add, terms) if terms else shifted(jnp.zeros_like(parts[0]), 0)
+        return functools.reduce(lax.add, terms) if terms else shifted(jnp.zeros_like(parts[0]), 0)
 
     return [phase(first) for first in range(stride)]
 

@@ -160,13 +160,13 @@ def _combine(matrix: np.ndarray, terms: Sequence[jax.Array]) -> list[jax.Array]:
         products = [_scaled(float(c), x) for c, x in zip(row, terms, strict=True) if abs(c) > 1e-12]
         total = products[0]
         for product in products[1:]:
-            total = total + product
+            total = lax.add(total, product)
         results.append(total)
     return results
 
 
 def _scaled(factor: float, x: jax.Array) -> jax.Array:
-    return x if factor == 1 else x * np.asarray(factor, x.dtype)
+    return x if factor == 1 else lax.mul(x, np.asarray(factor, x.dtype))
 
 
 def _products(a: jax.Array, b: jax.Array, b_axis: int) -> jax.Array:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import fedjx
+from fedjx.core.execution import lanes
 from fedjx.core.execution.engine import PassStream
 from fedjx.data import Cohort, FederatedData
 
@@ -218,11 +219,12 @@ def test_a_real_measurement_runs_the_programs_that_the_rounds_run():
 
 
 SCRIPT = """
-import jax, optax, fedjx
+import logging, threading, jax, optax, fedjx
+logging.getLogger("fedjx").setLevel(logging.ERROR)
 train, _ = fedjx.data.digits(num_clients=40)
 algorithm = fedjx.fed_avg(fedjx.models.mlp(10, input_shape=(8, 8, 1)), client_optimizer=optax.sgd(0.01))
 state, step = algorithm.init(jax.random.key(0)), algorithm.next.streamed()
-for number in range(2):
+while "fedjx-lanes" not in [thread.name for thread in threading.enumerate()]:
     state, metrics = step(state, fedjx.data.Cohort(train, range(40), batch_size=20))
 print(step.is_settled)
 """
@@ -231,3 +233,27 @@ print(step.is_settled)
 def test_a_script_may_end_while_the_thread_compiles():
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "False\n", "")
+
+
+def test_a_script_of_few_rounds_compiles_no_lanes_for_later(measured, compiled, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(lanes.time, "monotonic", lambda: now[0])
+    measured(FASTER)
+    run = of_two_passes()
+
+    def round_of(seconds):
+        now[0] += seconds
+        run(clients())
+
+    round_of(0)
+    lanes_of = run._search
+    lanes_of._first_end = 10.0  # as if it had taken ten seconds to compile
+    now[0] = 10.0
+    for _ in range(9):
+        round_of(1)
+    assert "fedjx-lanes" not in {thread for thread, _ in compiled}
+    assert lanes_of._trial is None
+    round_of(1)
+    assert lanes_of._trial is not None
+    lanes_of._trial.thread.join()
+    assert {thread for thread, is_step in compiled if is_step} == {"MainThread", "fedjx-lanes"}

@@ -57,6 +57,7 @@ def while_(x: Any, kernel: Any) -> Any:
 OPERATIONS: dict[str, Any] = {
     "conv_general_dilated": convolve,
     "dot_general": lambda x, kernel: jnp.sin(x) @ kernel[0, 0],
+    "reduce_sum": lambda x, _: jnp.sum(x, axis=(1, 3)),
     "rev": jax.grad(lambda x, kernel: jnp.sin(convolve(x, kernel)).sum()),
     "reduce_window_max": pool,
     "reduce_window_min": lambda x, _: nnx.min_pool(x, (2, 2), (2, 2)),
@@ -405,3 +406,28 @@ def test_a_users_own_error_is_not_taken_for_one_of_these():
 
     with pytest.raises(ZeroDivisionError, match="mine"):
         rewritten(fn, X, KERNEL)
+
+
+@pytest.mark.parametrize(("checkpointed", "number"), [(True, 3), (False, 0)])
+def test_what_is_computed_again_to_save_memory_still_is(checkpointed, number):
+    """XLA would keep what it finds computed before: JAX puts a barrier before the second time, and so do we."""
+
+    def block(x: Any) -> Any:
+        return jnp.sin(convolve(x, KERNEL)) + pool(jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0))))[:, :1, :1]
+
+    def loss(x: Any) -> Any:
+        for _ in range(3):
+            x = (jax.checkpoint(block) if checkpointed else block)(x)
+        return jnp.sum(x)
+
+    fn = jax.grad(lambda x: jnp.sum(loss(x)))
+    blocks = [eqn for eqn in jaxprs.trace(fn, X)[0].equations if eqn.primitive.name == "remat2"]
+    assert len(blocks) == (3 if checkpointed else 0)
+
+    def barriers(rewriting: bool) -> int:
+        traced = jax.make_jaxpr(lambda own: rewritten(lambda _, own: fn(own), (), own) if rewriting else fn(own))(X)
+        operands = [len(eqn.invars) for eqn in traced.jaxpr.eqns if eqn.primitive.name == "optimization_barrier"]
+        return sum(n == len(blocks[0].invars) if blocks else n > 1 for n in operands)
+
+    assert barriers(rewriting=True) >= number
+    assert barriers(rewriting=False) == 0

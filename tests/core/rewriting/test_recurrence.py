@@ -305,3 +305,31 @@ def test_loops_of_any_length_and_batches_of_any_size_are_left():
     )
     (xs,) = arrays((STEPS, BATCH, WIDTH))
     np.testing.assert_allclose(exported.call(xs), layer(jnp.asarray(xs)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "narrow",
+    [
+        lambda o: (3 * o).astype(jnp.int32),
+        lambda o: o.astype(jnp.int32),
+        lambda o: -o.T.reshape(BATCH, WIDTH).astype(jnp.int8).astype(jnp.int32),
+        lambda o: o.astype(jnp.float8_e4m3fn).astype(jnp.float32),
+    ],
+    ids=["scaled", "product", "turned", "float8"],
+)
+def test_what_is_rounded_on_purpose_is_rounded_in_every_step(narrow):
+    w, xs = arrays((WIDTH, WIDTH), (20, BATCH, WIDTH))
+
+    def client(_: Any, own: Any) -> Any:
+        w, xs = own
+
+        def step(carry: Any, x: jax.Array) -> Any:
+            h, total = carry
+            h = jnp.tanh(x + h @ w)
+            return (h, total + narrow(8 * h @ w)), None
+
+        zero = jnp.zeros_like(narrow(xs[0]))
+        return lax.scan(step, (jnp.zeros((BATCH, WIDTH)), zero), xs)[0][1]
+
+    got = jax.jit(lambda own: rewritten(client, (), own))((w, xs))
+    np.testing.assert_array_equal(got, jax.jit(lambda own: client((), own))((w, xs)))
