@@ -130,6 +130,7 @@ def compared(case: Case) -> tuple[Any, Any]:
     return ours, jax.tree.map(lambda *parts: np.stack(parts), *theirs)
 
 
+@pytest.mark.timeout(900)  # JAX 0.12 takes half a second for each program, on a core of its own
 @given(cases())
 @settings(max_examples=500, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 def test_any_convolution_is_what_its_definition_says(case):
