@@ -4,7 +4,7 @@ Write pure functions of one client, put them together with federated operators o
 at `SERVER` and `CLIENTS`, and run the computation over any number of simulated clients.
 """
 
-from fedjx import aggregation, algorithms, data, models, training
+from fedjx import aggregation, algorithms, data, models, privacy, training
 from fedjx.algorithms import fed_avg, federated_evaluation
 from fedjx.core.execution.computation import Computation, federated_computation
 from fedjx.core.execution.distributed import initialize_distributed
@@ -82,6 +82,7 @@ __all__ = [
     "load",
     "models",
     "parse_type",
+    "privacy",
     "sequence_map",
     "sequence_reduce",
     "sequence_sum",

@@ -94,7 +94,7 @@ def fixed_bound(bound: float, inner: Aggregator, order: float, change: Change, r
         bounded = each(value, weight)
         return key, state, bounded.value, bounded.weight
 
-    return Aggregator(inner.init, next, bounded_after(inner, to_inner), inner.secure)
+    return Aggregator(inner.init, next, bounded_after(inner, to_inner), inner.secure, inner.event)
 
 
 def adaptive_bound(adaptive: Adaptive, inner: Aggregator, order: float, change: Change, report: Report) -> Aggregator:
@@ -133,6 +133,7 @@ def adaptive_bound(adaptive: Adaptive, inner: Aggregator, order: float, change: 
         bounded = each(state, value, weight)
         return key, state.inner, bounded.value, bounded.weight
 
+    # Without an event: the bound follows the other clients' norms, which no noise hides.
     return Aggregator(init, next, bounded_after(inner, to_inner), inner.secure)
 
 

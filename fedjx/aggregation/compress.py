@@ -127,7 +127,7 @@ def compress(
         key_encode, key_inner = federated_map(_two_keys, key)
         return key_inner, state, decoded(coded(key_encode, value), value), weight
 
-    return Aggregator(inner.init, next, bounded_after(inner, to_inner), inner.secure)
+    return Aggregator(inner.init, next, bounded_after(inner, to_inner), inner.secure, inner.event)
 
 
 def encode_tree(compressor: Compressor, where: Callable[[Leaf], bool], key: jax.Array, value: PyTree) -> PyTree:

@@ -25,7 +25,7 @@ from fedjx.core.language.operators import (
 from fedjx.core.language.placed import federated_map
 from fedjx.core.language.sequence import sequence_map, sequence_reduce, sequence_sum
 from fedjx.core.language.types import CLIENTS, SERVER, FederatedType
-from fedjx.tff import framework, learning, simulation, templates, tensor_encoding
+from fedjx.tff import aggregators, framework, learning, simulation, templates, tensor_encoding
 from fedjx.tff.computations import federated_computation, tf_computation
 from fedjx.tff.simulation.data import Dataset, as_clients
 from fedjx.tff.types import FunctionType, SequenceType, StructType, TensorType
@@ -40,6 +40,7 @@ __all__ = [
     "SequenceType",
     "StructType",
     "TensorType",
+    "aggregators",
     "as_clients",
     "federated_aggregate",
     "federated_broadcast",

@@ -59,12 +59,15 @@ class Aggregator(NamedTuple):
         clients' values besides their mean, it takes of these. None for rules that are no mean.
       secure: Whether the server sees no more than secure sums of what clients send; who wraps such an aggregator then
         sums what it counts securely too.
+      event: What an accountant of differential privacy is told of it, see `fedjx.privacy`; None without a guarantee.
+        Who wraps such an aggregator keeps it if it changes each client's value by itself, and only then.
     """
 
     init: Callable[[PyTree], PyTree]
     next: Callable[[PyTree, PyTree, PyTree, PyTree], tuple[PyTree, PyTree, PyTree]]
     bounded: Bounded | None = None
     secure: bool = False
+    event: object = None
 
 
 def bounded_after(inner: Aggregator, before: Callable[..., tuple[PyTree, PyTree, PyTree, PyTree]]) -> Bounded | None:

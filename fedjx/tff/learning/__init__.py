@@ -7,7 +7,9 @@ from fedjx.tff.learning.personalization import build_personalization_eval, build
 from fedjx.tff.learning.process import (
     build_federated_averaging_process,
     build_federated_evaluation,
+    build_unweighted_fed_avg,
     build_weighted_fed_avg,
+    dp_aggregator,
 )
 
 __all__ = [
@@ -16,7 +18,9 @@ __all__ = [
     "build_federated_evaluation",
     "build_personalization_eval",
     "build_personalization_eval_computation",
+    "build_unweighted_fed_avg",
     "build_weighted_fed_avg",
+    "dp_aggregator",
     "framework",
     "from_keras_model",
     "metrics",

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from fedjx.aggregation.broadcast import Broadcaster
-from fedjx.aggregation.weights import by_examples
+from fedjx.aggregation.weights import by_examples, uniform
+from fedjx.aggregation.zeroing import zero_outliers
 from fedjx.algorithms.evaluation import federated_evaluation
 from fedjx.core.execution.computation import Computation, federated_computation
 from fedjx.core.execution.process import Aggregator, Algorithm
@@ -22,6 +23,7 @@ from fedjx.core.language.streams import AtClients
 from fedjx.core.language.types import SERVER, FunctionType
 from fedjx.core.language.values import MASK, Batches, Clients, Sequence
 from fedjx.models.model import Batch, MetricSums, Model, batch_loss, sum_metrics
+from fedjx.privacy.dp_mean import dp_mean_adaptive
 from fedjx.tff import framework
 from fedjx.tff.learning.metrics import Metrics, averaging_metrics, learning_metrics, measured_alone, sum_then_finalize
 from fedjx.tff.simulation.data import as_clients
@@ -115,6 +117,38 @@ def build_federated_averaging_process(
         metrics_sum=lambda metrics: metrics_aggregator(measured_alone(metrics)),
     )
     return _process(algorithm, averaging_metrics, seed, lanes)
+
+
+class _Others(TypedDict, total=False):
+    """What the two have in common, by their names in TensorFlow Federated."""
+
+    model_distributor: Broadcaster | None
+    model_aggregator: Aggregator | None
+    metrics_aggregator: Callable[[PyTree], FederatedValue]
+    seed: int
+    lanes: int | None
+
+
+def dp_aggregator(noise_multiplier: float, clients_per_round: float, zeroing: bool = True) -> Aggregator:
+    """Returns a private mean with an adaptive clip, and the preset's zeroing before it.
+
+    The threshold of the zeroing follows the clients' norms without noise, as in TensorFlow Federated, so with it
+    `fedjx.privacy.account` refuses: nobody knows its epsilon.
+    """
+    private = dp_mean_adaptive(noise_multiplier=noise_multiplier, expected_clients=clients_per_round)
+    return zero_outliers(inner=private) if zeroing else private
+
+
+def build_unweighted_fed_avg(
+    model_fn: ModelFn,
+    client_optimizer_fn: OptimizerFn,
+    server_optimizer_fn: OptimizerFn = lambda: optax.sgd(1.0),
+    **others: Unpack[_Others],
+) -> IterativeProcess:
+    """Builds `build_weighted_fed_avg` in which clients count once each."""
+    return build_weighted_fed_avg(
+        model_fn, client_optimizer_fn, server_optimizer_fn, client_weighting=uniform, **others
+    )
 
 
 def build_weighted_fed_avg(

@@ -1,0 +1,38 @@
+"""Differential privacy: means with noise that know what they cost, accounts tied to samplers, and budgets that stop."""
+
+from fedjx.privacy.account import Account, account, tree_sensitivity_squared
+from fedjx.privacy.budget import Budget, BudgetSpent, budget, check_resumed, within
+from fedjx.privacy.calibration import Calibrated, calibrate
+from fedjx.privacy.dp_mean import AdaptiveClip, dp_mean, dp_mean_adaptive, values_multiplier
+from fedjx.privacy.events import Event, Independent, Matrix, Tree
+from fedjx.privacy.noise import Noise, Strategy, independent, matrix, sensitivity, tree
+from fedjx.privacy.query import Query, private_sum
+
+__all__ = [
+    "Account",
+    "AdaptiveClip",
+    "Budget",
+    "BudgetSpent",
+    "Calibrated",
+    "Event",
+    "Independent",
+    "Matrix",
+    "Noise",
+    "Query",
+    "Strategy",
+    "Tree",
+    "account",
+    "budget",
+    "calibrate",
+    "check_resumed",
+    "dp_mean",
+    "dp_mean_adaptive",
+    "independent",
+    "matrix",
+    "private_sum",
+    "sensitivity",
+    "tree",
+    "tree_sensitivity_squared",
+    "values_multiplier",
+    "within",
+]

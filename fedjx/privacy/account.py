@@ -1,0 +1,223 @@
+"""What a run costs: the event of its aggregator under the sampling of its sampler, and nothing else.
+
+An epsilon belongs to a mechanism *and* to how its clients were chosen. `account` takes both from what does the work,
+and refuses what no theorem covers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from fedjx.core.execution.process import Aggregator
+from fedjx.core.language.checks import check_choice, check_integer, check_number
+from fedjx.data.sampling import Described
+from fedjx.privacy.events import Event, Independent, Matrix, Tree
+from fedjx.privacy.loss import RELATIONS, FixedSize, Gaussian, Loss, Poisson, Relation, epsilon, epsilon_so_far
+
+_AMPLIFIED = {"poisson": "add_or_remove_one", "uniform": "replace_one"}
+_SCHEDULED = ("cyclic", "fixed")
+_REFUSED = {
+    "over_select": "who reports first is not drawn at random. Account for the clients that are selected, and keep all",
+    "power_of_choice": "it chooses by the clients' losses, which are private. Sample without looking at data",
+    "weighted": "probabilities differ and are not independent. Use poisson_sampler with a probability for each client",
+    "availability": "the server does not draw who is there. Use poisson_sampler, or noise of a tree",
+}
+
+
+class Account(NamedTuple):
+    """What rounds of one aggregator on one sampler's cohorts cost. `account` makes it.
+
+    Attributes:
+      loss: What one participation costs, or one tree's or matrix's.
+      relation: Which two data sets are to look alike: of which one has a client more ("add_or_remove_one"), another
+        one in its place ("replace_one"), or one that sends nothing ("zero_out_one").
+      rounds_each: After so many rounds the loss is suffered once more.
+      max_rounds: The most rounds; None without end.
+      sampler: The sampler's description.
+      event: The aggregator's.
+    """
+
+    loss: Loss
+    relation: Relation
+    rounds_each: int
+    max_rounds: int | None
+    sampler: dict[str, Any]
+    event: Event
+
+    def epsilon(self, rounds: int, delta: float) -> float:
+        """Returns epsilon after so many rounds.
+
+        Raises:
+          ValueError: If the noise was made for fewer rounds, or delta is not in (0, 1).
+        """
+        return epsilon(self.loss, self._count(rounds, delta), float(delta), self.relation)
+
+    def epsilon_so_far(self, rounds: int, delta: float) -> float:
+        """Returns `epsilon` to nine digits: cheap after every round, and bitwise the same in a run that resumes."""
+        return epsilon_so_far(self.loss, self._count(rounds, delta), float(delta), self.relation)
+
+    def most_rounds(self, epsilon: float, delta: float) -> int:
+        """Returns the most rounds of which epsilon is at most one, 0 if none is; `max_rounds` if all are.
+
+        Raises:
+          ValueError: If there is no end to them.
+        """
+        check_number("[0, inf)", epsilon=epsilon)
+        low, high = 0, self.rounds_each
+        while self.epsilon(min(high, self.max_rounds or high), delta) <= epsilon:
+            if self.max_rounds is not None and high >= self.max_rounds:
+                return self.max_rounds
+            low, high = high, 2 * high
+            if high > 1 << 40:
+                raise ValueError(f"some number of rounds should cost {epsilon=}; got none up to 2^40. Ask for less.")
+        while high - low > self.rounds_each:
+            middle = (low + high) // 2 // self.rounds_each * self.rounds_each
+            low, high = (middle, high) if self.epsilon(middle, delta) <= epsilon else (low, middle)
+        return low
+
+    def _count(self, rounds: int, delta: float) -> int:
+        check_integer("[0, inf)", rounds=rounds)
+        check_number("(0, 1)", "Take less than one over the number of clients.", delta=delta)
+        if self.max_rounds is not None and rounds > self.max_rounds:
+            raise ValueError(
+                f"the noise was made for at most {self.max_rounds} rounds; got {rounds=}. Make it for the whole run."
+            )
+        return -(-rounds // self.rounds_each)
+
+
+def account(
+    private: Aggregator | Event,
+    sampler: Described,
+    *,
+    relation: Relation | None = None,
+    noise_population: int | None = None,
+) -> Account:
+    """Ties what an aggregator does to how its cohorts are drawn.
+
+    - `poisson_sampler` amplifies: each round's loss is that of a sampled Gaussian (PLD).
+    - `uniform_sampler` without replacement amplifies less, and by a looser bound (RDP, replace one).
+    - `cyclic_sampler` and `fixed_sampler` do not amplify, but a client is not back before ``min_separation`` rounds.
+    - Noise of a `tree` or a `matrix` takes any of these as a schedule: it counts how often a client can be there.
+
+    Args:
+      private: An aggregator with an ``event``, such as `dp_mean`.
+      sampler: Of the run's cohorts.
+      relation: As in `Account`; what the sampler's theorem is about if not given.
+      noise_population: Where the noise is that of larger cohorts (``noise_clients``), the population out of which these
+        would be drawn, by the same kind of sampling.
+
+    Raises:
+      TypeError: If the aggregator gives no guarantee.
+      ValueError: If no theorem covers this sampler with it, or not for this relation.
+
+    >>> private = fedjx.privacy.dp_mean(clip=1.0, noise_multiplier=1.2, expected_clients=120)
+    >>> spent = account(private, fedjx.data.poisson_sampler(3383, probability=120 / 3383, seed=0))
+    >>> round(spent.epsilon(rounds=100, delta=1e-5), 3)
+    1.707
+    """
+    event = private.event if isinstance(private, Aggregator) else private
+    if not isinstance(event, Event):
+        raise TypeError(
+            "an account needs an aggregator that makes noise, alone or within one that changes each client's value "
+            f"by itself; got one without an event: {event!r}. Use privacy.dp_mean or dp_mean_adaptive; rules that "
+            "look at other clients' values (clip_adaptively, zero_outliers, robust ones) are no part of a private mean."
+        )
+    description = dict(sampler.description)
+    _check_sampler(description)
+    if relation is not None:
+        check_choice(RELATIONS, relation=relation)
+    description = _as_deployed(event, description, noise_population)
+    make = _independent if isinstance(event.noise, Independent) else _correlated
+    return make(event, description, relation)
+
+
+def _as_deployed(event: Event, sampler: dict[str, Any], population: int | None) -> dict[str, Any]:
+    """Returns the description of the sampler that the noise is for."""
+    if (event.noise_clients is None) != (population is None):
+        raise ValueError(
+            "noise for larger cohorts is accounted for in their population, and no other noise; got "
+            f"noise_clients={event.noise_clients} and noise_population={population}. Give both, or neither."
+        )
+    if population is None:
+        return sampler
+    check_integer("[1, inf)", noise_population=population)
+    size = float(event.noise_clients or 0)
+    if sampler["kind"] not in _AMPLIFIED or not isinstance(event.noise, Independent) or population < size:
+        raise ValueError(
+            "a larger run is simulated for independent noise on cohorts drawn at random, out of at least as many "
+            f"clients; got {sampler['kind']!r} cohorts, {event.noise} and {event.noise_clients} of {population}. "
+            "Simulate it whole."
+        )
+    deployed = {"probability": size / population, "cohort_size": math.ceil(size)}
+    return {**sampler, **{k: v for k, v in deployed.items() if k in sampler}, "num_clients": population}
+
+
+def _check_sampler(description: Mapping[str, Any]) -> None:
+    kind = description.get("kind")
+    if description.get("replacement", True):
+        raise ValueError(
+            f"a client may be in a cohort once; got a sampler with replacement, {kind=}. It would add several clips to "
+            "one sum: sample without."
+        )
+    if kind in _REFUSED:
+        raise ValueError(f"no account covers cohorts of kind {kind!r}: {_REFUSED[kind]}.")
+    if kind not in (*_AMPLIFIED, *_SCHEDULED):
+        raise ValueError(
+            f"an account knows the samplers {[*_AMPLIFIED, *_SCHEDULED]}; got {kind=}. Use one of fedjx.data."
+        )
+
+
+def _independent(event: Event, sampler: dict[str, Any], relation: Relation | None) -> Account:
+    kind, z = sampler["kind"], event.noise_multiplier
+    if kind == "poisson":
+        loss: Loss = Gaussian(z) if sampler["probability"] == 1 else Poisson(z, sampler["probability"])
+        return Account(loss, relation or "add_or_remove_one", 1, None, sampler, event)
+    if kind == "uniform" and sampler["cohort_size"] < sampler["num_clients"]:
+        if relation not in (None, "replace_one"):
+            raise ValueError(
+                f"cohorts of a fixed size are accounted for by replacing a client; got {relation=}. Use a Poisson one."
+            )
+        return Account(
+            FixedSize(z, sampler["num_clients"], sampler["cohort_size"]), "replace_one", 1, None, sampler, event
+        )
+    return Account(Gaussian(z), relation or "zero_out_one", max(1, sampler["min_separation"]), None, sampler, event)
+
+
+def _correlated(event: Event, sampler: dict[str, Any], relation: Relation | None) -> Account:
+    relation = relation or "zero_out_one"
+    separation, noise = max(1, sampler["min_separation"]), event.noise
+    if isinstance(noise, Matrix):
+        most = -(-noise.num_rounds // separation)
+        if separation < noise.min_separation or most > noise.max_participations:
+            raise ValueError(
+                f"the noise was scaled for clients that are back after at least {noise.min_separation} rounds, at most "
+                f"{noise.max_participations} times in {noise.num_rounds}; got a sampler with min_separation="
+                f"{separation}. Use cyclic_sampler with that separation, or make the matrix for this one."
+            )
+        return Account(Gaussian(event.noise_multiplier), relation, noise.num_rounds, noise.num_rounds, sampler, event)
+    assert isinstance(noise, Tree)
+    norm = math.sqrt(tree_sensitivity_squared(noise.num_rounds, min_separation=separation))
+    return Account(Gaussian(event.noise_multiplier / norm), relation, noise.num_rounds, None, sampler, event)
+
+
+def tree_sensitivity_squared(num_rounds: int, *, min_separation: int, max_participations: int | None = None) -> int:
+    """Bounds how much one client of norm 1 changes the nodes of a binary tree over the rounds, squared.
+
+    On each level a node has at most ``ceil(size / min_separation)`` of the client's rounds, and all complete nodes no
+    more than those of the rounds that they cover.
+
+    >>> tree_sensitivity_squared(2000, min_separation=314, max_participations=6)  # Gboard, arXiv 2305.18465
+    79
+    """
+    check_integer("[1, inf)", num_rounds=num_rounds, min_separation=min_separation)
+    total = 0
+    for level in range(num_rounds.bit_length()):
+        size = 1 << level
+        within, covered = -(-size // min_separation), -(-(num_rounds // size * size) // min_separation)
+        rounds = covered if max_participations is None else min(covered, max_participations)
+        within = min(within, rounds)
+        full, rest = divmod(rounds, within)
+        total += full * within**2 + rest**2
+    return total

@@ -1,0 +1,141 @@
+"""Any one of noise, cohort, rounds and epsilon from the other three."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple, cast
+
+from scipy.optimize import brentq
+
+from fedjx.core.language.checks import check_choice, check_integer, check_number
+from fedjx.privacy.loss import FixedSize, Gaussian, Loss, Poisson, Relation, epsilon
+
+Sampling = Literal["poisson", "fixed_size", "all"]
+_TOLERANCE = 1e-4  # of a noise multiplier, relatively
+
+
+class Calibrated(NamedTuple):
+    """Numbers that belong together: rounds with such noise on such cohorts cost epsilon.
+
+    Attributes:
+      epsilon: At `delta`.
+      delta: See there.
+      noise_multiplier: Standard deviation of the noise on the sum, in clips.
+      cohort_size: Clients in a round; expected, with Poisson sampling.
+      rounds: How many.
+    """
+
+    epsilon: float
+    delta: float
+    noise_multiplier: float
+    cohort_size: int
+    rounds: int
+
+
+def calibrate(
+    *,
+    num_clients: int,
+    delta: float,
+    epsilon: float | None = None,
+    noise_multiplier: float | None = None,
+    cohort_size: int | None = None,
+    rounds: int | None = None,
+    sampling: Sampling = "poisson",
+    relation: Relation | None = None,
+) -> Calibrated:
+    """Finds the one of four numbers that is left out, for independent noise in every round.
+
+    The least noise multiplier (to four digits, upwards), the largest cohort or the most rounds that cost no more than
+    epsilon; or what epsilon is. It is remembered: the next call with the same arguments is free.
+
+    Args:
+      num_clients: Of the population.
+      delta: In (0, 1); less than one over the number of clients.
+      epsilon: The most that all rounds may cost.
+      noise_multiplier: Of the noise.
+      cohort_size: Clients in a round, expected with Poisson sampling.
+      rounds: How many.
+      sampling: Of ``poisson_sampler``, of ``uniform_sampler`` ("fixed_size"), or "all" clients in each round.
+      relation: As in `Account`; what the sampling's theorem is about if not given.
+
+    Raises:
+      ValueError: If not exactly one is left out, or nothing costs as little.
+
+    >>> found = calibrate(num_clients=3383, delta=1e-5, noise_multiplier=1.2, cohort_size=120, rounds=100)
+    >>> round(found.epsilon, 4)
+    1.7075
+    """
+    if sampling == "all":
+        cohort_size = num_clients
+    given = {"epsilon": epsilon, "noise_multiplier": noise_multiplier, "cohort_size": cohort_size, "rounds": rounds}
+    _check(num_clients, delta, sampling, given)
+    cost = _cost(num_clients, float(delta), sampling, relation)
+    most, z, cohort, number = epsilon or math.inf, noise_multiplier or 0.0, cohort_size or 0, rounds or 0
+    if noise_multiplier is None:
+        z = _least(lambda z: cost(z, cohort, number), most)
+    elif cohort_size is None:
+        cohort = _largest(lambda n: cost(z, n, number) <= most, num_clients, "client")
+    elif rounds is None:
+        number = _largest(lambda n: cost(z, cohort, n) <= most, 1 << 40, "round")
+    return Calibrated(cost(z, cohort, number), delta, z, cohort, number)
+
+
+def _check(num_clients: int, delta: float, sampling: Sampling, given: dict[str, float | int | None]) -> None:
+    missing = [name for name, value in given.items() if value is None]
+    if len(missing) != 1:
+        raise ValueError(f"one of {list(given)} is found from the others; got {missing or 'none'} left out.")
+    check_integer("[1, inf)", num_clients=num_clients)
+    check_number("(0, 1)", "Take less than one over the number of clients.", delta=delta)
+    check_choice(("poisson", "fixed_size", "all"), sampling=sampling)
+    limits = {"cohort_size": f"[1, {num_clients}]", "rounds": "[1, inf)"}
+    for name in given.keys() - missing:
+        if name in limits:
+            check_integer(limits[name], **{name: given[name]})
+        else:
+            check_number("(0, inf)", **{name: given[name]})
+
+
+def _cost(
+    num_clients: int, delta: float, sampling: Sampling, relation: Relation | None
+) -> Callable[[float, int, int], float]:
+    def loss(z: float, cohort: int) -> tuple[Loss, Relation]:
+        if sampling == "all" or cohort == num_clients:
+            return Gaussian(z), relation or "zero_out_one"
+        if sampling == "poisson":
+            return Poisson(z, cohort / num_clients), relation or "add_or_remove_one"
+        return FixedSize(z, num_clients, cohort), "replace_one"
+
+    def cost(z: float, cohort: int, rounds: int) -> float:
+        of_round, by = loss(z, cohort)
+        return epsilon(of_round, rounds, delta, by)
+
+    return cost
+
+
+def _least(cost: Callable[[float], float], most: float) -> float:
+    """Returns the least noise multiplier that costs no more, to the tolerance, upwards."""
+    low, high = 0.5, 1.0
+    while cost(high) > most:
+        low, high = high, 2 * high
+    while low > 1e-3 and cost(low) <= most:
+        low, high = low / 2, low
+    if cost(low) <= most:
+        return low
+    ends = math.log(low), math.log(high)
+    found = brentq(lambda x: math.log(cost(math.exp(x)) / most), *ends, xtol=_TOLERANCE / 2)
+    return math.exp(cast(float, found) + _TOLERANCE / 2)
+
+
+def _largest(is_paid: Callable[[int], bool], most: int, what: str) -> int:
+    """Returns the largest number up to one that is paid; of more, less is."""
+    if not is_paid(1):
+        raise ValueError(f"epsilon should pay for one {what} at least; got too little. Take more noise.")
+    low, high = 1, 2
+    while high <= most and is_paid(high):
+        low, high = high, 2 * high
+    high = min(high, most + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if is_paid(middle) else (low, middle)
+    return low

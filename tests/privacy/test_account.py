@@ -1,0 +1,211 @@
+"""Accounts: the published numbers, and every sampler with every mechanism, accounted for or refused."""
+
+import math
+
+import dp_accounting
+import numpy as np
+import pytest
+
+from fedjx.aggregation import clip_adaptively, clip_by_norm, coordinate_median, mean, zero_outliers
+from fedjx.data import (
+    cyclic_sampler,
+    fixed_sampler,
+    over_select,
+    poisson_sampler,
+    uniform_sampler,
+    weighted_sampler,
+)
+from fedjx.privacy import (
+    Event,
+    Strategy,
+    account,
+    calibrate,
+    dp_mean,
+    dp_mean_adaptive,
+    independent,
+    matrix,
+    tree,
+    values_multiplier,
+)
+from fedjx.privacy.loss import FixedSize, Gaussian, Poisson, epsilon
+
+ADD, REPLACE, ZERO = "add_or_remove_one", "replace_one", "zero_out_one"
+
+
+@pytest.mark.parametrize(
+    ("probability", "z", "rounds", "delta", "expected"),
+    [
+        (0.01, 1.0, 1000, 1e-5, 1.828244),
+        (100 / 3400, 1.0, 1500, 3400**-1.1, 6.350059),
+        (0.1, 3.0, 512, 1e-6, 3.769687),
+        (256 / 60000, 1.1, 14040, 1e-5, 2.379643),
+        (0.001, 1.0, 1500, 1e-6, 0.221348),
+        (120 / 3383, 1.2, 100, 1e-5, 1.707471),
+    ],
+)
+def test_poisson_sampling_costs_what_is_published(probability, z, rounds, delta, expected):
+    assert epsilon(Poisson(z, probability), rounds, delta, ADD) == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("z", "delta", "expected"), [(1, 1e-5, 4.3771781), (0.5, 1e-5, 9.9972561), (4, 1e-6, 1.0607019)]
+)
+def test_without_sampling_it_is_analytic(z, delta, expected):
+    assert epsilon(Gaussian(z), 1, delta, ADD) == pytest.approx(expected, abs=1e-6)
+    assert epsilon(Gaussian(10 * z), 100, delta, ZERO) == pytest.approx(expected, abs=1e-6)
+    assert epsilon(Gaussian(2 * z), 1, delta, REPLACE) == pytest.approx(expected, abs=1e-6)
+
+
+def test_fixed_cohorts_are_replaced_by_two_sensitivities():
+    delta = 3400**-1.1
+    assert epsilon(FixedSize(1.0, 3400, 100), 1500, delta, REPLACE) == pytest.approx(142.950666, rel=1e-4)
+    assert epsilon(FixedSize(2.0, 3400, 100), 1500, delta, REPLACE) == pytest.approx(14.596218, rel=1e-4)
+
+
+def test_another_library_brackets_poisson_sampling():
+    prv = pytest.importorskip("prv_accountant")
+    mechanism = prv.PoissonSubsampledGaussianMechanism(sampling_probability=120 / 3383, noise_multiplier=1.2)
+    other = prv.PRVAccountant(prvs=[mechanism], max_self_compositions=[100], eps_error=0.01, delta_error=1e-8)
+    low, _, high = other.compute_epsilon(delta=1e-5, num_self_compositions=[100])
+    assert low <= epsilon(Poisson(1.2, 120 / 3383), 100, 1e-5, ADD) <= high
+
+
+def test_the_published_tree_of_gboard():
+    """Xu et al., "Federated Learning of Gboard Language Models with Differential Privacy" (arXiv 2305.18465)."""
+    rho = 79 / (2 * 7**2)
+    assert rho == pytest.approx(0.806122, abs=1e-6)
+    accountant = dp_accounting.rdp.RdpAccountant()
+    accountant.compose(dp_accounting.ZCDpEvent(rho))
+    published = accountant.get_epsilon(1e-10)
+    assert published == pytest.approx(8.898605, abs=1e-5)
+    sampler = cyclic_sampler(314 * 10, 10, seed=0)
+    assert sampler.description["min_separation"] == 314
+    spent = account(dp_mean(clip=1.0, noise_multiplier=7.0, expected_clients=10, noise=tree(1884)), sampler)
+    assert spent.epsilon(1884, 1e-10) < published  # six rounds a client, by the tighter bound for Gaussians
+
+
+SAMPLERS = {
+    "poisson": poisson_sampler(1000, probability=0.01, seed=0),
+    "uniform": uniform_sampler(1000, 10, seed=0),
+    "all": uniform_sampler(1000, 1000, seed=0),
+    "cyclic": cyclic_sampler(1000, 10, seed=0),
+    "cyclic_close": cyclic_sampler(1000, 10, seed=0, min_separation=8),
+    "fixed": fixed_sampler(4, [[0, 1], [2, 3]]),
+}
+MECHANISMS = {
+    "independent": independent(),
+    "tree": tree(100),
+    "matrix": matrix(Strategy((1.0, 0.5)), 100, min_separation=50),
+}
+# Epsilon after 100 rounds of z = 2 at 1e-6; None if no theorem says.
+COSTS = {
+    ("poisson", "independent"): epsilon(Poisson(2.0, 0.01), 100, 1e-6, ADD),
+    ("uniform", "independent"): epsilon(FixedSize(2.0, 1000, 10), 100, 1e-6, REPLACE),
+    ("all", "independent"): epsilon(Gaussian(0.2), 1, 1e-6, ZERO),
+    ("cyclic", "independent"): epsilon(Gaussian(2.0), 1, 1e-6, ZERO),
+    ("cyclic_close", "independent"): epsilon(Gaussian(2.0), 13, 1e-6, ZERO),
+    ("fixed", "independent"): epsilon(Gaussian(2.0), 50, 1e-6, ZERO),
+    ("cyclic", "tree"): epsilon(Gaussian(2.0 / math.sqrt(7)), 1, 1e-6, ZERO),
+    ("cyclic", "matrix"): epsilon(Gaussian(2.0), 1, 1e-6, ZERO),
+}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("noise", MECHANISMS)
+def test_every_sampler_with_every_mechanism(sampler, noise):
+    private = dp_mean(clip=1.0, noise_multiplier=2.0, expected_clients=10, noise=MECHANISMS[noise])
+    if noise == "matrix" and sampler != "cyclic":
+        with pytest.raises(ValueError, match="the noise was scaled for clients that are back after at least 50 rounds"):
+            account(private, SAMPLERS[sampler])
+        return
+    spent = account(private, SAMPLERS[sampler])
+    got = spent.epsilon(100, 1e-6)
+    if (sampler, noise) in COSTS:
+        assert got == pytest.approx(COSTS[sampler, noise])
+    else:  # a tree in which clients are often
+        assert got > epsilon(Gaussian(2.0 / math.sqrt(7)), 1, 1e-6, ZERO)
+    assert spent.epsilon(0, 1e-6) == 0
+
+
+@pytest.mark.parametrize(
+    ("sampler", "sentence"),
+    [
+        (uniform_sampler(100, 10, seed=0, replacement=True), "may be in a cohort once"),
+        (over_select(uniform_sampler(100, 13, seed=0), 10, seed=0)[0], "Account for the clients that are selected"),
+        (weighted_sampler(np.arange(1, 101), 10, seed=0), "Use poisson_sampler with a probability for each client"),
+        (fixed_sampler(4, [[0, 0], [2, 3]]), "may be in a cohort once"),
+    ],
+)
+def test_what_no_theorem_covers_is_refused(sampler, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        account(dp_mean(clip=1.0, noise_multiplier=1.0, expected_clients=10), sampler)
+
+
+@pytest.mark.parametrize(
+    "aggregator",
+    [
+        mean(),
+        coordinate_median(),
+        clip_by_norm(max_norm=1.0),
+        clip_adaptively(inner=dp_mean(clip=1.0, noise_multiplier=1.0, expected_clients=10)),
+        zero_outliers(inner=dp_mean(clip=1.0, noise_multiplier=1.0, expected_clients=10)),
+    ],
+    ids=["mean", "median", "clip", "adaptive_clip_outside", "zeroing_outside"],
+)
+def test_what_gives_no_guarantee_has_no_account(aggregator):
+    with pytest.raises(TypeError, match="an account needs an aggregator that makes noise"):
+        account(aggregator, SAMPLERS["poisson"])
+
+
+def test_what_changes_each_value_by_itself_keeps_the_event():
+    private = dp_mean(clip=1.0, noise_multiplier=1.0, expected_clients=10)
+    assert clip_by_norm(max_norm=3.0, inner=private).event == private.event == Event(1.0, clip=1.0)
+
+
+def test_relations_are_those_of_the_theorems():
+    private = dp_mean(clip=1.0, noise_multiplier=2.0, expected_clients=10)
+    poisson = {r: account(private, SAMPLERS["poisson"], relation=r).epsilon(10, 1e-6) for r in (ADD, ZERO, REPLACE)}
+    assert poisson[ADD] == pytest.approx(poisson[ZERO])
+    assert poisson[REPLACE] > 1.3 * poisson[ADD]
+    with pytest.raises(ValueError, match="by replacing a client"):
+        account(private, SAMPLERS["uniform"], relation=ADD)
+
+
+def test_noise_of_larger_cohorts_is_accounted_for_in_their_population():
+    """The norm of the field: 50 clients are simulated, of cohorts of 1,000 out of a million."""
+    few = dp_mean(clip=0.4, noise_multiplier=0.61615, expected_clients=50, noise_clients=1000)
+    with pytest.raises(ValueError, match="Give both, or neither"):
+        account(few, poisson_sampler(500, probability=0.1, seed=0))
+    spent = account(few, poisson_sampler(500, probability=0.1, seed=0), noise_population=1_000_000)
+    assert spent.loss == Poisson(0.61615, 1e-3)
+    assert spent.sampler["num_clients"] == 1_000_000
+    with pytest.raises(ValueError, match="Simulate it whole"):
+        account(few, cyclic_sampler(500, 50, seed=0), noise_population=1_000_000)
+
+
+def test_an_adaptive_clip_has_the_noise_that_composes():
+    """Andrew et al. (arXiv 1905.03871, theorem 1)."""
+    expected = {(1, 100): 1.005038, (1, 50): 1.020621, (0.5, 100): 0.500626, (0.5, 50): 0.502519, (2, 100): 2.041241}
+    for (z, clients), of_values in expected.items():
+        assert values_multiplier(z, clients / 20) == pytest.approx(of_values, abs=1e-6)
+    assert dp_mean_adaptive(noise_multiplier=1.0, expected_clients=100).event.noise_multiplier == 1.0
+    with pytest.raises(ValueError, match="needs noise_multiplier < 2"):
+        dp_mean_adaptive(noise_multiplier=1.0, expected_clients=10)
+
+
+def test_calibration_finds_any_of_four():
+    known = {"num_clients": 1000, "delta": 1e-5}
+    found = calibrate(epsilon=2.0, cohort_size=10, rounds=1000, **known)
+    assert found.noise_multiplier == pytest.approx(0.959103, rel=3e-4)
+    assert 1.995 < found.epsilon <= 2.0
+    given = {"noise_multiplier": found.noise_multiplier, "cohort_size": 10, "rounds": 1000, "epsilon": 2.0}
+    for name in ("epsilon", "cohort_size", "rounds"):
+        again = calibrate(**{k: v for k, v in given.items() if k != name}, **known)
+        assert getattr(again, name) == pytest.approx(given[name], rel=0.01)
+    with pytest.raises(ValueError, match=r"one of .* is found from the others"):
+        calibrate(rounds=10, **known)
+
+
+def test_calibration_without_sampling_is_analytic():
+    found = calibrate(num_clients=100, delta=1e-6, epsilon=8.0, rounds=1, sampling="all")
+    assert found.noise_multiplier == pytest.approx(0.6529354, rel=2e-4)

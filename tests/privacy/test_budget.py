@@ -1,0 +1,67 @@
+"""A budget that stops before the round that would overspend, and is the same wherever a run begins."""
+
+import json
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import fedjx
+from fedjx.models import linear
+from fedjx.privacy import BudgetSpent, account, budget, check_resumed, dp_mean, within
+
+DELTA = 1e-5
+
+
+def account_of(z=2.0, clients=20, **others):
+    private = dp_mean(clip=1.0, noise_multiplier=z, expected_clients=4, **others)
+    return private, account(private, fedjx.data.poisson_sampler(clients, probability=4 / clients, seed=0))
+
+
+def test_a_run_stops_before_the_round_that_would_overspend():
+    private, spent = account_of()
+    limit = budget(spent, epsilon=spent.epsilon(3, DELTA) + 1e-6, delta=DELTA)
+    assert limit.max_rounds == 3
+    assert spent.epsilon(4, DELTA) > limit.epsilon
+    train, _ = fedjx.data.digits(num_clients=20)
+    algorithm = fedjx.fed_avg(linear(10, input_shape=(8, 8, 1)), client_optimizer=optax.sgd(0.1), aggregator=private)
+    state, step = algorithm.init(jax.random.key(0)), within(limit, algorithm.next.streamed())
+    sample = fedjx.data.poisson_sampler(20, probability=0.2, seed=0)
+    paid = []
+    for round in limit.rounds():
+        state, metrics = step(state, fedjx.data.Cohort(train, sample(round), batch_size=20, lanes=2))
+        paid.append(metrics["privacy"])
+    assert [p["rounds_left"] for p in paid] == [2, 1, 0]
+    np.testing.assert_allclose([p["epsilon"] for p in paid], [spent.epsilon(n, DELTA) for n in (1, 2, 3)], rtol=1e-6)
+    assert paid[-1]["epsilon"] <= limit.epsilon
+    assert {"clip", "noise_stddev", "not_private"} <= metrics["aggregation"].keys()
+    with pytest.raises(BudgetSpent, match=r"pays 3 rounds .* got round 3, counted from 0"):
+        step(state, fedjx.data.Cohort(train, sample(3), batch_size=20, lanes=2))
+    assert int(state.round) == 3
+
+
+def test_what_is_spent_so_far_has_the_same_bits_wherever_a_run_begins():
+    from fedjx.privacy import loss
+
+    _, spent = account_of()
+    whole = [spent.epsilon_so_far(n, DELTA) for n in range(1, 40)]
+    for first in (5, 16, 37):
+        loss._composed.cache_clear()
+        assert [spent.epsilon_so_far(n, DELTA) for n in range(first, 40)] == whole[first - 1 :]
+    np.testing.assert_allclose(whole, [spent.epsilon(n, DELTA) for n in range(1, 40)], rtol=1e-7)
+
+
+def test_a_resumed_run_is_the_run_that_began():
+    _, spent = account_of()
+    limit = budget(spent, epsilon=3.0, delta=DELTA)
+    saved = json.loads(json.dumps(limit.description))
+    check_resumed(saved, limit)
+    for other in (account_of(z=2.1)[1], account_of(clients=30)[1], account_of(noise=fedjx.privacy.tree(8))[1]):
+        with pytest.raises(ValueError, match="what a run has spent counts for the mechanism"):
+            check_resumed(saved, budget(other, epsilon=3.0, delta=DELTA))
+
+
+def test_without_noise_nothing_can_be_paid():
+    _, spent = account_of(z=0.0)
+    assert budget(spent, epsilon=10.0, delta=DELTA).max_rounds == 0
