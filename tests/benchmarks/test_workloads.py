@@ -135,22 +135,32 @@ def test_data_has_the_shapes_of_the_real_one_and_depends_on_the_seed_alone(name)
     assert (np.ptp(data.sizes) > 0) == (smallest < largest)
 
 
-@pytest.mark.parametrize("name", sorted(set(SIZES) - {"femnist_flute"}))  # which is emnist_cnn with more clients
-def test_a_round_lowers_for_accelerators_that_are_not_here(name):
+NOT_HERE = ("cuda", "tpu")
+HOW = {"in_graph": {}, "streamed": {"differentiable": False, "lanes": 1}}  # a stream trains client after client
+PROGRAMS = [
+    *((name, "in_graph") for name in SIZES if name != "femnist_flute"),  # which is emnist_cnn with more clients
+    *((name, "streamed") for name in ("wide_mlp", "mobilenet", "char_lstm")),
+]
+
+
+@pytest.mark.parametrize(("name", "how"), PROGRAMS)
+def test_a_round_lowers_for_accelerators_that_are_not_here(name, how):
     tiny = workload(name)._replace(sizes=lambda rng, clients: np.full(clients, 2))
     algorithm = fed_avg(tiny.model, client_optimizer=tiny.client_optimizer)
     state = jax.eval_shape(algorithm.init, jax.random.key(0))
     cohort = Cohort(tiny.data(2, seed=0), [0, 1], batch_size=2).whole()
-    round_fn = jax.jit(algorithm.next.in_graph())
-    traced = round_fn.trace(state, cohort)
-    for platform in ("cuda", "tpu"):
-        text = traced.lower(lowering_platforms=(platform,)).as_text()
-        assert "stablehlo.dot_general" in text
-        assert "stablehlo.custom_call" not in text  # nothing that only one machine has
-    exported = jax.export.export(round_fn, platforms=("cuda", "tpu"))(state, cohort)
-    assert exported.platforms == ("cuda", "tpu")
+    exported = jax.export.export(jax.jit(algorithm.next.in_graph(**HOW[how])), platforms=NOT_HERE)(state, cohort)
+    assert exported.platforms == NOT_HERE
+    text = exported.mlir_module()
+    assert "stablehlo.dot_general" in text
+    assert "stablehlo.custom_call" not in text  # nothing that only one machine has
     shapes = [x.shape for x in jax.tree.leaves(state)]
     assert [x.shape for x in exported.out_avals[: len(shapes)]] == shapes
+
+
+def test_one_program_for_several_platforms_tells_what_only_one_of_them_has():
+    exported = jax.export.export(jax.jit(jnp.linalg.cholesky), platforms=NOT_HERE)(np.eye(3, dtype=np.float32))
+    assert "stablehlo.custom_call" in exported.mlir_module()  # CUDA's, where a TPU has an operation
 
 
 def test_the_flax_network_computes_what_ours_does():

@@ -13,6 +13,7 @@ from flax import nnx
 from jax import lax
 
 from fedjx import Clients, federated_broadcast, federated_computation, federated_map, federated_sum
+from fedjx.core.rewriting import convolution as convolutions
 from fedjx.core.rewriting.rewrite import mapped, rewritten
 
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -33,6 +34,36 @@ FORMS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+# By form, the ways that its forward pass takes and the barriers in it, and those with both gradients.
+ONLY_PRODUCTS = ("direct", 0), ("direct correlated", 1)
+WAYS = {
+    **dict.fromkeys(FORMS, ONLY_PRODUCTS),
+    "strides": (("direct", 0), ("direct correlated by_phases", 1)),
+    "input dilation": (("direct by_phases", 0), ("direct correlated by_phases", 0)),
+    "feature groups": (("direct one_by_one", 0), ("direct correlated one_by_one", 1)),
+    "depthwise": (("depthwise", 1), ("depthwise depthwise_gradient direct one_by_one", 2)),
+    "everything": (("direct one_by_one", 0), ("direct correlated one_by_one by_phases", 1)),
+}
+
+
+@pytest.fixture
+def ways(monkeypatch) -> set[str]:
+    """The names of the ways that are taken."""
+    taken: set[str] = set()
+
+    def spy(name: str) -> Any:
+        way = getattr(convolutions, f"_{name}")
+
+        def called(*args: Any, **options: Any) -> Any:
+            taken.add(name)
+            return way(*args, **options)
+
+        return called
+
+    for name in ("direct", "correlated", "by_phases", "depthwise", "depthwise_gradient", "one_by_one"):
+        monkeypatch.setattr(convolutions, f"_{name}", spy(name))
+    return taken
+
 
 def convolution(options: dict[str, Any]) -> tuple[Any, np.ndarray, np.ndarray]:
     options = {"window_strides": (1, 1), "padding": "VALID", "dimension_numbers": NHWC, **options}
@@ -46,7 +77,7 @@ def convolution(options: dict[str, Any]) -> tuple[Any, np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("of", ["forward", "gradients"])
-def test_a_convolution_equals_xlas(form, of):
+def test_a_convolution_equals_xlas(form, of, ways):
     convolve, x, kernel = convolution(FORMS[form])
 
     def fn(shared: Any, own: Any) -> Any:
@@ -55,10 +86,13 @@ def test_a_convolution_equals_xlas(form, of):
             return convolve(x, kernel)
         return jax.grad(lambda x, kernel: jnp.sum(jnp.sin(convolve(x, kernel))), argnums=(0, 1))(x, kernel)
 
-    program = jax.make_jaxpr(lambda x, kernel: rewritten(fn, x, kernel))(x, kernel)
-    assert "conv_general_dilated" not in str(program)
-    expected = fn(x, kernel)
-    for got, want in zip(jax.tree.leaves(rewritten(fn, x, kernel)), jax.tree.leaves(expected), strict=True):
+    program = jax.jit(lambda x, kernel: rewritten(fn, x, kernel))
+    text = str(program.trace(x, kernel).jaxpr)
+    assert "conv_general_dilated" not in text
+    of_form = WAYS[form][of == "gradients"]
+    assert (ways, text.count("optimization_barrier")) == (set(of_form[0].split()), of_form[1])
+    expected = jax.jit(fn)(x, kernel)
+    for got, want in zip(jax.tree.leaves(program(x, kernel)), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
 
 
@@ -116,8 +150,8 @@ def test_gradients_pass_through_the_client_map():
         return federated_sum(federated_map(lambda k, x: jnp.sum(jnp.sin(convolve(x, k))), own, x))
 
     clients = np.stack([x, 2 * x])
-    got = jax.grad(lambda k: total(k, Clients.of(clients)))(kernel)
-    want = jax.grad(lambda k: sum(jnp.sum(jnp.sin(convolve(c, k * (1 + c.mean())))) for c in clients))(kernel)
+    got = jax.jit(jax.grad(lambda k: total(k, Clients.of(clients))))(kernel)
+    want = jax.jit(jax.grad(lambda k: sum(jnp.sum(jnp.sin(convolve(c, k * (1 + c.mean())))) for c in clients)))(kernel)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
@@ -137,11 +171,10 @@ def test_convolutions_inside_of_programs_are_found(inside):
         "cond": lambda x, k: lax.cond(x.sum() > 0, lambda: convolve(x, k), lambda: convolve(-x, k)),
         "nested": jax.jit(lambda x, k: lax.scan(lambda c, _: (jax.checkpoint(loop)(c, k), None), x, None, length=2)),
     }[inside]
-    program = jax.make_jaxpr(lambda x, k: rewritten(wrapped, x, k))(x, square)
-    assert "conv_general_dilated" not in str(program)
-    for got, want in zip(
-        jax.tree.leaves(rewritten(wrapped, x, square)), jax.tree.leaves(wrapped(x, square)), strict=True
-    ):
+    program = jax.jit(lambda x, k: rewritten(wrapped, x, k))
+    assert "conv_general_dilated" not in str(program.trace(x, square).jaxpr)
+    expected = jax.jit(wrapped)(x, square)
+    for got, want in zip(jax.tree.leaves(program(x, square)), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
@@ -164,16 +197,21 @@ def test_equal_convolutions_are_one_function_that_xla_keeps():
     for fn in (twice, jax.grad(lambda x, kernel: jnp.sum(jnp.sin(twice(x, kernel))), argnums=(0, 1))):
         stacked = [np.stack([a, 2 * a]) for a in (x, square)]
         got = jax.jit(lambda *own, fn=fn: mapped(lambda _, own: fn(*own), (), own))(*stacked)
-        want = [fn(x, square), fn(2 * x, 2 * square)]
+        want = [jax.jit(fn)(*own) for own in zip(*stacked, strict=True)]
         want = jax.tree.map(lambda *parts: np.stack(parts), *want)
         for g, e in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
             np.testing.assert_allclose(g, e, rtol=1e-4, atol=1e-5 * np.abs(e).max())
 
 
+def normal(*shapes: tuple[int, ...]) -> list[np.ndarray]:
+    random = np.random.default_rng(0)
+    return [random.normal(size=shape).astype(np.float32) for shape in shapes]
+
+
 @pytest.mark.parametrize("num_groups", [2, 16])  # apart, and together
-def test_groups_are_what_xla_makes_of_them(num_groups):
+def test_groups_are_what_xla_makes_of_them(num_groups, ways):
     shapes = [(2, 6, 5, 32), (3, 3, 32 // num_groups, 64), (2, 6, 5, 64)]
-    x, kernel, g = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes))
+    x, kernel, g = normal(*shapes)
 
     def train(x, kernel, g):
         options = {"dimension_numbers": NHWC, "feature_group_count": num_groups}
@@ -181,16 +219,14 @@ def test_groups_are_what_xla_makes_of_them(num_groups):
         return y, pullback(g)
 
     got = jax.jit(lambda own: rewritten(lambda _, own: train(*own), (), own))((x, kernel, g))
-    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(train(x, kernel, g)), strict=True):
+    assert ("one_by_one" in ways) == (num_groups == 2)
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(jax.jit(train)(x, kernel, g)), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_a_result_that_is_wider_than_its_operands_keeps_its_digits():
     with jax.enable_x64(True):
-        x, kernel = (
-            jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(2, 8, 8, 8), (3, 3, 8, 8)])
-        )
-        x, kernel = x.astype(jnp.float32), kernel.astype(jnp.float32)
+        x, kernel = normal((2, 8, 8, 8), (3, 3, 8, 8))
         options = {"dimension_numbers": NHWC, "preferred_element_type": jnp.float64}
 
         def convolve(x, kernel):
@@ -198,13 +234,13 @@ def test_a_result_that_is_wider_than_its_operands_keeps_its_digits():
 
         got = jax.jit(lambda own: rewritten(lambda _, own: convolve(*own), (), own))((x, kernel))
         assert got.dtype == jnp.float64
-        np.testing.assert_allclose(got, convolve(x.astype(jnp.float64), kernel.astype(jnp.float64)), rtol=1e-12)
+        np.testing.assert_allclose(got, convolve(x.astype(np.float64), kernel.astype(np.float64)), rtol=1e-12)
 
 
 @pytest.mark.parametrize("preferred", [None, jnp.float32])
 def test_narrow_depthwise_convolutions_add_up_in_float32(preferred):
     """A kernel's gradient sums 5,000 products near 1; bfloat16 itself does not count beyond 256."""
-    x, kernel = jnp.ones((2, 50, 50, 3), jnp.bfloat16), jnp.ones((3, 3, 1, 3), jnp.bfloat16)
+    x, kernel = np.ones((2, 50, 50, 3), jnp.bfloat16), np.ones((3, 3, 1, 3), jnp.bfloat16)
 
     def convolve(x: Any, kernel: Any) -> Any:
         options = {"dimension_numbers": NHWC, "feature_group_count": 3, "preferred_element_type": preferred}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +26,24 @@ def is_turned(fn, *types) -> bool:
     return any(map(few_rows.is_turned, program.equations))
 
 
+def all_in(program: jaxprs.Program) -> Iterator[jaxprs.Equation]:
+    for eqn in program.equations:
+        yield eqn
+        for inner in jaxprs.inner(eqn):
+            yield from all_in(inner)
+
+
+def products_and_barriers(fn, *args) -> tuple[list[tuple[tuple[int, ...], ...]], int]:
+    """Lists the shapes that products are of in a rewritten program, for every platform, and counts its barriers."""
+    program, _ = jaxprs.trace(lambda *own: rewritten(lambda _, own: fn(*own), (), own, stop_early=True), *args)
+    products = [eqn for eqn in all_in(program) if jaxprs.name_of(eqn) == "dot_general"]
+    num_barriers = sum(jaxprs.name_of(eqn) == "optimization_barrier" for eqn in all_in(program))
+    return sorted(tuple(v.aval.shape for v in eqn.invars) for eqn in products), num_barriers
+
+
+FILLED = {1: 1, 2: 8, 8: 8, 10: 16, 20: 32, 32: 32}  # a number of rows, and how many a product is of
+
+
 def of(*shape, dtype=jnp.float32):
     return jax.ShapeDtypeStruct(shape, dtype)
 
@@ -35,7 +55,11 @@ def test_the_numbers_are_those_of_the_product(num_rows, contracted, shape):
     rows = rng.normal(size=(num_rows, shape[contracted[1]])).astype(np.float32)
     matrix = rng.normal(size=shape).astype(np.float32)
     fn = product(contracted)
-    assert is_turned(fn, rows, matrix) == (num_rows >= 8 or contracted == TRANSPOSED)
+    turned = num_rows >= 8 or contracted == TRANSPOSED
+    assert is_turned(fn, rows, matrix) == turned
+    filled = (matrix.shape, (FILLED[num_rows], 300)) if contracted == TRANSPOSED else (rows.T.shape, matrix.shape)
+    ways = [(rows.shape, matrix.shape), filled] if turned else [(rows.shape, matrix.shape)]
+    assert products_and_barriers(fn, rows, matrix) == (sorted(ways), int(turned))
     exact = np.tensordot(rows.astype(np.float64), matrix, (contracted[:1], contracted[1:]))
     got = jax.jit(lambda own: rewritten(lambda _, own: fn(*own), (), own, stop_early=True))((rows, matrix))
     np.testing.assert_allclose(got, exact, rtol=1e-5, atol=1e-5 * np.abs(exact).max())
@@ -86,9 +110,9 @@ def test_other_products_stay_as_they_are(fn, types):
 
 
 def test_what_is_to_be_differentiated_stays_as_it_is():
-    rows, matrix = jnp.ones((8, 400)), jnp.ones((400, 800))
+    rows, matrix = np.ones((8, 400), np.float32), np.ones((400, 800), np.float32)
     fn = product(FORWARD)
     text = jax.jit(lambda own: rewritten(lambda _, own: fn(*own), (), own)).lower((rows, matrix)).as_text()
     assert "transpose" not in text
-    gradient = jax.grad(lambda rows: jnp.sum(rewritten(lambda _, own: fn(*own), (), (rows, matrix))))(rows)
-    np.testing.assert_allclose(gradient, np.full((8, 400), 800.0))
+    total = jax.grad(lambda rows: jnp.sum(rewritten(lambda _, own: fn(*own), (), (rows, matrix))))
+    np.testing.assert_allclose(jax.jit(total)(rows), np.full((8, 400), 800.0))
