@@ -170,8 +170,8 @@ def dp_mean_adaptive(
         key_values, key_count = jax.random.split(key)
         _, drawn = noise.next(key_values, (), total.value)
         value, measured = _noisy(mean, total, drawn, of_values, state.clip)
-        noisy = total.vote + of_count * jax.random.normal(key_count)
-        fraction = jnp.clip(noisy / expected_clients + 0.5, 0, 1).astype(state.clip.dtype)
+        noisy = total.vote + of_count * jax.random.normal(key_count, dtype=jnp.float32).astype(state.clip.dtype)
+        fraction = jnp.clip(noisy / expected_clients + 0.5, 0, 1)
         clip = follow_quantile(state.clip, fraction, quantile=quantile, learning_rate=learning_rate)
         return AdaptiveClip(clip), value, measured | {"values_multiplier": jnp.float32(of_values)}
 
@@ -226,7 +226,7 @@ def _record(mean: _Mean, clip: Number, value: PyTree, weight: jax.Array) -> _Rec
     share = 1.0 if mean.max_weight is None else jnp.minimum(weight / mean.max_weight, 1.0)
     scale = share * jnp.where(norm > clip, clip / jnp.maximum(norm, clip), 1.0)
     clipped = jax.tree.map(lambda v: jnp.where(counts, as_float(v) * scale, 0), value)
-    vote = jnp.where(counts, jnp.where(norm <= clip, 0.5, -0.5), 0.0)
+    vote = jnp.where(counts, (norm <= clip).astype(norm.dtype) - 0.5, 0)
     return _Record(clipped, vote, counts, counts & (norm > clip), ~jnp.isfinite(norm) & (weight > 0))
 
 
@@ -237,10 +237,10 @@ def _noisy(mean: _Mean, total: _Record, drawn: PyTree, noise_multiplier: float, 
     result = jax.tree.map(lambda x, n: x + stddev * n, exact, drawn) if noise_multiplier else exact
     size = sum(x.size for x in jax.tree.leaves(exact))
     not_private = {
-        "clipped_fraction": total.clipped / jnp.maximum(total.clients, 1),
+        "clipped_fraction": total.clipped / jnp.maximum(total.clients, 1).astype(jnp.float32),
         "num_non_finite": total.non_finite,
     }
     if noise_multiplier:
         not_private["signal_to_noise"] = euclidean_norm(exact) / (stddev * math.sqrt(size))
     measured = {"clip": clip, "noise_stddev": stddev, "noise_clients": mean.noise_clients, "not_private": not_private}
-    return result, jax.tree.map(as_float, measured)
+    return result, jax.tree.map(lambda x: jnp.asarray(x, number_dtype(exact)), measured)

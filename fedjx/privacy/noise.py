@@ -97,7 +97,7 @@ def tree(num_rounds: int, *, efficient: bool = True) -> Noise:
         level, node = lax.while_loop(lambda at: (count >> at[0]) & 1 == 1, join, leaf)
         nodes = jax.tree.map(lambda n, new: n.at[level].set(new), state.nodes, node)
         digits = (count + 1 >> jnp.arange(levels)) & 1
-        prefix = jax.tree.map(lambda n: jnp.tensordot((digits * share).astype(n.dtype), n, 1), nodes)
+        prefix = jax.tree.map(lambda n: jnp.tensordot(digits * jnp.asarray(share, n.dtype), n, 1), nodes)
         return TreeState(count + 1, nodes, prefix), jax.tree.map(jnp.subtract, prefix, before)
 
     return Noise(init, next, Tree(num_rounds))
@@ -218,4 +218,6 @@ def _zeros(member: PyTree) -> PyTree:
 def _normal(key: jax.Array, member: PyTree) -> PyTree:
     leaves, treedef = jax.tree.flatten(member)
     keys, dtype = jax.random.split(key, max(len(leaves), 1)), number_dtype(member)
-    return treedef.unflatten([jax.random.normal(k, x.shape, dtype) for k, x in zip(keys, leaves, strict=False)])
+    # Drawn in float32, so that it is the same noise for values of any dtype.
+    drawn = [jax.random.normal(k, x.shape, jnp.float32) for k, x in zip(keys, leaves, strict=False)]
+    return treedef.unflatten([x.astype(dtype) for x in drawn])
