@@ -54,12 +54,13 @@ class Described(Protocol):
     def description(self) -> dict[str, Any]: ...  # noqa: D102
 
 
-def check_description(saved: Mapping[str, Any], sampler: Described) -> None:
-    """Refuses to go on with another sampler than a run began with.
+def check_description(saved: Mapping[str, Any], sampler: Described, *, what: str = "sampler") -> None:
+    """Refuses to go on with another sampler, or another of what describes itself, than a run began with.
 
     Args:
       saved: The description in the run's checkpoint.
       sampler: The sampler to go on with.
+      what: What it is called, such as a "budget".
 
     Raises:
       ValueError: If they differ, naming what in.
@@ -69,7 +70,7 @@ def check_description(saved: Mapping[str, Any], sampler: Described) -> None:
     if differ:
         got, was = ({name: d[name] for name in differ if name in d} for d in (now, saved))
         raise ValueError(
-            f"a resumed run needs the sampler it began with; got {got}, saved was {was}. "
+            f"a resumed run needs the {what} it began with; got {got}, saved was {was}. "
             "Repeat it, or begin another run."
         )
 

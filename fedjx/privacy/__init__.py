@@ -1,7 +1,7 @@
 """Differential privacy: means with noise that know what they cost, accounts tied to samplers, and budgets that stop."""
 
 from fedjx.privacy.account import Account, account, tree_sensitivity_squared
-from fedjx.privacy.budget import Budget, BudgetSpent, budget, check_resumed, within
+from fedjx.privacy.budget import Budget, BudgetSpent, budget, within
 from fedjx.privacy.calibration import Calibrated, calibrate
 from fedjx.privacy.dp_mean import AdaptiveClip, dp_mean, dp_mean_adaptive, values_multiplier
 from fedjx.privacy.events import Event, Independent, Matrix, Tree
@@ -27,7 +27,6 @@ __all__ = [
     "budget",
     "buffered_strategy",
     "calibrate",
-    "check_resumed",
     "dp_mean",
     "dp_mean_adaptive",
     "independent",

@@ -14,9 +14,9 @@ from fedjx.core.execution.process import Aggregator
 from fedjx.core.language.checks import check_choice, check_integer, check_number
 from fedjx.data.sampling import Described
 from fedjx.privacy.events import Event, Independent, Matrix, Tree
-from fedjx.privacy.loss import RELATIONS, FixedSize, Gaussian, Loss, Poisson, Relation, epsilon, epsilon_so_far
+from fedjx.privacy.loss import RELATIONS, Gaussian, Loss, Relation, epsilon, epsilon_so_far, of_round
 
-_AMPLIFIED = {"poisson": "add_or_remove_one", "uniform": "replace_one"}
+_AMPLIFIED = ("poisson", "uniform")
 _SCHEDULED = ("cyclic", "fixed")
 _REFUSED = {
     "over_select": "who reports first is not drawn at random. Account for the clients that are selected, and keep all",
@@ -55,7 +55,7 @@ class Account(NamedTuple):
         return epsilon(self.loss, self._count(rounds, delta), float(delta), self.relation)
 
     def epsilon_so_far(self, rounds: int, delta: float) -> float:
-        """Returns `epsilon` to nine digits: cheap after every round, and bitwise the same in a run that resumes."""
+        """Returns `epsilon` to seven digits: cheap after every round, and bitwise the same in a run that resumes."""
         return epsilon_so_far(self.loss, self._count(rounds, delta), float(delta), self.relation)
 
     def most_rounds(self, epsilon: float, delta: float) -> int:
@@ -170,19 +170,12 @@ def _check_sampler(description: Mapping[str, Any]) -> None:
 
 
 def _independent(event: Event, sampler: dict[str, Any], relation: Relation | None) -> Account:
-    kind, z = sampler["kind"], event.noise_multiplier
-    if kind == "poisson":
-        loss: Loss = Gaussian(z) if sampler["probability"] == 1 else Poisson(z, sampler["probability"])
-        return Account(loss, relation or "add_or_remove_one", 1, None, sampler, event)
-    if kind == "uniform" and sampler["cohort_size"] < sampler["num_clients"]:
-        if relation not in (None, "replace_one"):
-            raise ValueError(
-                f"cohorts of a fixed size are accounted for by replacing a client; got {relation=}. Use a Poisson one."
-            )
-        return Account(
-            FixedSize(z, sampler["num_clients"], sampler["cohort_size"]), "replace_one", 1, None, sampler, event
-        )
-    return Account(Gaussian(z), relation or "zero_out_one", max(1, sampler["min_separation"]), None, sampler, event)
+    z = event.noise_multiplier
+    if sampler["kind"] in _SCHEDULED:
+        return Account(Gaussian(z), relation or "zero_out_one", max(1, sampler["min_separation"]), None, sampler, event)
+    names = ("probability",) if sampler["kind"] == "poisson" else ("num_clients", "cohort_size")
+    loss, relation = of_round(z, relation, **{name: sampler[name] for name in names})
+    return Account(loss, relation, 1, None, sampler, event)
 
 
 def _correlated(event: Event, sampler: dict[str, Any], relation: Relation | None) -> Account:

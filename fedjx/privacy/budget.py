@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol
 
 from fedjx.privacy.account import Account
 
@@ -15,9 +15,6 @@ class BudgetSpent(RuntimeError):
 class _HasRound(Protocol):
     @property
     def round(self) -> Any: ...
-
-
-State = TypeVar("State", bound=_HasRound)
 
 
 class Budget(NamedTuple):
@@ -59,7 +56,7 @@ class Budget(NamedTuple):
 
     @property
     def description(self) -> dict[str, Any]:
-        """What makes two budgets the same, as JSON holds it: for a checkpoint, and `check_resumed`."""
+        """What makes two budgets the same, as JSON holds it: for a checkpoint, and `fedjx.data.check_description`."""
         account = self.account
         return {
             "epsilon": self.epsilon,
@@ -107,30 +104,3 @@ def within(budget: Budget, step: Callable[..., tuple[Any, ...]]) -> Callable[...
         return after, {**metrics, "privacy": budget.report(int(after.round))}, *rest
 
     return paid
-
-
-def check_resumed(saved: Mapping[str, Any], budget: Budget) -> None:
-    """Refuses to go on with another mechanism, sampler or budget than a run began with.
-
-    Args:
-      saved: The description in the run's checkpoint.
-      budget: The budget to go on with.
-
-    Raises:
-      ValueError: If they differ, naming what in.
-    """
-    now = budget.description
-    differ = [name for name in {**saved, **now} if _plain(saved.get(name)) != _plain(now.get(name))]
-    if differ:
-        got, was = ({name: d.get(name) for name in differ} for d in (now, saved))
-        raise ValueError(
-            f"what a run has spent counts for the mechanism and the sampler it began with; got {got}, saved was {was}. "
-            "Repeat them, or begin another run."
-        )
-
-
-def _plain(x: Any) -> Any:
-    """Returns what JSON would give back."""
-    if isinstance(x, Mapping):
-        return {k: _plain(v) for k, v in x.items()}
-    return [_plain(v) for v in x] if isinstance(x, (list, tuple)) else x

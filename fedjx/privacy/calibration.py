@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, cast
 from scipy.optimize import brentq
 
 from fedjx.core.language.checks import check_choice, check_integer, check_number
-from fedjx.privacy.loss import FixedSize, Gaussian, Loss, Poisson, Relation, epsilon
+from fedjx.privacy.loss import Relation, epsilon, of_round
 
 Sampling = Literal["poisson", "fixed_size", "all"]
 _TOLERANCE = 1e-4  # of a noise multiplier, relatively
@@ -99,16 +99,13 @@ def _check(num_clients: int, delta: float, sampling: Sampling, given: dict[str, 
 def _cost(
     num_clients: int, delta: float, sampling: Sampling, relation: Relation | None
 ) -> Callable[[float, int, int], float]:
-    def loss(z: float, cohort: int) -> tuple[Loss, Relation]:
-        if sampling == "all" or cohort == num_clients:
-            return Gaussian(z), relation or "zero_out_one"
-        if sampling == "poisson":
-            return Poisson(z, cohort / num_clients), relation or "add_or_remove_one"
-        return FixedSize(z, num_clients, cohort), "replace_one"
-
     def cost(z: float, cohort: int, rounds: int) -> float:
-        of_round, by = loss(z, cohort)
-        return epsilon(of_round, rounds, delta, by)
+        if sampling == "poisson":
+            loss, by = of_round(z, relation, probability=cohort / num_clients)
+        else:  # the same relation for cohorts of all sizes
+            by = relation or ("replace_one" if sampling == "fixed_size" else "zero_out_one")
+            loss, by = of_round(z, by, num_clients=num_clients, cohort_size=cohort)
+        return epsilon(loss, rounds, delta, by)
 
     return cost
 

@@ -41,7 +41,6 @@ class _Record(NamedTuple):
 class _Mean(NamedTuple):
     """What the means with a fixed and an adaptive clip share."""
 
-    noise_multiplier: float
     expected_clients: float
     noise_clients: float
     max_weight: float | None
@@ -213,7 +212,7 @@ def _mean(
             f"noise is simulated for larger cohorts; got {noise_clients=} and {expected_clients=}. Leave it out."
         )
     check_number("(0, inf)", noise_clients=noise_clients)
-    return _Mean(noise_multiplier, expected_clients, noise_clients, max_weight)
+    return _Mean(expected_clients, noise_clients, max_weight)
 
 
 def _record(mean: _Mean, clip: Number, value: PyTree, weight: jax.Array) -> _Record:

@@ -80,10 +80,43 @@ def epsilon(loss: Loss, count: int, delta: float, relation: Relation) -> float:
 
 
 def epsilon_so_far(loss: Loss, count: int, delta: float, relation: Relation) -> float:
-    """Returns `epsilon` to nine digits, cheaply for one count after the other, and the same wherever one begins."""
+    """Returns `epsilon` to seven digits, cheaply for one count after the other, and the same wherever one begins."""
     if count == 0 or loss.noise_multiplier == 0 or not isinstance(loss, Poisson):
         return epsilon(loss, count, delta, relation)
     return float(_composed(loss, relation, count).get_epsilon_for_delta(delta))
+
+
+def of_round(
+    noise_multiplier: float,
+    relation: Relation | None,
+    *,
+    probability: float | None = None,
+    num_clients: int = 0,
+    cohort_size: int = 0,
+) -> tuple[Loss, Relation]:
+    """Returns the loss of a round whose clients are drawn at random, and the relation that its theorem is about.
+
+    Args:
+      noise_multiplier: As for `Gaussian`.
+      relation: As it is asked for, if it is.
+      probability: Of Poisson sampling; otherwise the cohort is of a fixed size.
+      num_clients: Of the population, with a fixed size.
+      cohort_size: The size.
+
+    Raises:
+      ValueError: If nothing is known for the relation.
+    """
+    if probability is not None:
+        is_drawn = probability < 1
+        drawn = Poisson(noise_multiplier, probability) if is_drawn else Gaussian(noise_multiplier)
+        return drawn, relation or "add_or_remove_one"
+    if cohort_size == num_clients:
+        return Gaussian(noise_multiplier), relation or "zero_out_one"
+    if relation not in (None, "replace_one"):
+        raise ValueError(
+            f"cohorts of a fixed size are accounted for by replacing a client; got {relation=}. Use Poisson sampling."
+        )
+    return FixedSize(noise_multiplier, num_clients, cohort_size), "replace_one"
 
 
 def _of_relation(loss: Loss, relation: Relation) -> float:

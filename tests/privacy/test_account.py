@@ -202,6 +202,8 @@ def test_calibration_finds_any_of_four():
     for name in ("epsilon", "cohort_size", "rounds"):
         again = calibrate(**{k: v for k, v in given.items() if k != name}, **known)
         assert getattr(again, name) == pytest.approx(given[name], rel=0.01)
+    with pytest.raises(ValueError, match="by replacing a client"):
+        calibrate(noise_multiplier=1.0, cohort_size=10, rounds=10, sampling="fixed_size", relation=ADD, **known)
     with pytest.raises(ValueError, match=r"one of .* is found from the others"):
         calibrate(rounds=10, **known)
 

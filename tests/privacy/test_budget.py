@@ -8,8 +8,9 @@ import optax
 import pytest
 
 import fedjx
+from fedjx.data import check_description
 from fedjx.models import linear
-from fedjx.privacy import BudgetSpent, account, budget, check_resumed, dp_mean, within
+from fedjx.privacy import BudgetSpent, account, budget, dp_mean, within
 
 DELTA = 1e-5
 
@@ -56,10 +57,10 @@ def test_a_resumed_run_is_the_run_that_began():
     _, spent = account_of()
     limit = budget(spent, epsilon=3.0, delta=DELTA)
     saved = json.loads(json.dumps(limit.description))
-    check_resumed(saved, limit)
+    check_description(saved, limit, what="budget")
     for other in (account_of(z=2.1)[1], account_of(clients=30)[1], account_of(noise=fedjx.privacy.tree(8))[1]):
-        with pytest.raises(ValueError, match="what a run has spent counts for the mechanism"):
-            check_resumed(saved, budget(other, epsilon=3.0, delta=DELTA))
+        with pytest.raises(ValueError, match="a resumed run needs the budget it began with"):
+            check_description(saved, budget(other, epsilon=3.0, delta=DELTA), what="budget")
 
 
 def test_without_noise_nothing_can_be_paid():
