@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from fedjx.core.execution.process import Aggregator
 from fedjx.core.language.checks import check_choice, check_integer, check_number
 from fedjx.data.sampling import Described
-from fedjx.privacy.events import Event, Independent, Matrix, Tree
+from fedjx.privacy.events import Event, Independent, Matrix, Shared, Tree
+from fedjx.privacy.integer_loss import of_cohorts
 from fedjx.privacy.loss import RELATIONS, Gaussian, Loss, Relation, epsilon, epsilon_so_far, of_round
 
 _AMPLIFIED = ("poisson", "uniform")
@@ -99,6 +100,8 @@ def account(
     - `poisson_sampler` amplifies: each round's loss is that of a sampled Gaussian (PLD).
     - `uniform_sampler` without replacement amplifies less, and by a looser bound (RDP, replace one).
     - `cyclic_sampler` and `fixed_sampler` do not amplify, but a client is not back before ``min_separation`` rounds.
+    - Shares of `distributed_dp_mean` hide a client from who sees results, where `poisson_sampler` amplifies (RDP), or
+      from the server, which knows who took part: with all others but random cohorts of a fixed size.
     - Noise of a `tree` or a `matrix` takes any of these as a schedule: it counts how often a client can be there.
 
     Args:
@@ -129,6 +132,9 @@ def account(
     if relation is not None:
         check_choice(RELATIONS, relation=relation)
     description = _as_deployed(event, description, noise_population)
+    if isinstance(event.noise, Shared):
+        loss, known = of_cohorts(event.noise, event.noise_multiplier, description, relation)
+        return Account(loss, known, max(1, description["min_separation"]), None, description, event)
     make = _independent if isinstance(event.noise, Independent) else _correlated
     return make(event, description, relation)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+Mechanism = Literal["skellam", "discrete_gaussian"]
 
 
 class Independent(NamedTuple):
@@ -34,6 +36,26 @@ class Matrix(NamedTuple):
     max_participations: int
 
 
+class Shared(NamedTuple):
+    """Every round has integer noise of its own, of which each client makes a share; lengths are in steps of a grid.
+
+    Attributes:
+      mechanism: Of which a share is.
+      stddev: Standard deviation of one.
+      min_clients: The fewest shares in a sum that the server sees.
+      max_clients: The shares in the noise of a result.
+      clip: What `Event.clip` is on the grid.
+      size: Integers that each client sends.
+    """
+
+    mechanism: Mechanism
+    stddev: float
+    min_clients: int
+    max_clients: int
+    clip: float
+    size: int
+
+
 class Event(NamedTuple):
     """One round, or a run's noise, of a sum to which each client adds a vector of at most a norm, its sensitivity.
 
@@ -45,6 +67,6 @@ class Event(NamedTuple):
     """
 
     noise_multiplier: float
-    noise: Independent | Tree | Matrix = Independent()
+    noise: Independent | Tree | Matrix | Shared = Independent()
     clip: float | None = None
     noise_clients: float | None = None

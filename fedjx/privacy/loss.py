@@ -12,10 +12,13 @@ import math
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
+from fedjx.privacy.integer_loss import ORDERS, IntegerSum, renyi
+
 Relation = Literal["add_or_remove_one", "replace_one", "zero_out_one"]
 RELATIONS: tuple[Relation, ...] = ("add_or_remove_one", "replace_one", "zero_out_one")
 # Every so many repetitions the composition is computed anew: whoever resumes there or between has the same bits.
 _ANCHOR = 16
+_DECIDING = 1e-3
 
 
 class Gaussian(NamedTuple):
@@ -54,7 +57,7 @@ class FixedSize(NamedTuple):
     cohort_size: int
 
 
-Loss = Gaussian | Poisson | FixedSize
+Loss = Gaussian | Poisson | FixedSize | IntegerSum
 
 
 @functools.lru_cache(maxsize=1024)
@@ -71,6 +74,8 @@ def epsilon(loss: Loss, count: int, delta: float, relation: Relation) -> float:
         return float(accounting.get_epsilon_gaussian(_of_relation(loss, relation) / math.sqrt(count), delta))
     if isinstance(loss, Poisson):
         return float(_single(loss, relation).self_compose(count).get_epsilon_for_delta(delta))
+    if isinstance(loss, IntegerSum):
+        return _of_integers(loss, count, delta)
     # Of two cohorts that differ in who one client is: its sum differs by two sensitivities, which RDP is not told.
     event = accounting.SampledWithoutReplacementDpEvent(
         loss.num_clients, loss.cohort_size, accounting.GaussianDpEvent(_of_relation(loss, "replace_one"))
@@ -122,6 +127,14 @@ def of_round(
 def _of_relation(loss: Loss, relation: Relation) -> float:
     """Returns the noise multiplier in what the relation changes: who is replaced changes a sum by two clips."""
     return loss.noise_multiplier / (2 if relation == "replace_one" else 1)
+
+
+def _of_integers(loss: IntegerSum, count: int, delta: float) -> float:
+    # A part of delta is for rounds in which one client decides whether anything is shown.
+    rest = delta * (1 - _DECIDING) if loss.deciding else delta
+    found = float(_imported().rdp.compute_epsilon(ORDERS, count * renyi(loss), rest)[0])
+    is_rare = count * loss.deciding * (1 + math.exp(min(found, 700))) <= delta - rest
+    return found if is_rare else math.inf
 
 
 @functools.lru_cache(maxsize=8)
