@@ -4,8 +4,9 @@ from fedjx.privacy.account import Account, account, tree_sensitivity_squared
 from fedjx.privacy.budget import Budget, BudgetSpent, budget, within
 from fedjx.privacy.calibration import Calibrated, calibrate
 from fedjx.privacy.dp_mean import AdaptiveClip, dp_mean, dp_mean_adaptive, values_multiplier
-from fedjx.privacy.events import Event, Independent, Matrix, Tree
-from fedjx.privacy.noise import Noise, Strategy, independent, matrix, sensitivity, tree
+from fedjx.privacy.events import Event, Independent, Laplacian, Local, Matrix, Tree
+from fedjx.privacy.loss import shuffled_epsilon
+from fedjx.privacy.noise import Noise, Strategy, independent, laplace, matrix, sensitivity, tree
 from fedjx.privacy.query import Query, private_sum
 from fedjx.privacy.strategies import banded_strategy, buffered_strategy
 
@@ -17,6 +18,8 @@ __all__ = [
     "Calibrated",
     "Event",
     "Independent",
+    "Laplacian",
+    "Local",
     "Matrix",
     "Noise",
     "Query",
@@ -30,9 +33,11 @@ __all__ = [
     "dp_mean",
     "dp_mean_adaptive",
     "independent",
+    "laplace",
     "matrix",
     "private_sum",
     "sensitivity",
+    "shuffled_epsilon",
     "tree",
     "tree_sensitivity_squared",
     "values_multiplier",
