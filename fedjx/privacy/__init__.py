@@ -5,6 +5,16 @@ from fedjx.privacy.budget import Budget, BudgetSpent, budget, within
 from fedjx.privacy.calibration import Calibrated, calibrate
 from fedjx.privacy.dp_mean import AdaptiveClip, dp_mean, dp_mean_adaptive, values_multiplier
 from fedjx.privacy.events import Event, Independent, Laplacian, Local, Matrix, Tree
+from fedjx.privacy.local import (
+    Randomizer,
+    category_response,
+    gaussian_response,
+    laplace_response,
+    local_mean,
+    piecewise_response,
+    two_point_response,
+    unary_response,
+)
 from fedjx.privacy.loss import shuffled_epsilon
 from fedjx.privacy.noise import Noise, Strategy, independent, laplace, matrix, sensitivity, tree
 from fedjx.privacy.query import Query, private_sum
@@ -23,6 +33,7 @@ __all__ = [
     "Matrix",
     "Noise",
     "Query",
+    "Randomizer",
     "Strategy",
     "Tree",
     "account",
@@ -30,16 +41,23 @@ __all__ = [
     "budget",
     "buffered_strategy",
     "calibrate",
+    "category_response",
     "dp_mean",
     "dp_mean_adaptive",
+    "gaussian_response",
     "independent",
     "laplace",
+    "laplace_response",
+    "local_mean",
     "matrix",
+    "piecewise_response",
     "private_sum",
     "sensitivity",
     "shuffled_epsilon",
     "tree",
     "tree_sensitivity_squared",
+    "two_point_response",
+    "unary_response",
     "values_multiplier",
     "within",
 ]

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from fedjx.aggregation.error_feedback import StatefulAggregator
 from fedjx.core.execution.process import Aggregator
 from fedjx.core.language.checks import check_choice, check_integer, check_number
 from fedjx.data.sampling import Described
@@ -105,7 +106,7 @@ class Account(NamedTuple):
 
 
 def account(
-    private: Aggregator | Event,
+    private: Aggregator | StatefulAggregator | Event,
     sampler: Described,
     *,
     relation: Relation | None = None,
@@ -138,7 +139,7 @@ def account(
     >>> round(spent.epsilon(rounds=100, delta=1e-5), 3)
     1.707
     """
-    event = private.event if isinstance(private, Aggregator) else private
+    event = private.event if isinstance(private, (Aggregator, StatefulAggregator)) else private
     if not isinstance(event, Event):
         raise TypeError(
             "an account needs an aggregator that makes noise, alone or within one that changes each client's value "

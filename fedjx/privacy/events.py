@@ -60,7 +60,8 @@ class Event(NamedTuple):
     """One round, or a run's noise, of a sum to which each client adds a vector of at most a norm, its sensitivity.
 
     Attributes:
-      noise_multiplier: Standard deviation of Gaussian noise, or scale of Laplace noise, in sensitivities.
+      noise_multiplier: Standard deviation of Gaussian noise, or scale of Laplace noise, in sensitivities; 0 without
+        noise, and of local reports that have an epsilon.
       noise: How it hangs together over the rounds.
       clip: The sensitivity; None if it adapts.
       noise_clients: The expected cohort that the noise was made for, if it is not the simulated one.
