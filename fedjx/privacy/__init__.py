@@ -1,6 +1,6 @@
 """Differential privacy: means with noise that know what they cost, accounts tied to samplers, and budgets that stop."""
 
-from fedjx.privacy.account import Account, account, tree_sensitivity_squared
+from fedjx.privacy.account import Account, account, together, tree_sensitivity_squared
 from fedjx.privacy.budget import Budget, BudgetSpent, budget, within
 from fedjx.privacy.calibration import Calibrated, calibrate
 from fedjx.privacy.dp_mean import AdaptiveClip, dp_mean, dp_mean_adaptive, values_multiplier
@@ -54,6 +54,7 @@ __all__ = [
     "private_sum",
     "sensitivity",
     "shuffled_epsilon",
+    "together",
     "tree",
     "tree_sensitivity_squared",
     "two_point_response",

@@ -7,7 +7,7 @@ and refuses what no theorem covers.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fedjx.aggregation.error_feedback import StatefulAggregator
@@ -26,6 +26,7 @@ from fedjx.privacy.loss import (
     Shuffled,
     epsilon,
     epsilon_so_far,
+    epsilon_together,
     of_round,
 )
 
@@ -153,6 +154,29 @@ def account(
     description = _as_deployed(event, description, noise_population)
     made = _MAKE[type(event.noise)](event, description, relation)
     return _shuffled(made) if shuffled else made
+
+
+def together(spent: Sequence[tuple[Account, int]], delta: float) -> float:
+    """Returns epsilon of everything that was done with the same clients: of each account, so many rounds.
+
+    Such as of training and of a private evaluation, or of several questions. It is less than the sum of theirs.
+
+    Raises:
+      ValueError: If they are about different relations, or have no loss distribution, as cohorts of a fixed size.
+
+    >>> sampler = fedjx.data.fixed_sampler(10, [range(10)])
+    >>> train, test = (account(Event(z), sampler) for z in (5.0, 10.0))
+    >>> alone = train.epsilon(10, 1e-5), test.epsilon(1, 1e-5)
+    >>> [round(x, 2) for x in (*alone, together([(train, 10), (test, 1)], 1e-5))]
+    [2.59, 0.34, 2.63]
+    """
+    relations: set[Relation] = {of.relation for of, _ in spent}
+    if len(relations) > 1:
+        raise ValueError(
+            f"what composes is about the same two data sets; got {sorted(relations)}. Make all accounts with one."
+        )
+    losses = [(of.loss, of._count(rounds, delta)) for of, rounds in spent]
+    return epsilon_together(losses, float(delta), relations.pop()) if relations else 0.0
 
 
 def _as_deployed(event: Event, sampler: dict[str, Any], population: int | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
@@ -138,6 +138,28 @@ def epsilon_so_far(loss: Loss, count: int, delta: float, relation: Relation) -> 
     if count == 0 or not isinstance(loss, (Poisson, Truncated, Laplace, Response)) or loss[0] == 0:
         return epsilon(loss, count, delta, relation)
     return float(_composed(loss, relation, count).get_epsilon_for_delta(delta))
+
+
+def epsilon_together(losses: Sequence[tuple[Loss, int]], delta: float, relation: Relation) -> float:
+    """Returns epsilon of several losses, each repeated: less than the sum of theirs.
+
+    Raises:
+      ValueError: If one of them has no loss distribution that is known.
+    """
+    total = None
+    for loss, count in losses:
+        if isinstance(loss, (FixedSize, Shuffled)):
+            raise ValueError(
+                f"losses compose if their distributions are known; got {loss}. Add the epsilons and deltas."
+            )
+        if count and getattr(loss, "noise_multiplier", 1) == 0:
+            return math.inf
+        if count:
+            of_all = _single(Poisson(loss[0], 1.0) if isinstance(loss, Gaussian) else loss, relation).self_compose(
+                count
+            )
+            total = of_all if total is None else total.compose(of_all)
+    return 0.0 if total is None else float(total.get_epsilon_for_delta(delta))
 
 
 def shuffled_epsilon(epsilon: float, num_clients: int, delta: float) -> float:
