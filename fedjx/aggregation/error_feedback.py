@@ -37,11 +37,13 @@ class StatefulAggregator(NamedTuple):
         of weight 0 stays as it is, and so does that of one with a number that is not finite in its
         value and memory together: it takes no part, and is counted in ``num_non_finite``. One
         that would become infinite stays too.
+      event: As of an `Aggregator`.
     """
 
     init: Callable[[PyTree], PyTree]
     init_client: Callable[[PyTree], PyTree]
     next: Callable[[PyTree, PyTree, PyTree, PyTree, PyTree], tuple[PyTree, PyTree, PyTree, PyTree]]
+    event: object = None
 
 
 def error_feedback(
@@ -80,7 +82,8 @@ def error_feedback(
         state, result, measured = inner.next(key_inner, state, decoded, weight)
         return state, result, federated_map(with_own, measured, counted(non_finite)), memory
 
-    return StatefulAggregator(inner.init, _zeros, next)
+    # A client's memory is of its own values, so that the inner one still sees each client by itself.
+    return StatefulAggregator(inner.init, _zeros, next, inner.event)
 
 
 def ef21(compressor: Compressor, *, num_clients: int, where: Callable[[Leaf], bool] = is_large) -> StatefulAggregator:

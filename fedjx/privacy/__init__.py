@@ -1,13 +1,24 @@
 """Differential privacy: means with noise that know what they cost, accounts tied to samplers, and budgets that stop."""
 
-from fedjx.privacy.account import Account, account, tree_sensitivity_squared
+from fedjx.privacy.account import Account, account, together, tree_sensitivity_squared
 from fedjx.privacy.budget import Budget, BudgetSpent, budget, within
 from fedjx.privacy.calibration import Calibrated, calibrate
 from fedjx.privacy.distributed import distributed_dp_mean
 from fedjx.privacy.dp_mean import AdaptiveClip, dp_mean, dp_mean_adaptive, values_multiplier
-from fedjx.privacy.events import Event, Independent, Matrix, Shared, Tree
+from fedjx.privacy.events import Event, Independent, Laplacian, Local, Matrix, Shared, Tree
 from fedjx.privacy.integer_noise import discrete_gaussian, skellam
-from fedjx.privacy.noise import Noise, Strategy, independent, matrix, sensitivity, tree
+from fedjx.privacy.local import (
+    Randomizer,
+    category_response,
+    gaussian_response,
+    laplace_response,
+    local_mean,
+    piecewise_response,
+    two_point_response,
+    unary_response,
+)
+from fedjx.privacy.loss import shuffled_epsilon
+from fedjx.privacy.noise import Noise, Strategy, independent, laplace, matrix, sensitivity, tree
 from fedjx.privacy.query import Query, private_sum
 from fedjx.privacy.strategies import banded_strategy, buffered_strategy
 
@@ -19,9 +30,12 @@ __all__ = [
     "Calibrated",
     "Event",
     "Independent",
+    "Laplacian",
+    "Local",
     "Matrix",
     "Noise",
     "Query",
+    "Randomizer",
     "Shared",
     "Strategy",
     "Tree",
@@ -30,17 +44,27 @@ __all__ = [
     "budget",
     "buffered_strategy",
     "calibrate",
+    "category_response",
     "discrete_gaussian",
     "distributed_dp_mean",
     "dp_mean",
     "dp_mean_adaptive",
+    "gaussian_response",
     "independent",
+    "laplace",
+    "laplace_response",
+    "local_mean",
     "matrix",
+    "piecewise_response",
     "private_sum",
     "sensitivity",
+    "shuffled_epsilon",
     "skellam",
+    "together",
     "tree",
     "tree_sensitivity_squared",
+    "two_point_response",
+    "unary_response",
     "values_multiplier",
     "within",
 ]

@@ -89,11 +89,14 @@ def of_cohorts(
       ValueError: If nothing is known for such cohorts, or for the relation.
     """
     _check_covered(sampler, relation)
+    separation = max(1, sampler["min_separation"])
     norms = norms_after_rounding(shared.clip, shared.size)
     least, most, probability = shared.min_clients, shared.max_clients, sampler.get("probability", 1.0)
     loss = IntegerSum(noise_multiplier, shared.mechanism, shared.stddev, least, most, norms, shared.size)
     if probability < 1:
-        deciding = _deciding(shared, sampler["num_clients"] - 1, probability)
+        # Groups that take turns differ by one client at most.
+        sizes = (sampler["num_clients"] + k for k in (0, separation - 1))
+        deciding = max(_deciding(shared, size // separation - 1, probability) for size in sizes)
         known = "zero_out_one" if relation == "zero_out_one" else "add_or_remove_one"
         return loss._replace(least_shares=most, probability=probability, deciding=deciding), known
     if relation == "add_or_remove_one":
@@ -114,6 +117,11 @@ def _check_covered(sampler: Mapping[str, Any], relation: str | None) -> None:
         raise ValueError(
             "how likely a cohort is too small or too large must be known; got a sampler with a probability for each "
             "client. Use one for all."
+        )
+    if sampler.get("max_cohort_size") is not None:
+        raise ValueError(
+            "shares of noise are not accounted for in cohorts that are cut off; got a sampler with max_cohort_size="
+            f"{sampler['max_cohort_size']}. Leave it out: distributed_dp_mean shows nothing of more than max_clients."
         )
     if sampler["kind"] == "uniform" and sampler["cohort_size"] < sampler["num_clients"]:
         raise ValueError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,20 +67,27 @@ def discrete_gaussian(key: jax.Array, stddev: float, shape: tuple[int, ...]) -> 
     return _drawn(key, _gaussian_table(float(stddev)), shape)
 
 
-def _drawn(key: jax.Array, table: np.ndarray, shape: tuple[int, ...]) -> jax.Array:
+class _Table(NamedTuple):
+    """The distribution function of integers from the least on, in parts of 2^32, where these are not 0 or all."""
+
+    least: int
+    ends: np.ndarray
+
+
+def _drawn(key: jax.Array, table: _Table, shape: tuple[int, ...]) -> jax.Array:
     words = jax.random.bits(key, shape, jnp.uint32)
-    return jnp.searchsorted(jnp.asarray(table), words, side="right").astype(jnp.int32) - len(table) // 2
+    return table.least + jnp.searchsorted(jnp.asarray(table.ends), words, side="right").astype(jnp.int32)
 
 
 @functools.lru_cache(maxsize=4)
-def _skellam_table(variance: float) -> np.ndarray:
+def _skellam_table(variance: float) -> _Table:
     if variance > _ALIKE:
         return _gaussian_table(math.sqrt(variance))
     return _table(special.ive(_magnitudes(math.sqrt(variance)), variance))
 
 
 @functools.lru_cache(maxsize=4)
-def _gaussian_table(stddev: float) -> np.ndarray:
+def _gaussian_table(stddev: float) -> _Table:
     return _table(np.exp(-0.5 * (_magnitudes(stddev) / max(stddev, 1e-9)) ** 2))
 
 
@@ -88,11 +96,9 @@ def _magnitudes(stddev: float) -> np.ndarray:
     return np.arange(10 + math.ceil(6.5 * stddev), dtype=np.float64)
 
 
-def _table(likelihood: np.ndarray) -> np.ndarray:
-    """Returns the distribution function of integers, in parts of 2^32, of how likely each magnitude is.
-
-    It has an even number of words, of which as many are for integers below 0; the largest has none.
-    """
+def _table(likelihood: np.ndarray) -> _Table:
+    """Returns the table of symmetric integers, of how likely each magnitude is."""
     both = np.concatenate([likelihood[:0:-1], likelihood])
-    ends = np.round(np.cumsum(both)[:-1] / both.sum() * 2.0**32)
-    return np.minimum(ends, 2.0**32 - 1).astype(np.uint32)
+    ends = np.round(np.cumsum(both) / both.sum() * 2.0**32)
+    below = int(np.sum(ends == 0))
+    return _Table(1 - len(likelihood) + below, ends[(ends > 0) & (ends < 2.0**32)].astype(np.uint32))

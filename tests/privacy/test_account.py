@@ -33,21 +33,6 @@ ADD, REPLACE, ZERO = "add_or_remove_one", "replace_one", "zero_out_one"
 
 
 @pytest.mark.parametrize(
-    ("probability", "z", "rounds", "delta", "expected"),
-    [
-        (0.01, 1.0, 1000, 1e-5, 1.828244),
-        (100 / 3400, 1.0, 1500, 3400**-1.1, 6.350059),
-        (0.1, 3.0, 512, 1e-6, 3.769687),
-        (256 / 60000, 1.1, 14040, 1e-5, 2.379643),
-        (0.001, 1.0, 1500, 1e-6, 0.221348),
-        (120 / 3383, 1.2, 100, 1e-5, 1.707471),
-    ],
-)
-def test_poisson_sampling_costs_what_is_published(probability, z, rounds, delta, expected):
-    assert epsilon(Poisson(z, probability), rounds, delta, ADD) == pytest.approx(expected, abs=1e-3)
-
-
-@pytest.mark.parametrize(
     ("z", "delta", "expected"), [(1, 1e-5, 4.3771781), (0.5, 1e-5, 9.9972561), (4, 1e-6, 1.0607019)]
 )
 def test_without_sampling_it_is_analytic(z, delta, expected):
