@@ -8,7 +8,6 @@ Federated Learning" (arXiv 2110.04995).
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,20 +28,6 @@ from fedjx.privacy.integer_loss import norms_after_rounding
 from fedjx.privacy.integer_noise import discrete_gaussian, skellam
 
 _MOST_ROUNDINGS = 64  # each is accepted with a probability of 0.39 at least: all fail once in 10^13 clients
-
-
-class _Ring(NamedTuple):
-    """How vectors become integers of a ring.
-
-    Attributes:
-      step: Of the grid, on which vectors are rounded.
-      num_bits: Of the ring.
-      size: Elements, a power of two.
-    """
-
-    step: float
-    num_bits: int
-    size: int
 
 
 def distributed_dp_mean(
@@ -95,31 +80,27 @@ def distributed_dp_mean(
     >>> result.shape, round(float(measured["noise_stddev"]), 4)
     ((2,), 0.0333)
     """
-    check_number("(0, inf)", "Choose a finite clip, such as the median norm.", clip=clip)
-    check_number("[0, inf)", noise_multiplier=noise_multiplier)
-    check_number("(0, inf)", "Pass the expected size of a cohort.", expected_clients=expected_clients)
-    check_number("(0, inf)", num_stddevs=num_stddevs)
-    check_integer("[1, inf)", num_elements=num_elements, max_clients=max_clients)
-    check_integer(f"[1, {max_clients}]", "Pass the threshold of the protocol.", min_clients=min_clients)
-    check_integer("[2, 24]", "Floats have no finer steps.", num_bits=num_bits)
     check_choice(("skellam", "discrete_gaussian"), mechanism=mechanism)
-    share = noise_multiplier * clip / math.sqrt(max_clients)
-    ring = _ring(clip, share, num_elements, max_clients, num_bits, num_stddevs)
-    shared = Shared(mechanism, share / ring.step, min_clients, max_clients, clip / ring.step, ring.size)
+    of_clients = {"min_clients": min_clients, "max_clients": max_clients}
+    _check(clip, noise_multiplier, expected_clients, num_elements, **of_clients)
+    step = _step(clip, noise_multiplier, num_elements, max_clients, num_bits, num_stddevs)
+    stddev = noise_multiplier * clip / math.sqrt(max_clients)
+    shared = Shared(mechanism, stddev / step, **of_clients, clip=clip / step, size=_padded(num_elements))
     jax.eval_shape(lambda: _share(shared, jax.random.key(0)))  # refuses what could not be drawn
 
     def client(signs: jax.Array, key: jax.Array, value: PyTree, weight: jax.Array) -> tuple[jax.Array, Metrics]:
         flat, counts = _clipped(clip, value)
         key_round, key_noise = jax.random.split(key)
-        rotated = hadamard_transform(jnp.pad(flat, (0, ring.size - flat.size)) * random_signs(signs, ring.size))
-        code = _rounded(key_round, rotated / ring.step, shared) + _share(shared, key_noise)
+        rotated = hadamard_transform(jnp.pad(flat, (0, shared.size - flat.size)) * random_signs(signs, shared.size))
+        code = _rounded(key_round, rotated / step, shared) + _share(shared, key_noise)
         return jax.tree.map(lambda x: jnp.where(weight > 0, x, 0), (code, counts))
 
     def server(signs: jax.Array, key: jax.Array, total: jax.Array, counts: Metrics) -> tuple[jax.Array, Metrics]:
-        filled = _centred(total + _shares(shared, key, max_clients - counts["num_clients"]), num_bits)
-        sum_ = hadamard_transform(filled.astype(jnp.float32) * ring.step) * random_signs(signs, ring.size)
-        too_few, overflow = counts["num_clients"] < min_clients, counts["num_clients"] > max_clients
-        result = jnp.where(too_few, 0, jnp.where(overflow, jnp.nan, sum_ / expected_clients))
+        number = counts["num_clients"]
+        filled = _centred(total + _shares(shared, key, max_clients - number), num_bits)
+        turned_back = hadamard_transform(filled.astype(jnp.float32) * step) * random_signs(signs, shared.size)
+        too_few, overflow = number < min_clients, number > max_clients
+        result = jnp.where(too_few, 0, jnp.where(overflow, jnp.nan, turned_back / expected_clients))
         measured = {"clip": clip, "noise_stddev": noise_multiplier * clip / expected_clients}
         not_private = {**counts, "too_few": too_few, "overflow": overflow}
         return result, {**jax.tree.map(jnp.float32, measured), "not_private": not_private}
@@ -136,23 +117,39 @@ def distributed_dp_mean(
         return state, federated_map(lambda flat: _unflattened(member, flat), shown[0]), shown[1]
 
     def init(member: PyTree) -> tuple[()]:
-        _check_size(num_elements, member)
-        return ()
+        return _check_size(num_elements, member)
 
     return Aggregator(init, next, secure=True, event=Event(noise_multiplier, shared, clip))
 
 
-def _ring(clip: float, share: float, num_elements: int, max_clients: int, num_bits: int, num_stddevs: float) -> _Ring:
-    """Chooses the least step with which the sum fits (arXiv 2102.06387, section 5)."""
-    size = 1 << (num_elements - 1).bit_length()
+def _check(
+    clip: float, noise_multiplier: float, expected_clients: float, num_elements: int, min_clients: int, max_clients: int
+) -> None:
+    check_number("(0, inf)", "Choose a finite clip, such as the median norm.", clip=clip)
+    check_number("[0, inf)", noise_multiplier=noise_multiplier)
+    check_number("(0, inf)", "Pass the expected size of a cohort.", expected_clients=expected_clients)
+    check_integer("[1, inf)", num_elements=num_elements, max_clients=max_clients)
+    check_integer(f"[1, {max_clients}]", "Pass the threshold of the protocol.", min_clients=min_clients)
+
+
+def _step(
+    clip: float, noise_multiplier: float, num_elements: int, max_clients: int, num_bits: int, num_stddevs: float
+) -> float:
+    """Returns the least step of the grid with which the sum fits into the ring (arXiv 2102.06387, section 5)."""
+    check_integer("[2, 24]", "Floats have no finer steps.", num_bits=num_bits)
+    check_number("(0, inf)", num_stddevs=num_stddevs)
     room = 4.0**num_bits - max_clients * num_stddevs**2
     if room <= 0:
         raise ValueError(
             f"the rounding errors of all clients must fit into the ring; got {num_bits=}, {max_clients=} and "
-            f"{num_stddevs=}. Use at least {math.ceil(math.log2(max_clients * num_stddevs**2) / 2)} bits, better 16."
+            f"{num_stddevs=}. Use more than {math.log2(max_clients * num_stddevs**2) / 2:.0f} bits, better 16."
         )
-    stddev = math.sqrt((clip * max_clients) ** 2 / size + max_clients * share**2)
-    return _Ring(2 * num_stddevs * stddev / math.sqrt(room), num_bits, size)
+    variance = clip**2 * (max_clients**2 / _padded(num_elements) + noise_multiplier**2)
+    return 2 * num_stddevs * math.sqrt(variance / room)
+
+
+def _padded(num_elements: int) -> int:
+    return 1 << (num_elements - 1).bit_length()
 
 
 def _clipped(clip: float, value: PyTree) -> tuple[jax.Array, Metrics]:
@@ -184,8 +181,6 @@ def _rounded(key: jax.Array, x: jax.Array, shared: Shared) -> jax.Array:
 
 def _share(shared: Shared, key: jax.Array) -> jax.Array:
     """Draws one share of the noise, int32 ``[size]``."""
-    if shared.stddev == 0:
-        return jnp.zeros(shared.size, jnp.int32)
     if shared.mechanism == "skellam":
         return skellam(key, shared.stddev**2, (shared.size,))
     return discrete_gaussian(key, shared.stddev, (shared.size,))
@@ -212,9 +207,10 @@ def _unflattened(member: PyTree, flat: jax.Array) -> PyTree:
     return cast_like(member, treedef.unflatten(parts))
 
 
-def _check_size(num_elements: int, member: PyTree) -> None:
+def _check_size(num_elements: int, member: PyTree) -> tuple[()]:
     size = sum(math.prod(np.shape(x)) for x in jax.tree.leaves(member))
     if size > num_elements:
         raise ValueError(
             f"noise was made for values of at most {num_elements=}; got one of {size}. Pass num_elements={size}."
         )
+    return ()

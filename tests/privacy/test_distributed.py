@@ -13,7 +13,7 @@ import fedjx
 from fedjx.aggregation.secure import secure_total
 from fedjx.data import cyclic_sampler, fixed_sampler, poisson_sampler, uniform_sampler
 from fedjx.models import linear
-from fedjx.privacy import Event, account, budget, distributed_dp_mean, dp_mean, within
+from fedjx.privacy import BudgetSpent, Event, account, budget, distributed_dp_mean, dp_mean, within
 from fedjx.privacy.distributed import _rounded
 from fedjx.privacy.events import Shared
 from fedjx.privacy.integer_loss import IntegerSum, norms_after_rounding
@@ -204,7 +204,7 @@ def test_of_too_few_and_too_many_nothing_is_shown():
     assert bool(measured["not_private"]["overflow"])
 
 
-def test_an_algorithm_shows_secure_sums_and_stops_at_its_budget():
+def test_an_algorithm_shows_secure_sums_and_has_a_budget():
     train, _ = fedjx.data.digits(num_clients=6)
     mean = distributed_dp_mean(
         clip=0.5, noise_multiplier=4.0, expected_clients=6, num_elements=650, min_clients=6, max_clients=6
@@ -215,16 +215,14 @@ def test_an_algorithm_shows_secure_sums_and_stops_at_its_budget():
         aggregator=mean,
         metrics_sum=secure_total(bound=1e4, max_clients=6),
     )
-    limit = budget(account(mean, fixed_sampler(6, [range(6)])), epsilon=1.8, delta=1e-5)
-    assert limit.max_rounds == 2
     state, cohort = algorithm.init(KEY), fedjx.data.Cohort(train, range(6), batch_size=50)
     fedjx.check_secure(algorithm.next, state, cohort)
-    step = within(limit, algorithm.next)
-    for _ in limit.rounds():
-        state, metrics = step(state, cohort)
-    assert metrics["privacy"]["rounds_left"] == 0
-    assert 0 < metrics["privacy"]["epsilon"] <= 1.8
-    assert isinstance(limit.description["noise"], list)
+    limit = budget(account(mean, fixed_sampler(6, [range(6)])), epsilon=1.8, delta=1e-5)
+    assert limit.max_rounds == 2
+    assert limit.report(2)["epsilon"] == limit.account.epsilon(2, 1e-5) <= 1.8
+    assert limit.description["noise"] == ["Shared", *mean.event.noise]
+    with pytest.raises(BudgetSpent, match="pays 2 rounds"):
+        within(limit, algorithm.next)(state._replace(round=jnp.int32(2)), cohort)
 
 
 def test_a_plain_private_mean_is_not_secure():
