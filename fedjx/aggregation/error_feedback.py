@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjx.aggregation.bounding import with_own
+from fedjx.aggregation.bounding import exact_beside, with_own
 from fedjx.aggregation.compress import Compressor, Leaf, check_compressor, decode_tree, encode_tree, is_large
 from fedjx.aggregation.mean import wrapped
 from fedjx.core.execution.computation import federated_computation
@@ -37,11 +37,13 @@ class StatefulAggregator(NamedTuple):
         of weight 0 stays as it is, and so does that of one with a number that is not finite in its
         value and memory together: it takes no part, and is counted in ``num_non_finite``. One
         that would become infinite stays too.
+      event: As of an `Aggregator`.
     """
 
     init: Callable[[PyTree], PyTree]
     init_client: Callable[[PyTree], PyTree]
     next: Callable[[PyTree, PyTree, PyTree, PyTree, PyTree], tuple[PyTree, PyTree, PyTree, PyTree]]
+    event: object = None
 
 
 def error_feedback(
@@ -78,9 +80,11 @@ def error_feedback(
         code, weight, non_finite, memory = federated_map(encode, federated_keys(key_encode), value, weight, memory)
         decoded = federated_decode(code, lambda code: decode_tree(compressor, where, code, member))
         state, result, measured = inner.next(key_inner, state, decoded, weight)
-        return state, result, federated_map(with_own, measured, counted(non_finite)), memory
+        own = exact_beside(inner, counted(non_finite))
+        return state, result, federated_map(with_own, measured, own), memory
 
-    return StatefulAggregator(inner.init, _zeros, next)
+    # A client's memory is of its own values, so that the inner one still sees each client by itself.
+    return StatefulAggregator(inner.init, _zeros, next, inner.event)
 
 
 def ef21(compressor: Compressor, *, num_clients: int, where: Callable[[Leaf], bool] = is_large) -> StatefulAggregator:

@@ -35,7 +35,13 @@ from fedjx.data.python_source import python_modules, python_source
 from fedjx.data.sampling import Sampler, check_description, poisson_sampler, uniform_sampler
 from fedjx.data.sampling_choice import ToldSampler, power_of_choice
 from fedjx.data.sampling_reports import exponential_times, over_select
-from fedjx.data.sampling_schedules import Diurnal, availability_sampler, cyclic_sampler, fixed_sampler
+from fedjx.data.sampling_schedules import (
+    Diurnal,
+    availability_sampler,
+    cyclic_poisson_sampler,
+    cyclic_sampler,
+    fixed_sampler,
+)
 from fedjx.data.sampling_weighted import size_weighted_sampler, weighted_sampler
 from fedjx.data.skew import add_noise, label_permutations, noise_levels, permute_labels, rotate_images, scale_channels
 from fedjx.data.source import Client, Source, write_store
@@ -70,6 +76,7 @@ __all__ = [
     "central",
     "check_description",
     "continuous_partition",
+    "cyclic_poisson_sampler",
     "cyclic_sampler",
     "digits",
     "dirichlet_by_client_partition",

@@ -118,7 +118,9 @@ def uniform_sampler(num_clients: int, cohort_size: int, *, seed: int, replacemen
     return Sampler(draw, described("uniform", num_clients, seed=seed, cohort_size=cohort_size, **promises))
 
 
-def poisson_sampler(num_clients: int, *, probability: float | ArrayLike, seed: int) -> Sampler:
+def poisson_sampler(
+    num_clients: int, *, probability: float | ArrayLike, seed: int, max_cohort_size: int | None = None
+) -> Sampler:
     """Samples every client by itself with a probability, as the accountants of differential privacy assume.
 
     The number of clients is drawn from the binomial distribution, exactly up to 2^-63 for each number
@@ -127,7 +129,7 @@ def poisson_sampler(num_clients: int, *, probability: float | ArrayLike, seed: i
 
     Cohorts differ in size and may be empty. Do not draw another one and do not leave the round out: an
     accountant assumes neither. Run the round on its `Cohort`, as any other: nobody contributes, and the aggregator adds
-    what it adds, such as noise. `Cohort` takes all sizes; none is cut off.
+    what it adds, such as noise. `Cohort` takes all sizes; none is cut off, but by ``max_cohort_size``.
 
     Guarantees: those of `uniform_sampler`; O(cohort) time and memory, with probabilities of their own
     O(num_clients * largest probability).
@@ -136,13 +138,15 @@ def poisson_sampler(num_clients: int, *, probability: float | ArrayLike, seed: i
       num_clients: Size of the population, less than 2^31.
       probability: In (0, 1]; or one for each client, in [0, 1], ``[num_clients]``.
       seed: Integer in ``[0, 2^64)``.
+      max_cohort_size: Of larger cohorts so many clients stay, each as likely: truncated Poisson sampling (Ganesh et
+        al., arXiv 2410.22673), which accountants know as well. Not with probabilities of their own.
 
     Returns:
       A `Sampler` of ids in increasing order, int32 ``[C]``. Its description has the largest ``probability``
       and, if they differ, the SHA-256 of all.
 
     Raises:
-      ValueError: If a number is out of range.
+      ValueError: If a number is out of range, or cohorts of unequal clients are to be truncated.
 
     >>> sample = poisson_sampler(10_000_000, probability=5e-7, seed=0)
     >>> [sample(round).tolist() for round in range(2)]
@@ -157,19 +161,35 @@ def poisson_sampler(num_clients: int, *, probability: float | ArrayLike, seed: i
             f"from {own.min(initial=np.inf)} to {own.max(initial=-np.inf)} for {num_clients=}. "
             "Divide the expected size of a cohort by num_clients."
         )
+    if max_cohort_size is not None:
+        check_integer("[1, inf)", max_cohort_size=max_cohort_size)
+        if own.ndim:
+            raise ValueError(
+                "no theorem covers cohorts that are truncated if clients have probabilities of their own; got "
+                f"{max_cohort_size=} and {num_clients} probabilities. Give one for all, or no largest size."
+            )
     most = float(own.max())
-    least, ends = binomial_table(num_clients, most)
+    subset = poisson_subset(num_clients, most, max_cohort_size)
 
     def draw(round: int) -> np.ndarray:
-        count = least + int(np.searchsorted(ends, words(1, seed, round, _COUNT), side="right")[0])
-        ids = _subset(num_clients, count, seed, round)
-        if own.ndim:
-            ids = ids[below(words(count, seed, round, _KEEP), own[ids] / most)]
-        return ids
+        ids = subset(seed, round)
+        return ids[below(words(len(ids), seed, round, _KEEP), own[ids] / most)] if own.ndim else ids
 
     others = {"probability": most, "probabilities": digest(own) if own.ndim else None}
+    others |= {} if max_cohort_size is None else {"max_cohort_size": max_cohort_size}
     promises = {"replacement": False, "min_separation": 1}
     return Sampler(draw, described("poisson", num_clients, seed=seed, **others, **promises))
+
+
+def poisson_subset(size: int, probability: float, most: int | None = None) -> Callable[[int, int], np.ndarray]:
+    """Returns ``(seed, round) -> numbers below size``, each there with a probability by itself, int32, increasing."""
+    least, ends = binomial_table(size, probability)
+
+    def draw(seed: int, round: int) -> np.ndarray:
+        count = least + int(np.searchsorted(ends, words(1, seed, round, _COUNT), side="right")[0])
+        return _subset(size, count if most is None else min(count, most), seed, round)
+
+    return draw
 
 
 def sorted_ids(ids: ArrayLike) -> np.ndarray:

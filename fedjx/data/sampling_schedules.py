@@ -8,12 +8,20 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fedjx.core.language.checks import check_integer
+from fedjx.core.language.checks import check_integer, check_number
 from fedjx.data.random_words import below, checked_word, digest, hashed, permuted, words
-from fedjx.data.sampling import Sampler, check_cohort_size, check_population, described, sorted_ids
+from fedjx.data.sampling import (
+    Sampler,
+    check_cohort_size,
+    check_population,
+    described,
+    poisson_subset,
+    sorted_ids,
+)
 
 # Streams of words of one (seed, round).
 _BLOCKS, _ORDER, _CANDIDATES, _AVAILABLE, _PHASE = range(5)
+_GROUPS = 16  # None of those of `poisson_subset`.
 
 # Most candidates that are looked at together: memory stays small where few clients are available.
 _MOST_CANDIDATES = 1 << 16
@@ -68,6 +76,46 @@ def cyclic_sampler(num_clients: int, cohort_size: int, *, seed: int, min_separat
     others = {"cohort_size": cohort_size, "rounds_per_epoch": epoch_rounds}
     promises = {"replacement": False, "min_separation": separation}
     return Sampler(draw, described("cyclic", num_clients, seed=seed, **others, **promises))
+
+
+def cyclic_poisson_sampler(num_clients: int, *, probability: float, num_groups: int, seed: int) -> Sampler:
+    """Deals clients to groups that take turns, and samples each of a group by itself with a probability.
+
+    Choquette-Choo et al., "(Amplified) Banded Matrix Factorization" (arXiv 2306.08153, section 4): a client is back
+    after ``num_groups`` rounds at the earliest, so that noise may be correlated over so many, and is there by chance.
+
+    Guarantees: those of `poisson_sampler`; the group of a client is a function of the seed. Groups differ by one client
+    at most. The expected size of a cohort is ``probability * num_clients / num_groups``.
+
+    Args:
+      num_clients: Size of the population, less than 2^31.
+      probability: In (0, 1], with which a client of the group whose turn it is takes part.
+      num_groups: From 1, which is `poisson_sampler` of renamed clients, to ``num_clients``.
+      seed: Integer in ``[0, 2^64)``.
+
+    Returns:
+      A `Sampler` of ids in increasing order, int32 ``[C]``.
+
+    Raises:
+      ValueError: If a number is out of range.
+
+    >>> sample = cyclic_poisson_sampler(8, probability=0.75, num_groups=2, seed=0)
+    >>> [sample(round).tolist() for round in range(4)]
+    [[1, 2, 3], [6, 7], [1, 2, 3, 5], [0, 4, 6, 7]]
+    """
+    check_population(num_clients)
+    check_number("(0, 1]", probability=probability)
+    check_integer(f"[1, {num_clients}]", num_groups=num_groups)
+    seed, ends = checked_word("seed", seed), [g * num_clients // num_groups for g in range(num_groups + 1)]
+    subsets = {size: poisson_subset(size, probability) for size in set(np.diff(ends).tolist())}
+
+    def draw(round: int) -> np.ndarray:
+        group = checked_word("round", round) % num_groups
+        places = ends[group] + subsets[ends[group + 1] - ends[group]](seed, round)
+        return sorted_ids(permuted(places, num_clients, seed, 0, _GROUPS))
+
+    promises = {"replacement": False, "min_separation": num_groups}
+    return Sampler(draw, described("cyclic_poisson", num_clients, seed=seed, probability=probability, **promises))
 
 
 def availability_sampler(

@@ -1,13 +1,24 @@
 """Differential privacy: means with noise that know what they cost, accounts tied to samplers, and budgets that stop."""
 
-from fedjx.privacy.account import Account, account, tree_sensitivity_squared
+from fedjx.privacy.account import Account, account, together, tree_sensitivity_squared
 from fedjx.privacy.audit import Audit, audit, coins
 from fedjx.privacy.budget import Budget, BudgetSpent, budget, within
 from fedjx.privacy.calibration import Calibrated, calibrate
 from fedjx.privacy.canaries import canary_score, with_canaries
 from fedjx.privacy.dp_mean import AdaptiveClip, dp_mean, dp_mean_adaptive, values_multiplier
-from fedjx.privacy.events import Event, Independent, Matrix, Tree
-from fedjx.privacy.noise import Noise, Strategy, independent, matrix, sensitivity, tree
+from fedjx.privacy.events import Event, Independent, Laplacian, Local, Matrix, Tree
+from fedjx.privacy.local import (
+    Randomizer,
+    category_response,
+    gaussian_response,
+    laplace_response,
+    local_mean,
+    piecewise_response,
+    two_point_response,
+    unary_response,
+)
+from fedjx.privacy.loss import shuffled_epsilon
+from fedjx.privacy.noise import Noise, Strategy, independent, laplace, matrix, sensitivity, tree
 from fedjx.privacy.query import Query, private_sum
 from fedjx.privacy.strategies import banded_strategy, buffered_strategy
 
@@ -20,9 +31,12 @@ __all__ = [
     "Calibrated",
     "Event",
     "Independent",
+    "Laplacian",
+    "Local",
     "Matrix",
     "Noise",
     "Query",
+    "Randomizer",
     "Strategy",
     "Tree",
     "account",
@@ -32,15 +46,25 @@ __all__ = [
     "buffered_strategy",
     "calibrate",
     "canary_score",
+    "category_response",
     "coins",
     "dp_mean",
     "dp_mean_adaptive",
+    "gaussian_response",
     "independent",
+    "laplace",
+    "laplace_response",
+    "local_mean",
     "matrix",
+    "piecewise_response",
     "private_sum",
     "sensitivity",
+    "shuffled_epsilon",
+    "together",
     "tree",
     "tree_sensitivity_squared",
+    "two_point_response",
+    "unary_response",
     "values_multiplier",
     "with_canaries",
     "within",

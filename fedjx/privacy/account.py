@@ -7,16 +7,30 @@ and refuses what no theorem covers.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from fedjx.aggregation.error_feedback import StatefulAggregator
 from fedjx.core.execution.process import Aggregator
 from fedjx.core.language.checks import check_choice, check_integer, check_number
 from fedjx.data.sampling import Described
-from fedjx.privacy.events import Event, Independent, Matrix, Tree
-from fedjx.privacy.loss import RELATIONS, Gaussian, Loss, Relation, epsilon, epsilon_so_far, of_round
+from fedjx.privacy.events import Event, Independent, Laplacian, Local, Matrix, Tree
+from fedjx.privacy.loss import (
+    RELATIONS,
+    Accountant,
+    Gaussian,
+    Laplace,
+    Loss,
+    Relation,
+    Response,
+    Shuffled,
+    epsilon,
+    epsilon_so_far,
+    epsilon_together,
+    of_round,
+)
 
-_AMPLIFIED = ("poisson", "uniform")
+_AMPLIFIED = ("poisson", "cyclic_poisson", "uniform")
 _SCHEDULED = ("cyclic", "fixed")
 _REFUSED = {
     "over_select": "who reports first is not drawn at random. Account for the clients that are selected, and keep all",
@@ -46,13 +60,18 @@ class Account(NamedTuple):
     sampler: dict[str, Any]
     event: Event
 
-    def epsilon(self, rounds: int, delta: float) -> float:
+    def epsilon(self, rounds: int, delta: float, accountant: Accountant = "pld") -> float:
         """Returns epsilon after so many rounds.
 
+        Args:
+          rounds: How many.
+          delta: In (0, 1); less than one over the number of clients.
+          accountant: The tight one ("pld"), or that by Rényi divergences, whose numbers older papers have ("rdp").
+
         Raises:
-          ValueError: If the noise was made for fewer rounds, or delta is not in (0, 1).
+          ValueError: If the noise was made for fewer rounds, a number is out of range, or RDP says nothing here.
         """
-        return epsilon(self.loss, self._count(rounds, delta), float(delta), self.relation)
+        return epsilon(self.loss, self._count(rounds, delta), float(delta), self.relation, accountant)
 
     def epsilon_so_far(self, rounds: int, delta: float) -> float:
         """Returns `epsilon` to seven digits: cheap after every round, and bitwise the same in a run that resumes."""
@@ -88,18 +107,21 @@ class Account(NamedTuple):
 
 
 def account(
-    private: Aggregator | Event,
+    private: Aggregator | StatefulAggregator | Event,
     sampler: Described,
     *,
     relation: Relation | None = None,
     noise_population: int | None = None,
+    shuffled: bool = False,
 ) -> Account:
     """Ties what an aggregator does to how its cohorts are drawn.
 
     - `poisson_sampler` amplifies: each round's loss is that of a sampled Gaussian (PLD).
     - `uniform_sampler` without replacement amplifies less, and by a looser bound (RDP, replace one).
     - `cyclic_sampler` and `fixed_sampler` do not amplify, but a client is not back before ``min_separation`` rounds.
+    - `cyclic_poisson_sampler` amplifies the turns of a client's group, also with a banded `matrix` of so many bands.
     - Noise of a `tree` or a `matrix` takes any of these as a schedule: it counts how often a client can be there.
+    - Local reports cost the same however clients are drawn, unless they are shuffled.
 
     Args:
       private: An aggregator with an ``event``, such as `dp_mean`.
@@ -107,6 +129,7 @@ def account(
       relation: As in `Account`; what the sampler's theorem is about if not given.
       noise_population: Where the noise is that of larger cohorts (``noise_clients``), the population out of which these
         would be drawn, by the same kind of sampling.
+      shuffled: Whether somebody that is trusted with that, and with nothing else, shuffles a round's local reports.
 
     Raises:
       TypeError: If the aggregator gives no guarantee.
@@ -117,7 +140,7 @@ def account(
     >>> round(spent.epsilon(rounds=100, delta=1e-5), 3)
     1.707
     """
-    event = private.event if isinstance(private, Aggregator) else private
+    event = private.event if isinstance(private, (Aggregator, StatefulAggregator)) else private
     if not isinstance(event, Event):
         raise TypeError(
             "an account needs an aggregator that makes noise, alone or within one that changes each client's value "
@@ -129,8 +152,31 @@ def account(
     if relation is not None:
         check_choice(RELATIONS, relation=relation)
     description = _as_deployed(event, description, noise_population)
-    make = _independent if isinstance(event.noise, Independent) else _correlated
-    return make(event, description, relation)
+    made = _MAKE[type(event.noise)](event, description, relation)
+    return _shuffled(made) if shuffled else made
+
+
+def together(spent: Sequence[tuple[Account, int]], delta: float) -> float:
+    """Returns epsilon of everything that was done with the same clients: of each account, so many rounds.
+
+    Such as of training and of a private evaluation, or of several questions. It is less than the sum of theirs.
+
+    Raises:
+      ValueError: If they are about different relations, or have no loss distribution, as cohorts of a fixed size.
+
+    >>> sampler = fedjx.data.fixed_sampler(10, [range(10)])
+    >>> train, test = (account(Event(z), sampler) for z in (5.0, 10.0))
+    >>> alone = train.epsilon(10, 1e-5), test.epsilon(1, 1e-5)
+    >>> [round(x, 2) for x in (*alone, together([(train, 10), (test, 1)], 1e-5))]
+    [2.59, 0.34, 2.63]
+    """
+    relations: set[Relation] = {of.relation for of, _ in spent}
+    if len(relations) > 1:
+        raise ValueError(
+            f"what composes is about the same two data sets; got {sorted(relations)}. Make all accounts with one."
+        )
+    losses = [(of.loss, of._count(rounds, delta)) for of, rounds in spent]
+    return epsilon_together(losses, float(delta), relations.pop()) if relations else 0.0
 
 
 def _as_deployed(event: Event, sampler: dict[str, Any], population: int | None) -> dict[str, Any]:
@@ -144,7 +190,7 @@ def _as_deployed(event: Event, sampler: dict[str, Any], population: int | None) 
         return sampler
     check_integer("[1, inf)", noise_population=population)
     size = float(event.noise_clients or 0)
-    if sampler["kind"] not in _AMPLIFIED or not isinstance(event.noise, Independent) or population < size:
+    if sampler["kind"] not in ("poisson", "uniform") or not isinstance(event.noise, Independent) or population < size:
         raise ValueError(
             "a larger run is simulated for independent noise on cohorts drawn at random, out of at least as many "
             f"clients; got {sampler['kind']!r} cohorts, {event.noise} and {event.noise_clients} of {population}. "
@@ -169,30 +215,79 @@ def _check_sampler(description: Mapping[str, Any]) -> None:
         )
 
 
+def _shuffled(of_reports: Account) -> Account:
+    loss, sampler = of_reports.loss, of_reports.sampler
+    if not isinstance(loss, Response) or sampler["kind"] not in ("uniform", "cyclic"):
+        raise ValueError(
+            "local reports of pure epsilon hide among those of a known number of clients; got "
+            f"{of_reports.event.noise} and {sampler['kind']!r} cohorts. Use local_mean and uniform_sampler."
+        )
+    # The smallest cohort of a cycle is that of the clients spread evenly over its rounds.
+    number = sampler["num_clients"] // sampler["rounds_per_epoch"] if sampler["kind"] == "cyclic" else None
+    return of_reports._replace(loss=Shuffled(loss.epsilon, number or sampler["cohort_size"]))
+
+
+def _scheduled(sampler: dict[str, Any]) -> int:
+    """Returns after how many rounds a client may be back."""
+    return max(1, sampler["min_separation"])
+
+
 def _independent(event: Event, sampler: dict[str, Any], relation: Relation | None) -> Account:
-    z = event.noise_multiplier
+    z, separation = event.noise_multiplier, _scheduled(sampler)
     if sampler["kind"] in _SCHEDULED:
-        return Account(Gaussian(z), relation or "zero_out_one", max(1, sampler["min_separation"]), None, sampler, event)
-    names = ("probability",) if sampler["kind"] == "poisson" else ("num_clients", "cohort_size")
-    loss, relation = of_round(z, relation, **{name: sampler[name] for name in names})
-    return Account(loss, relation, 1, None, sampler, event)
+        return Account(Gaussian(z), relation or "zero_out_one", separation, None, sampler, event)
+    # Cohorts drawn out of groups that take turns: the turn of a client's group is its only chance.
+    return Account(*of_round(z, relation, sampler), separation, None, sampler, event)
 
 
-def _correlated(event: Event, sampler: dict[str, Any], relation: Relation | None) -> Account:
-    relation = relation or "zero_out_one"
-    separation, noise = max(1, sampler["min_separation"]), event.noise
-    if isinstance(noise, Matrix):
-        most = -(-noise.num_rounds // separation)
-        if separation < noise.min_separation or most > noise.max_participations:
-            raise ValueError(
-                f"the noise was scaled for clients that are back after at least {noise.min_separation} rounds, at most "
-                f"{noise.max_participations} times in {noise.num_rounds}; got a sampler with min_separation="
-                f"{separation}. Use cyclic_sampler with that separation, or make the matrix for this one."
-            )
-        return Account(Gaussian(event.noise_multiplier), relation, noise.num_rounds, noise.num_rounds, sampler, event)
-    assert isinstance(noise, Tree)
-    norm = math.sqrt(tree_sensitivity_squared(noise.num_rounds, min_separation=separation))
-    return Account(Gaussian(event.noise_multiplier / norm), relation, noise.num_rounds, None, sampler, event)
+def _laplacian(event: Event, sampler: dict[str, Any], relation: Relation | None) -> Account:
+    relation = relation or "add_or_remove_one"
+    kind, probability = sampler["kind"], sampler.get("probability", 1.0)
+    if kind == "uniform" or "max_cohort_size" in sampler or (probability < 1 and relation == "replace_one"):
+        raise ValueError(
+            f"Laplace noise is accounted for on schedules, and on Poisson samples by adding or removing a client; got "
+            f"{kind!r} cohorts and {relation=}. Use poisson_sampler without a largest size, or Gaussian noise."
+        )
+    return Account(Laplace(event.noise_multiplier, probability), relation, _scheduled(sampler), None, sampler, event)
+
+
+def _local(event: Event, sampler: dict[str, Any], relation: Relation | None) -> Account:
+    assert isinstance(event.noise, Local)
+    # Who sees a report sees whose it is, so that nothing is gained by drawing who reports.
+    epsilon, rounds_each = event.noise.epsilon, _scheduled(sampler)
+    if epsilon is None:
+        return Account(Gaussian(event.noise_multiplier), relation or "replace_one", rounds_each, None, sampler, event)
+    if relation not in (None, "replace_one"):
+        raise ValueError(f"a local report is as private for any two values of a client; got {relation=}. Leave it out.")
+    return Account(Response(epsilon), "replace_one", rounds_each, None, sampler, event)
+
+
+def _matrix(event: Event, sampler: dict[str, Any], relation: Relation | None) -> Account:
+    noise, separation = event.noise, _scheduled(sampler)
+    assert isinstance(noise, Matrix)
+    most = -(-noise.num_rounds // separation)
+    if separation < noise.min_separation or most > noise.max_participations:
+        raise ValueError(
+            f"the noise was scaled for clients that are back after at least {noise.min_separation} rounds, at most "
+            f"{noise.max_participations} times in {noise.num_rounds}; got a sampler with min_separation="
+            f"{separation}. Use cyclic_sampler with that separation, or make the matrix for this one."
+        )
+    z = event.noise_multiplier
+    if sampler["kind"] == "cyclic_poisson" and noise.bands is not None and noise.bands <= separation:
+        loss, relation = of_round(z / noise.share, relation, sampler)
+        return Account(loss, relation, separation, noise.num_rounds, sampler, event)
+    return Account(Gaussian(z), relation or "zero_out_one", noise.num_rounds, noise.num_rounds, sampler, event)
+
+
+def _tree(event: Event, sampler: dict[str, Any], relation: Relation | None) -> Account:
+    assert isinstance(event.noise, Tree)
+    num_rounds = event.noise.num_rounds
+    norm = math.sqrt(tree_sensitivity_squared(num_rounds, min_separation=_scheduled(sampler)))
+    z = event.noise_multiplier / norm
+    return Account(Gaussian(z), relation or "zero_out_one", num_rounds, None, sampler, event)
+
+
+_MAKE = {Independent: _independent, Laplacian: _laplacian, Local: _local, Matrix: _matrix, Tree: _tree}
 
 
 def tree_sensitivity_squared(num_rounds: int, *, min_separation: int, max_participations: int | None = None) -> int:

@@ -50,9 +50,11 @@ class Budget(NamedTuple):
             )
 
     def report(self, rounds: int) -> dict[str, float]:
-        """Returns what so many rounds have cost, for metrics: numbers by name."""
+        """Returns what so many rounds have cost, for metrics: numbers by name, also the cohort of a simulated run."""
         spent = self.account.epsilon_so_far(rounds, self.delta)
-        return {"epsilon": spent, "delta": self.delta, "rounds_left": self.max_rounds - rounds}
+        found = {"epsilon": spent, "delta": self.delta, "rounds_left": self.max_rounds - rounds}
+        simulated = self.account.event.noise_clients
+        return found if simulated is None else found | {"noise_clients": simulated}
 
     @property
     def description(self) -> dict[str, Any]:
@@ -91,8 +93,8 @@ def within(budget: Budget, step: Callable[..., tuple[Any, ...]]) -> Callable[...
       step: Such as ``algorithm.next`` or ``algorithm.next.streamed()``; its state counts the rounds, ``round``.
 
     Returns:
-      The same, whose metrics have a dict ``privacy``, as `Budget.report` makes it. Metrics that the algorithm releases
-      itself, such as a loss, are exact: they are no part of the guarantee.
+      The same, whose metrics have a dict ``privacy``, as `Budget.report` makes it, and in it ``not_covered``, the names
+      of the metrics that are exact, such as a loss: who publishes them leaves the guarantee.
 
     Raises:
       BudgetSpent: When called, before anything runs.
@@ -101,6 +103,8 @@ def within(budget: Budget, step: Callable[..., tuple[Any, ...]]) -> Callable[...
     def paid(state: _HasRound, *others: Any, **named: Any) -> tuple[Any, ...]:
         budget.check(int(state.round))
         after, metrics, *rest = step(state, *others, **named)
-        return after, {**metrics, "privacy": budget.report(int(after.round))}, *rest
+        not_covered = tuple(sorted(metrics.keys() - {"aggregation"}))
+        report = budget.report(int(after.round)) | {"not_covered": not_covered}
+        return after, {**metrics, "privacy": report}, *rest
 
     return paid

@@ -101,10 +101,10 @@ def _cost(
 ) -> Callable[[float, int, int], float]:
     def cost(z: float, cohort: int, rounds: int) -> float:
         if sampling == "poisson":
-            loss, by = of_round(z, relation, probability=cohort / num_clients)
+            loss, by = of_round(z, relation, {"num_clients": num_clients, "probability": cohort / num_clients})
         else:  # the same relation for cohorts of all sizes
             by = relation or ("replace_one" if sampling == "fixed_size" else "zero_out_one")
-            loss, by = of_round(z, by, num_clients=num_clients, cohort_size=cohort)
+            loss, by = of_round(z, by, {"num_clients": num_clients, "cohort_size": cohort})
         return epsilon(loss, rounds, delta, by)
 
     return cost

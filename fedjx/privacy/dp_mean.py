@@ -11,17 +11,18 @@ last bits (Mironov, "On Significance of the Least Significant Bits", CCS 2012).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fedjx.aggregation.norms import euclidean_norm, follow_quantile
+from fedjx.aggregation.norms import euclidean_norm, follow_quantile, joint_norm
 from fedjx.core.execution.process import Aggregator
 from fedjx.core.language.checks import check_number
 from fedjx.core.language.names import Metrics, PyTree
 from fedjx.core.language.trees import as_float, number_dtype
-from fedjx.privacy.events import Event, Independent
+from fedjx.privacy.events import Event, Independent, Laplacian
 from fedjx.privacy.noise import Noise, independent
 from fedjx.privacy.query import Query, private_sum
 
@@ -44,6 +45,8 @@ class _Mean(NamedTuple):
     expected_clients: float
     noise_clients: float
     max_weight: float | None
+    norm: Callable[[PyTree], jax.Array] = euclidean_norm
+    unit_stddev: float = 1.0  # of noise whose multiplier and clip are 1
 
 
 def dp_mean(
@@ -58,14 +61,15 @@ def dp_mean(
     """Adds up the clients' values, each clipped, with noise, and divides by a number that no client changes.
 
     Args:
-      clip: The most that the joint L2 norm of a client's value may be; more is scaled to it. Infinity, with
-        ``noise_multiplier=0``, clips nothing.
-      noise_multiplier: Standard deviation of the noise on the sum, in clips.
+      clip: The most that the joint L2 norm of a client's value may be, or the L1 norm with `laplace` noise; more is
+        scaled to it. Infinity, with ``noise_multiplier=0``, clips nothing.
+      noise_multiplier: Standard deviation of the noise on the sum, in clips; of `laplace` noise, its scale.
       expected_clients: The number to divide by: the *expected* size of a cohort, for the real one is not public; with
         ``max_weight`` the expected sum of shares.
       max_weight: Clients count once each, whatever they weigh, if this is not given; else in proportion to their
         weights, up to this: a client's share is ``min(weight, max_weight) / max_weight``.
-      noise: How the noise hangs together over the rounds; `independent` if not given, `tree` or `matrix` for DP-FTRL.
+      noise: Its distribution, and how it hangs together over the rounds: `independent` if not given; `tree` or
+        `matrix` for DP-FTRL; `laplace`.
       noise_clients: Simulates the noise of larger cohorts, of so many expected clients, with the few that are here: the
         noise shrinks by ``expected_clients / noise_clients``. The guarantee is then that of a run which nobody has run;
         it is measured, and `account` asks for that run's population.
@@ -91,6 +95,8 @@ def dp_mean(
     check_number("(0, inf]", clip=clip)
     mean = _mean(noise_multiplier, expected_clients, noise_clients, max_weight)
     noise = independent() if noise is None else noise
+    if isinstance(noise.kind, Laplacian):
+        mean = mean._replace(norm=lambda value: joint_norm(value, 1), unit_stddev=math.sqrt(2))
     if math.isinf(clip) and noise_multiplier > 0:
         raise ValueError(
             f"noise is in clips; got {clip=} and {noise_multiplier=}. Choose a finite clip, such as the median norm."
@@ -220,7 +226,7 @@ def _record(mean: _Mean, clip: Number, value: PyTree, weight: jax.Array) -> _Rec
     for leaf in jax.tree.leaves(value):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(f"what is clipped must be floating-point; got {leaf.dtype}. Leave such leaves out.")
-    norm = euclidean_norm(value)
+    norm = mean.norm(value)
     counts = jnp.isfinite(norm) & (weight > 0)
     share = 1.0 if mean.max_weight is None else jnp.minimum(weight / mean.max_weight, 1.0)
     scale = share * jnp.where(norm > clip, clip / jnp.maximum(norm, clip), 1.0)
@@ -231,9 +237,10 @@ def _record(mean: _Mean, clip: Number, value: PyTree, weight: jax.Array) -> _Rec
 
 def _noisy(mean: _Mean, total: _Record, drawn: PyTree, noise_multiplier: float, clip: Number) -> tuple[PyTree, Metrics]:
     """Makes the mean of a sum, with noise that was drawn for a multiplier and a clip of 1, and measures both."""
-    stddev = noise_multiplier * clip / mean.noise_clients if noise_multiplier else 0.0
+    scale = noise_multiplier * clip / mean.noise_clients if noise_multiplier else 0.0
+    stddev = mean.unit_stddev * scale
     exact = jax.tree.map(lambda x: x / mean.expected_clients, total.value)
-    result = jax.tree.map(lambda x, n: x + stddev * n, exact, drawn) if noise_multiplier else exact
+    result = jax.tree.map(lambda x, n: x + scale * n, exact, drawn) if noise_multiplier else exact
     size = sum(x.size for x in jax.tree.leaves(exact))
     not_private = {
         "clipped_fraction": total.clipped / jnp.maximum(total.clients, 1).astype(jnp.float32),

@@ -9,6 +9,21 @@ class Independent(NamedTuple):
     """Every round has noise of its own."""
 
 
+class Laplacian(NamedTuple):
+    """Every round has noise of its own, of the Laplace distribution; what is clipped is the L1 norm."""
+
+
+class Local(NamedTuple):
+    """Every client's report is private by itself, whoever sees it.
+
+    Attributes:
+      epsilon: No report is more than ``exp(epsilon)`` times as likely for one value as for another; None if reports
+        are values with Gaussian noise.
+    """
+
+    epsilon: float | None = None
+
+
 class Tree(NamedTuple):
     """The noise on the sum of all rounds so far is that of a binary tree, whose leaves are the rounds.
 
@@ -27,24 +42,32 @@ class Matrix(NamedTuple):
       min_separation: The least number of rounds from one participation of a client to its next, for which noise was
         scaled by the sensitivity of C.
       max_participations: The most rounds with one client.
+      bands: How many, of a banded matrix; None if all rounds hang together.
+      share: The norm of the change by one participation, in that by all.
     """
 
     num_rounds: int
     min_separation: int
     max_participations: int
+    bands: int | None
+    share: float
+
+
+Kind = Independent | Laplacian | Local | Tree | Matrix
 
 
 class Event(NamedTuple):
     """One round, or a run's noise, of a sum to which each client adds a vector of at most a norm, its sensitivity.
 
     Attributes:
-      noise_multiplier: Standard deviation of the noise, in sensitivities.
+      noise_multiplier: Standard deviation of Gaussian noise, or scale of Laplace noise, in sensitivities; 0 without
+        noise, and of local reports that have an epsilon.
       noise: How it hangs together over the rounds.
       clip: The sensitivity; None if it adapts.
       noise_clients: The expected cohort that the noise was made for, if it is not the simulated one.
     """
 
     noise_multiplier: float
-    noise: Independent | Tree | Matrix = Independent()
+    noise: Kind = Independent()
     clip: float | None = None
     noise_clients: float | None = None

@@ -1,21 +1,24 @@
 """Epsilon of a mechanism, repeated: the adapter of `dp-accounting`, and the only file that knows it.
 
-The distribution of the privacy loss (PLD; Doroshenko et al., arXiv 2207.04380) is tight. Cohorts of a fixed size have
-only a bound by Rényi divergences (RDP; Mironov, arXiv 1702.07476, and Wang et al., arXiv 1808.00087).
-``pip install "fedjx[privacy]"`` brings it.
+The distribution of the privacy loss (PLD; Doroshenko et al., arXiv 2207.04380) is tight. Rényi divergences (RDP;
+Mironov, arXiv 1702.07476) are a bound, of which older papers report, and all that there is for cohorts of a fixed size
+(Wang et al., arXiv 1808.00087). ``pip install "fedjx[privacy]"`` brings it.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 Relation = Literal["add_or_remove_one", "replace_one", "zero_out_one"]
 RELATIONS: tuple[Relation, ...] = ("add_or_remove_one", "replace_one", "zero_out_one")
+Accountant = Literal["pld", "rdp"]
 # Every so many repetitions the composition is computed anew: whoever resumes there or between has the same bits.
 _ANCHOR = 16
+_STEP = 1e-4  # of the losses that a PLD tells apart
 
 
 class Gaussian(NamedTuple):
@@ -40,6 +43,34 @@ class Poisson(NamedTuple):
     probability: float
 
 
+class Truncated(NamedTuple):
+    """The same, but of too many clients only so many take part.
+
+    Attributes:
+      noise_multiplier: As for `Gaussian`.
+      probability: Of each client.
+      num_clients: Of the population.
+      max_cohort_size: The most that take part.
+    """
+
+    noise_multiplier: float
+    probability: float
+    num_clients: int
+    max_cohort_size: int
+
+
+class Laplace(NamedTuple):
+    """A sum with Laplace noise, in which each client takes part with a probability, by itself.
+
+    Attributes:
+      noise_multiplier: Scale of the noise, in the most that one client changes the sum, in the L1 norm.
+      probability: Of the likeliest client.
+    """
+
+    noise_multiplier: float
+    probability: float
+
+
 class FixedSize(NamedTuple):
     """A sum with Gaussian noise over so many of the clients, drawn without replacement.
 
@@ -54,94 +85,194 @@ class FixedSize(NamedTuple):
     cohort_size: int
 
 
-Loss = Gaussian | Poisson | FixedSize
+class Response(NamedTuple):
+    """A report that is private by itself, whoever sees it.
+
+    Attributes:
+      epsilon: No answer is more than ``exp(epsilon)`` times as likely for one value as for another.
+    """
+
+    epsilon: float
 
 
-@functools.lru_cache(maxsize=1024)
-def epsilon(loss: Loss, count: int, delta: float, relation: Relation) -> float:
+class Shuffled(NamedTuple):
+    """Such reports of many clients, of which nobody sees whose is whose.
+
+    Attributes:
+      epsilon: Of each.
+      num_clients: How many there are.
+    """
+
+    epsilon: float
+    num_clients: int
+
+
+Loss = Gaussian | Poisson | Truncated | Laplace | FixedSize | Response | Shuffled
+
+
+# By type too: losses are tuples, and (1.0, 0.01) of one kind equals that of another.
+@functools.lru_cache(maxsize=1024, typed=True)
+def epsilon(loss: Loss, count: int, delta: float, relation: Relation, accountant: Accountant = "pld") -> float:
     """Returns epsilon at a delta, after so many independent repetitions: 0 of none, infinity without noise.
 
-    >>> round(epsilon(Poisson(1.2, 120 / 3383), 100, 1e-5, "add_or_remove_one"), 4)
-    1.7075
+    Raises:
+      ValueError: If the accountant knows nothing of such a loss.
+
+    >>> two = [epsilon(Poisson(1.2, 120 / 3383), 100, 1e-5, "add_or_remove_one", which) for which in ("pld", "rdp")]
+    >>> [round(x, 4) for x in two]
+    [1.7075, 1.9861]
     """
-    if count == 0 or loss.noise_multiplier == 0:
+    if count == 0 or getattr(loss, "noise_multiplier", 1) == 0:
         return math.inf if count else 0.0
-    accounting = _imported()
+    if isinstance(loss, FixedSize) or accountant == "rdp":
+        return _renyi(loss, count, delta, relation)
     if isinstance(loss, Gaussian):
-        return float(accounting.get_epsilon_gaussian(_of_relation(loss, relation) / math.sqrt(count), delta))
-    if isinstance(loss, Poisson):
-        return float(_single(loss, relation).self_compose(count).get_epsilon_for_delta(delta))
-    # Of two cohorts that differ in who one client is: its sum differs by two sensitivities, which RDP is not told.
-    event = accounting.SampledWithoutReplacementDpEvent(
-        loss.num_clients, loss.cohort_size, accounting.GaussianDpEvent(_of_relation(loss, "replace_one"))
-    )
-    accountant = accounting.rdp.RdpAccountant(neighboring_relation=accounting.NeighboringRelation.REPLACE_ONE)
-    return float(accountant.compose(event, count).get_epsilon(delta))
+        return float(_imported().get_epsilon_gaussian(_of_relation(loss, relation) / math.sqrt(count), delta))
+    if isinstance(loss, Shuffled):
+        return min(_shuffled(loss, count, delta), epsilon(Response(loss.epsilon), count, delta, relation))
+    return float(_single(loss, relation).self_compose(count).get_epsilon_for_delta(delta))
 
 
 def epsilon_so_far(loss: Loss, count: int, delta: float, relation: Relation) -> float:
     """Returns `epsilon` to seven digits, cheaply for one count after the other, and the same wherever one begins."""
-    if count == 0 or loss.noise_multiplier == 0 or not isinstance(loss, Poisson):
+    if count == 0 or not isinstance(loss, (Poisson, Truncated, Laplace, Response)) or loss[0] == 0:
         return epsilon(loss, count, delta, relation)
     return float(_composed(loss, relation, count).get_epsilon_for_delta(delta))
 
 
-def of_round(
-    noise_multiplier: float,
-    relation: Relation | None,
-    *,
-    probability: float | None = None,
-    num_clients: int = 0,
-    cohort_size: int = 0,
-) -> tuple[Loss, Relation]:
+def epsilon_together(losses: Sequence[tuple[Loss, int]], delta: float, relation: Relation) -> float:
+    """Returns epsilon of several losses, each repeated: less than the sum of theirs.
+
+    Raises:
+      ValueError: If one of them has no loss distribution that is known.
+    """
+    total = None
+    for loss, count in losses:
+        if isinstance(loss, (FixedSize, Shuffled)):
+            raise ValueError(
+                f"losses compose if their distributions are known; got {loss}. Add the epsilons and deltas."
+            )
+        if count and getattr(loss, "noise_multiplier", 1) == 0:
+            return math.inf
+        if count:
+            of_all = _single(Poisson(loss[0], 1.0) if isinstance(loss, Gaussian) else loss, relation).self_compose(
+                count
+            )
+            total = of_all if total is None else total.compose(of_all)
+    return 0.0 if total is None else float(total.get_epsilon_for_delta(delta))
+
+
+def shuffled_epsilon(epsilon: float, num_clients: int, delta: float) -> float:
+    """Returns what one round of local reports costs if nobody sees whose is whose, and one client changes its value.
+
+    Feldman, McMillan & Talwar, "Hiding Among the Clones" (arXiv 2012.12803, theorem 3.1); of too few clients, for
+    which it says nothing, what a report costs.
+
+    Args:
+      epsilon: Of each client's report.
+      num_clients: How many reports are shuffled.
+      delta: In (0, 1).
+
+    >>> round(shuffled_epsilon(1.0, 10_000, 1e-6), 6)
+    0.214026
+    """
+    if epsilon > math.log(num_clients / (16 * math.log(2 / delta))):
+        return epsilon
+    grown = math.exp(epsilon)
+    spread = 8 * math.sqrt(grown * math.log(4 / delta) / num_clients) + 8 * grown / num_clients
+    return min(epsilon, math.log1p((grown - 1) / (grown + 1) * spread))
+
+
+def of_round(noise_multiplier: float, relation: Relation | None, sampler: Mapping[str, Any]) -> tuple[Loss, Relation]:
     """Returns the loss of a round whose clients are drawn at random, and the relation that its theorem is about.
 
     Args:
       noise_multiplier: As for `Gaussian`.
       relation: As it is asked for, if it is.
-      probability: Of Poisson sampling; otherwise the cohort is of a fixed size.
-      num_clients: Of the population, with a fixed size.
-      cohort_size: The size.
+      sampler: Its description, as `fedjx.data.poisson_sampler` or `uniform_sampler` has it.
 
     Raises:
       ValueError: If nothing is known for the relation.
     """
-    if probability is not None:
-        is_drawn = probability < 1
-        drawn = Poisson(noise_multiplier, probability) if is_drawn else Gaussian(noise_multiplier)
-        return drawn, relation or "add_or_remove_one"
-    if cohort_size == num_clients:
-        return Gaussian(noise_multiplier), relation or "zero_out_one"
+    z, num_clients = noise_multiplier, sampler["num_clients"]
+    if "probability" in sampler:
+        probability, most = sampler["probability"], sampler.get("max_cohort_size")
+        if most is not None:
+            return Truncated(z, probability, num_clients, most), relation or "add_or_remove_one"
+        return (Poisson(z, probability) if probability < 1 else Gaussian(z)), relation or "add_or_remove_one"
+    if sampler["cohort_size"] == num_clients:
+        return Gaussian(z), relation or "zero_out_one"
     if relation not in (None, "replace_one"):
         raise ValueError(
             f"cohorts of a fixed size are accounted for by replacing a client; got {relation=}. Use Poisson sampling."
         )
-    return FixedSize(noise_multiplier, num_clients, cohort_size), "replace_one"
+    return FixedSize(z, num_clients, sampler["cohort_size"]), "replace_one"
 
 
-def _of_relation(loss: Loss, relation: Relation) -> float:
+def _of_relation(loss: Gaussian | FixedSize | Laplace, relation: Relation) -> float:
     """Returns the noise multiplier in what the relation changes: who is replaced changes a sum by two clips."""
     return loss.noise_multiplier / (2 if relation == "replace_one" else 1)
 
 
-@functools.lru_cache(maxsize=8)
-def _single(loss: Poisson, relation: Relation) -> Any:
+def _renyi(loss: Loss, count: int, delta: float, relation: Relation) -> float:
     accounting = _imported()
-    relations = {
-        "add_or_remove_one": accounting.NeighboringRelation.ADD_OR_REMOVE_ONE,
-        "replace_one": accounting.NeighboringRelation.REPLACE_ONE,  # it doubles the sensitivity by itself
-        "zero_out_one": accounting.NeighboringRelation.REPLACE_SPECIAL,
-    }
-    return accounting.pld.privacy_loss_distribution.from_gaussian_mechanism(
-        standard_deviation=loss.noise_multiplier,
-        value_discretization_interval=1e-4,
-        sampling_prob=loss.probability,
-        neighboring_relation=relations[relation],
+    if isinstance(loss, FixedSize):
+        # Of two cohorts that differ in who one client is: its sum differs by two sensitivities, which RDP is not told.
+        gaussian = accounting.GaussianDpEvent(_of_relation(loss, "replace_one"))
+        event = accounting.SampledWithoutReplacementDpEvent(loss.num_clients, loss.cohort_size, gaussian)
+        of = accounting.NeighboringRelation.REPLACE_ONE
+    elif isinstance(loss, Gaussian):
+        event, of = accounting.GaussianDpEvent(_of_relation(loss, relation)), _relation("add_or_remove_one")
+    elif isinstance(loss, Poisson) and relation != "replace_one":
+        gaussian = accounting.GaussianDpEvent(loss.noise_multiplier)
+        event, of = accounting.PoissonSampledDpEvent(loss.probability, gaussian), _relation(relation)
+    else:
+        raise ValueError(f'RDP is not known of {loss} for {relation=}; got accountant="rdp". Take "pld".')
+    return float(accounting.rdp.RdpAccountant(neighboring_relation=of).compose(event, count).get_epsilon(delta))
+
+
+def _shuffled(loss: Shuffled, count: int, delta: float) -> float:
+    # Half of delta is for the rounds, each of which may fail to hide a client, and half for what they make together.
+    of_each = delta / (2 * count)
+    parameters = shuffled_epsilon(loss.epsilon, loss.num_clients, of_each), of_each
+    return float(_of_parameters(*parameters).self_compose(count).get_epsilon_for_delta(delta))
+
+
+def _of_parameters(epsilon: float, delta: float) -> Any:
+    pld = _imported().pld
+    return pld.privacy_loss_distribution.from_privacy_parameters(
+        pld.common.DifferentialPrivacyParameters(epsilon, delta), value_discretization_interval=_STEP
     )
 
 
-@functools.lru_cache(maxsize=2 * _ANCHOR)
-def _composed(loss: Poisson, relation: Relation, count: int) -> Any:
+@functools.lru_cache(maxsize=8, typed=True)
+def _single(loss: Poisson | Truncated | Laplace | Response, relation: Relation) -> Any:
+    if isinstance(loss, Response):
+        return _of_parameters(loss.epsilon, 0.0)
+    distributions = _imported().pld.privacy_loss_distribution
+    if isinstance(loss, Laplace):
+        return distributions.from_laplace_mechanism(
+            _of_relation(loss, relation), value_discretization_interval=_STEP, sampling_prob=loss.probability
+        )
+    options = {"value_discretization_interval": _STEP, "neighboring_relation": _relation(relation)}
+    if isinstance(loss, Truncated):
+        return distributions.from_truncated_subsampled_gaussian_mechanism(
+            loss.num_clients, loss.probability, loss.max_cohort_size, loss.noise_multiplier, **options
+        )
+    return distributions.from_gaussian_mechanism(loss.noise_multiplier, sampling_prob=loss.probability, **options)
+
+
+def _relation(relation: Relation) -> Any:
+    relations = _imported().NeighboringRelation
+    return {
+        "add_or_remove_one": relations.ADD_OR_REMOVE_ONE,
+        "replace_one": relations.REPLACE_ONE,  # PLD doubles the sensitivity by itself
+        "zero_out_one": relations.REPLACE_SPECIAL,
+    }[relation]
+
+
+@functools.lru_cache(maxsize=2 * _ANCHOR, typed=True)
+def _composed(loss: Poisson | Truncated | Laplace | Response, relation: Relation, count: int) -> Any:
     single = _single(loss, relation)
     is_anchor = count == 1 or count % _ANCHOR == 0
     return single.self_compose(count) if is_anchor else _composed(loss, relation, count - 1).compose(single)
@@ -151,6 +282,7 @@ def _composed(loss: Poisson, relation: Relation, count: int) -> Any:
 def _imported() -> ModuleType:
     try:
         import dp_accounting
+        import dp_accounting.pld.common
         import dp_accounting.pld.privacy_loss_distribution
         import dp_accounting.rdp
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Gaussian noise over the rounds of a run: independent, of a binary tree, or correlated by a matrix.
+"""Noise over the rounds of a run: independent, of a binary tree, or correlated by a matrix.
 
 Each is noise of the *sum over all rounds so far*, given out round by round as what it changes by. Server optimizers
 that are linear, such as SGD with momentum, then are DP-FTRL: Kairouz et al., "Practical and Private (Deep) Learning
@@ -18,7 +18,7 @@ from jax import lax
 from fedjx.core.language.checks import check_integer
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.trees import number_dtype
-from fedjx.privacy.events import Independent, Matrix, Tree
+from fedjx.privacy.events import Independent, Kind, Laplacian, Matrix, Tree
 
 
 class Noise(NamedTuple):
@@ -32,7 +32,7 @@ class Noise(NamedTuple):
 
     init: Callable[[PyTree], PyTree]
     next: Callable[[jax.Array, PyTree, PyTree], tuple[PyTree, PyTree]]
-    kind: Independent | Tree | Matrix
+    kind: Kind
 
 
 def independent() -> Noise:
@@ -43,6 +43,20 @@ def independent() -> Noise:
     (3,)
     """
     return Noise(lambda member: (), lambda key, state, member: (state, _normal(key, member)), Independent())
+
+
+def laplace() -> Noise:
+    """Draws Laplace noise anew in every round: with it, `dp_mean` clips the L1 norm, and delta can be very small.
+
+    >>> state, noise = laplace().next(jax.random.key(0), (), jnp.zeros(3))
+    >>> noise.shape
+    (3,)
+    """
+
+    def next(key: jax.Array, state: PyTree, member: PyTree) -> tuple[PyTree, PyTree]:
+        return state, _drawn(jax.random.laplace, key, member)
+
+    return Noise(lambda member: (), next, Laplacian())
 
 
 class TreeState(NamedTuple):
@@ -174,7 +188,9 @@ def matrix(strategy: Strategy, num_rounds: int, *, min_separation: int, max_part
     check_integer(f"[1, {most}]", "A client cannot be there more often.", max_participations=participations)
     _check_falls(strategy.column(num_rounds))
     norm = sensitivity(strategy, num_rounds, min_separation=min_separation, max_participations=participations)
+    share = sensitivity(strategy, num_rounds, min_separation=num_rounds, max_participations=1) / norm
     first, *bands = strategy.coefficients
+    num_bands = None if strategy.decays else len(strategy.coefficients)
 
     def init(member: PyTree) -> MatrixState:
         def held(number: int) -> PyTree:
@@ -191,7 +207,7 @@ def matrix(strategy: Strategy, num_rounds: int, *, min_separation: int, max_part
         buffers = jax.tree.map(lambda n, held: _along(strategy.decays, held) + n[None], noise, state.buffers)
         return MatrixState(last, buffers), noise
 
-    return Noise(init, next, Matrix(num_rounds, min_separation, participations))
+    return Noise(init, next, Matrix(num_rounds, min_separation, participations, num_bands, share))
 
 
 def _check_falls(column: np.ndarray) -> None:
@@ -216,8 +232,12 @@ def _zeros(member: PyTree) -> PyTree:
 
 
 def _normal(key: jax.Array, member: PyTree) -> PyTree:
+    return _drawn(jax.random.normal, key, member)
+
+
+def _drawn(draw: Callable[..., jax.Array], key: jax.Array, member: PyTree) -> PyTree:
     leaves, treedef = jax.tree.flatten(member)
     keys, dtype = jax.random.split(key, max(len(leaves), 1)), number_dtype(member)
     # Drawn in float32, so that it is the same noise for values of any dtype.
-    drawn = [jax.random.normal(k, x.shape, jnp.float32) for k, x in zip(keys, leaves, strict=False)]
+    drawn = [draw(k, x.shape, jnp.float32) for k, x in zip(keys, leaves, strict=False)]
     return treedef.unflatten([x.astype(dtype) for x in drawn])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +68,29 @@ def check_bounded(method: Method[InitClient | None], aggregator: Aggregator | St
             "aggregator that says what it makes of one change, a mean, clipped or compressed; got one that does not. "
             "Take such as clip_by_norm(max_norm=1.0), or fed_avg with this one."
         )
+
+
+def check_private(method: Method[InitClient | None], aggregator: Aggregator | StatefulAggregator | None) -> None:
+    """Refuses a private aggregator that a method would call twice a round: its event is of one call."""
+    if method.first is not None and getattr(aggregator, "event", None) is not None:
+        raise ValueError(
+            "this method passes over the clients twice a round, and an account of a private aggregator is of one pass; "
+            "got one with noise. Take a method of one pass, such as fed_avg, or an aggregator without noise."
+        )
+
+
+class Withheld:
+    """Stands for the clients' exact metrics where the server has a private aggregator: who reads it is told."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise ValueError(
+            "with a private aggregator the server may read nothing exact of its clients, or the model is outside of "
+            "the guarantee; got a method or a server optimizer that reads the round's metrics. Take another one, such "
+            "as fed_avg, or an aggregator without noise."
+        )
+
+    def __getitem__(self, name: object) -> NoReturn:
+        self.__getattr__(str(name))
 
 
 def check_key(key: jax.Array) -> None:

@@ -34,7 +34,15 @@ from fedjx.core.language.trees import all_finite
 from fedjx.core.language.types import CLIENTS, children
 from fedjx.models.model import Ratio, Sums, finalize_metrics
 from fedjx.training.batch_stats import trained_alone
-from fedjx.training.checks import check_bounded, check_delta, check_key, check_method, check_parts
+from fedjx.training.checks import (
+    Withheld,
+    check_bounded,
+    check_delta,
+    check_key,
+    check_method,
+    check_parts,
+    check_private,
+)
 from fedjx.training.client import (
     ClientOptimizer,
     ClientUpdate,
@@ -168,7 +176,8 @@ def compose(
     Raises:
       TypeError: If the method's functions take by name what no round gives, do not train and are told how to, or
         cannot be left incomplete and should be.
-      ValueError: If the amount of training is none, or probabilities of failures are not.
+      ValueError: If the amount of training is none, or probabilities of failures are not; if the aggregator is private
+        and the method passes over the clients twice, or, when a round is traced, its server reads exact metrics.
     """
     if not isinstance(method, Method):
         raise TypeError(f"compose takes a Method; got {type(method).__name__}. For a model, say averaging(model).")
@@ -183,6 +192,7 @@ def compose(
     training = {"client_optimizer": client_optimizer, "client_weight": client_weight, **amount}
     clients.check([name for name, x in training.items() if x is not None])
     check_bounded(method, aggregator)
+    check_private(method, aggregator)
     parts = _Round(
         method,
         clients,
@@ -349,8 +359,9 @@ class _Round(NamedTuple):
     def _finish(
         self, state: ServerState, inner: tuple[PyTree, PyTree], delta: PyTree, metrics: Metrics, *first: PyTree
     ) -> tuple[ServerState, Metrics]:
-        extra = {"metrics": metrics, **({"first": first[0]} if first else {})}
-        extra |= {"value": metrics["loss"]} if "loss" in metrics else {}
+        is_private = getattr(self.aggregator, "event", None) is not None
+        extra = {"metrics": Withheld() if is_private else metrics, **({"first": first[0]} if first else {})}
+        extra |= {"value": Withheld() if is_private else metrics["loss"]} if "loss" in metrics else {}
         updates, optimizer = self.server.update(delta, state.optimizer, state.params, **extra)
         params, (aggregator, broadcaster) = optax.apply_updates(state.params, updates), inner
         after = ServerState(params, optimizer, aggregator, broadcaster, state.key, state.round + 1)

@@ -7,7 +7,17 @@ import numpy as np
 from fedjx.aggregation.clipping import clip_by_value
 from fedjx.aggregation.compress import compress
 from fedjx.aggregation.quantize import uniform_quantizer
-from fedjx.privacy import Strategy, dp_mean, dp_mean_adaptive, matrix, tree, with_canaries
+from fedjx.privacy import (
+    Strategy,
+    dp_mean,
+    dp_mean_adaptive,
+    gaussian_response,
+    laplace,
+    local_mean,
+    matrix,
+    tree,
+    with_canaries,
+)
 from tests.aggregation.case import Case
 
 SOME = {"clip": 2.0, "noise_multiplier": 0.3, "expected_clients": 6}
@@ -18,6 +28,8 @@ CASES = {
     "dp_mean_by_weight": Case(dp_mean(max_weight=3.0, **SOME)),
     "dp_mean_for_more": Case(dp_mean(noise_clients=60, **SOME)),
     "dp_mean_adaptive": Case(dp_mean_adaptive(noise_multiplier=0.3, expected_clients=6, initial_clip=2.0)),
+    "laplace": Case(dp_mean(noise=laplace(), **SOME)),
+    "local": Case(local_mean(gaussian_response(clip=2.0, noise_multiplier=0.3))),
     "tree": Case(dp_mean(noise=tree(2, efficient=False), **SOME)),
     "efficient_tree": Case(dp_mean(noise=tree(5), **SOME)),
     "bands": Case(dp_mean(noise=matrix(Strategy((1.0, 0.5, 0.375)), 8, min_separation=4), **SOME)),

@@ -8,7 +8,13 @@ from fedjx.data import FederatedData, uniform_sampler
 from fedjx.data.columns import OnDisk
 from fedjx.data.sampling import poisson_sampler
 from fedjx.data.sampling_reports import over_select
-from fedjx.data.sampling_schedules import Diurnal, availability_sampler, cyclic_sampler, fixed_sampler
+from fedjx.data.sampling_schedules import (
+    Diurnal,
+    availability_sampler,
+    cyclic_poisson_sampler,
+    cyclic_sampler,
+    fixed_sampler,
+)
 from fedjx.data.sampling_weighted import size_weighted_sampler, weighted_sampler
 
 N, C = 1000, 20
@@ -43,6 +49,8 @@ def drawn(seed, n=N, c=C):
         "uniform": uniform_sampler(n, c, seed=seed),
         "replacement": uniform_sampler(n, c, seed=seed, replacement=True),
         "poisson": poisson_sampler(n, probability=c / n, seed=seed),
+        "poisson, truncated": poisson_sampler(n, probability=c / n, max_cohort_size=c, seed=seed),
+        "cyclic poisson": cyclic_poisson_sampler(n, probability=0.5, num_groups=max(n // (2 * c), 1), seed=seed),
         "cyclic": cyclic_sampler(n, c, seed=seed),
         "separated": cyclic_sampler(n, c, seed=seed, min_separation=n // c // 2),
         "shuffled": cyclic_sampler(n, c, seed=seed, min_separation=1),

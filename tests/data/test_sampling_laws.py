@@ -10,7 +10,7 @@ import pytest
 
 from fedjx.data import uniform_sampler
 from fedjx.data.sampling import Sampler, check_description, poisson_sampler
-from fedjx.data.sampling_schedules import availability_sampler, cyclic_sampler, fixed_sampler
+from fedjx.data.sampling_schedules import availability_sampler, cyclic_poisson_sampler, cyclic_sampler, fixed_sampler
 from fedjx.data.sampling_weighted import size_weighted_sampler, weighted_sampler
 from tests.data.samplers import C, N, cohorts, drawn, samplers
 from tests.data.stores import MEMORY, ROOT
@@ -20,6 +20,8 @@ GOLDEN = {  # Seed 3, 100 clients, cohorts of 5, rounds 0 and 7.
     "uniform": [[3, 25, 43, 91, 97], [3, 22, 28, 64, 68]],
     "replacement": [[25, 26, 35, 49, 55], [22, 44, 55, 80, 87]],
     "poisson": [[26, 33, 39, 54], [20, 55, 62]],
+    "poisson, truncated": [[26, 33, 39, 54], [20, 55, 62]],
+    "cyclic poisson": [[10, 19, 49, 80, 93], [37, 42, 71, 92]],
     "cyclic": [[6, 34, 43, 68, 81], [10, 49, 51, 74, 82]],
     "separated": [[25, 40, 43, 85, 90], [9, 20, 26, 42, 56]],
     "shuffled": [[3, 11, 38, 58, 65], [27, 59, 64, 79, 89]],
@@ -180,6 +182,12 @@ CHECKED = [  # What is wrong, and what the error says of it.
     (lambda: poisson_sampler(5, probability=1.5, seed=0), r"float64\[\] from 1\.5 to 1\.5 for num_clients=5"),
     (lambda: poisson_sampler(5, probability=np.nan, seed=0), r"float64\[\] from nan to nan"),
     (lambda: poisson_sampler(5, probability=[0.5] * 4, seed=0), r"one in \[0, 1\] for each client; got float64\[4\]"),
+    (
+        lambda: poisson_sampler(2, probability=[0.5, 0.1], max_cohort_size=1, seed=0),
+        "if clients have probabilities of their own; got max_cohort_size=1",
+    ),
+    (lambda: poisson_sampler(5, probability=0.5, max_cohort_size=0, seed=0), "max_cohort_size must be"),
+    (lambda: cyclic_poisson_sampler(5, probability=0.5, num_groups=6, seed=0), "num_groups must be"),
     (lambda: poisson_sampler(2**31, probability=0.5, seed=0), r"num_clients must be an integer in \[1, 2\^31\)"),
     (lambda: weighted_sampler([1, -1], 1, seed=0), r"a vector of finite numbers from 0; got int64\[2\]"),
     (lambda: weighted_sampler([1, np.inf], 1, seed=0), r"got float64\[2\]"),

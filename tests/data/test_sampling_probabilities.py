@@ -10,7 +10,7 @@ from scipy import stats
 
 from fedjx.data import FederatedData, sampling_weighted, uniform_sampler
 from fedjx.data.sampling import poisson_sampler
-from fedjx.data.sampling_schedules import Diurnal, availability_sampler, cyclic_sampler
+from fedjx.data.sampling_schedules import Diurnal, availability_sampler, cyclic_poisson_sampler, cyclic_sampler
 from fedjx.data.sampling_weighted import size_weighted_sampler, weighted_sampler
 from tests.data.samplers import samplers
 from tests.data.stores import MEMORY, written
@@ -65,6 +65,25 @@ def availability_law(probabilities, size):
     return law
 
 
+def truncated_law(probability, size):
+    """Of more than so many of five, each subset is as likely."""
+    law = collections.Counter()
+    for drawn, p in poisson_law([probability] * 5).items():
+        kept = list(itertools.combinations(drawn, size)) or [drawn]
+        for ids in kept:
+            law[ids] += p / len(kept)
+    return law
+
+
+def grouped_law(probability):
+    """Two of four are in the group whose turn it is, any two as likely."""
+    law = collections.Counter()
+    for group in itertools.combinations(range(4), 2):
+        for places, p in poisson_law([probability] * 2).items():
+            law[tuple(group[k] for k in places)] += p / 6
+    return law
+
+
 def given(probabilities):
     return lambda round, ids: np.array(probabilities)[ids]
 
@@ -76,6 +95,14 @@ LAWS = {
     "replacement": (uniform_sampler(4, 3, seed=0, replacement=True), replacement_law([1] * 4, 3)),
     "poisson": (poisson_sampler(5, probability=0.3, seed=0), poisson_law([0.3] * 5)),
     "poisson, unequal": (poisson_sampler(4, probability=PROBABILITIES, seed=0), poisson_law(PROBABILITIES)),
+    "poisson, truncated": (
+        poisson_sampler(5, probability=0.5, max_cohort_size=2, seed=0),
+        truncated_law(0.5, 2),
+    ),
+    "cyclic poisson": (
+        lambda seed: cyclic_poisson_sampler(4, probability=0.6, num_groups=2, seed=seed)(1),
+        grouped_law(0.6),
+    ),
     "weighted, replacement": (
         weighted_sampler(WEIGHTS, 2, seed=0, replacement=True),
         replacement_law(WEIGHTS, 2),
@@ -127,6 +154,8 @@ CONTROLS = {
     "poisson": rounded,
     "poisson, capped": capped,
     "poisson, unequal": poisson_sampler(4, probability=np.mean(PROBABILITIES), seed=0),
+    "poisson, truncated": lambda round: poisson_sampler(5, probability=0.5, seed=0)(round)[:2],
+    "cyclic poisson": poisson_sampler(4, probability=0.3, seed=0),
     "weighted, replacement": weighted_sampler(WEIGHTS, 2, seed=0),
     "weighted": whole_again,
     "weighted by floats": uniform_sampler(4, 3, seed=0),

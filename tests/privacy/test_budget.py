@@ -10,7 +10,7 @@ import pytest
 import fedjx
 from fedjx.data import check_description
 from fedjx.models import linear
-from fedjx.privacy import BudgetSpent, account, budget, dp_mean, within
+from fedjx.privacy import BudgetSpent, account, budget, calibrate, dp_mean, together, within
 
 DELTA = 1e-5
 
@@ -37,6 +37,7 @@ def test_a_run_stops_before_the_round_that_would_overspend():
     np.testing.assert_allclose([p["epsilon"] for p in paid], [spent.epsilon(n, DELTA) for n in (1, 2, 3)], rtol=1e-6)
     assert paid[-1]["epsilon"] <= limit.epsilon
     assert {"clip", "noise_stddev", "not_private"} <= metrics["aggregation"].keys()
+    assert {"loss", "num_clients"} <= set(paid[-1]["not_covered"]) == metrics.keys() - {"aggregation", "privacy"}
     with pytest.raises(BudgetSpent, match=r"pays 3 rounds .* got round 3, counted from 0"):
         step(state, fedjx.data.Cohort(train, sample(3), batch_size=20, lanes=2))
     assert int(state.round) == 3
@@ -61,6 +62,39 @@ def test_a_resumed_run_is_the_run_that_began():
     for other in (account_of(z=2.1)[1], account_of(clients=30)[1], account_of(noise=fedjx.privacy.tree(8))[1]):
         with pytest.raises(ValueError, match="a resumed run needs the budget it began with"):
             check_description(saved, budget(other, epsilon=3.0, delta=DELTA), what="budget")
+
+
+def test_a_report_says_whose_noise_is_simulated():
+    few = dp_mean(clip=1.0, noise_multiplier=1.0, expected_clients=4, noise_clients=100)
+    sampler = fedjx.data.poisson_sampler(20, probability=0.2, seed=0)
+    spent = account(few, sampler, noise_population=10_000)
+    assert budget(spent, epsilon=1.0, delta=DELTA).report(1)["noise_clients"] == 100
+    assert "noise_clients" not in budget(account_of()[1], epsilon=1.0, delta=DELTA).report(1)
+
+
+def test_what_is_done_with_the_same_clients_composes():
+    (_, train), (_, test) = account_of(2.0), account_of(4.0)
+    alone = train.epsilon(10, DELTA), test.epsilon(3, DELTA)
+    assert max(alone) < together([(train, 10), (test, 3)], DELTA) < sum(alone)
+    assert together([(train, 7), (train, 3)], DELTA) == pytest.approx(train.epsilon(10, DELTA), abs=2e-4)
+    assert together([], DELTA) == together([(train, 0)], DELTA) == 0
+    assert together([(account_of(0.0)[1], 1)], DELTA) == np.inf
+    other = account(
+        dp_mean(clip=1.0, noise_multiplier=1.0, expected_clients=4), fedjx.data.uniform_sampler(9, 4, seed=0)
+    )
+    with pytest.raises(ValueError, match="Make all accounts with one"):
+        together([(train, 1), (other, 1)], DELTA)
+    with pytest.raises(ValueError, match="if their distributions are known"):
+        together([(other, 1)], DELTA)
+
+
+def test_calibration_is_remembered(monkeypatch):
+    from fedjx.privacy import loss
+
+    asked = {"num_clients": 500, "delta": DELTA, "epsilon": 2.0, "cohort_size": 50, "rounds": 3}
+    found = calibrate(**asked)
+    monkeypatch.setattr(loss, "_imported", lambda: pytest.fail("computed again"))
+    assert calibrate(**asked) == found
 
 
 def test_without_noise_nothing_can_be_paid():

@@ -30,6 +30,7 @@ from fedjx import (
 from fedjx.core.execution.engine import PassStream
 from fedjx.data import Cohort, Store, uniform_sampler
 from fedjx.models import Model
+from fedjx.privacy import dp_mean, tree
 from tests.algorithms.problems import BATCH_SIZE, NUM_CLASSES, NUM_FEATURES, federated_data
 
 NUM_PROCESSES, DEVICES_PER_PROCESS = 2, 2
@@ -94,6 +95,7 @@ def results(store: Path) -> dict[str, Any]:
     train("chunks", streamed, [[whole(ids[k : k + 3]) for k in (0, 3, 6)] for ids in ROUNDS])
 
     found |= at_clients(data)
+    found["noise"] = noise()
     other = federated_data(SIZES, seed=jax.process_index())
     train("other data", streamed, cohorts(of=other, lanes=4))
     return found
@@ -127,6 +129,18 @@ def at_clients(data: Any) -> dict[str, Any]:
         "own/sunk": sunk,
         "own/in graph": {k: float(x) for k, x in inside.members().items()},
     }
+
+
+def noise() -> list[jax.Array]:
+    """What a private mean makes of values that are 0: its noise alone, of three rounds of a tree."""
+    private = dp_mean(clip=1.0, noise_multiplier=1.0, expected_clients=4, noise=tree(4))
+    step, state = private.next.streamed(mesh=mesh(), lanes=1), private.init(jnp.zeros(5))
+    value, weight = Clients.of(np.zeros((8, 5), np.float32)), Clients.of(np.ones(8, np.float32))
+    results = []
+    for number in range(3):
+        state, result, _ = step(jax.random.key(number), state, value, weight)
+        results.append(result)
+    return results
 
 
 class Recording(Cohort):

@@ -90,6 +90,13 @@ def test_two_processes_train_as_one_does(results, name):
         assert_equal(several[0]["other data"], alone["lanes"], tolerance=1e-2)
 
 
+def test_noise_is_bitwise_the_same_whoever_makes_it(results):
+    alone, several = results
+    for found in several:
+        assert_equal(found["noise"], alone["noise"])
+    assert all(np.std(noise) > 0.05 for noise in alone["noise"])
+
+
 def test_sums_of_two_numbers_are_bitwise_equal(results):
     alone, several = results
     for name in ("two clients", "collected", "settled/lanes"):
