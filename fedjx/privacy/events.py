@@ -29,9 +29,11 @@ class Tree(NamedTuple):
 
     Attributes:
       num_rounds: Leaves of a tree, after which another one begins.
+      first_rounds: Leaves of the first one, no more.
     """
 
     num_rounds: int
+    first_rounds: int
 
 
 class Matrix(NamedTuple):
