@@ -1,8 +1,10 @@
 """Differential privacy: means with noise that know what they cost, accounts tied to samplers, and budgets that stop."""
 
 from fedjx.privacy.account import Account, account, together, tree_sensitivity_squared
+from fedjx.privacy.audit import Audit, audit, coins
 from fedjx.privacy.budget import Budget, BudgetSpent, budget, within
 from fedjx.privacy.calibration import Calibrated, calibrate
+from fedjx.privacy.canaries import canary_score, with_canaries
 from fedjx.privacy.distributed import distributed_dp_mean
 from fedjx.privacy.dp_mean import AdaptiveClip, dp_mean, dp_mean_adaptive, values_multiplier
 from fedjx.privacy.events import Event, Independent, Laplacian, Local, Matrix, Shared, Tree
@@ -25,6 +27,7 @@ from fedjx.privacy.strategies import banded_strategy, buffered_strategy
 __all__ = [
     "Account",
     "AdaptiveClip",
+    "Audit",
     "Budget",
     "BudgetSpent",
     "Calibrated",
@@ -40,11 +43,14 @@ __all__ = [
     "Strategy",
     "Tree",
     "account",
+    "audit",
     "banded_strategy",
     "budget",
     "buffered_strategy",
     "calibrate",
+    "canary_score",
     "category_response",
+    "coins",
     "discrete_gaussian",
     "distributed_dp_mean",
     "dp_mean",
@@ -66,5 +72,6 @@ __all__ = [
     "two_point_response",
     "unary_response",
     "values_multiplier",
+    "with_canaries",
     "within",
 ]
