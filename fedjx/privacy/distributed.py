@@ -56,7 +56,8 @@ def distributed_dp_mean(
       num_elements: The most elements of a client's value, over all leaves. Values are padded to the next power of two,
         of which what they cost depends a little; each client sends so many integers.
       min_clients: The fewest of which a sum is shown, the threshold of the secure protocol; the result of fewer is 0.
-      max_clients: The most; the result of more is NaN.
+      max_clients: The most; the result of more is NaN. With `poisson_sampler`, take both some eight standard deviations
+        from `expected_clients`, or an account is infinite: one client could decide whether anything is shown.
       num_bits: Of each integer on its way, at most 24. More make finer steps, and no difference from 20 on.
       num_stddevs: So many standard deviations of an element of the sum fit into the ring. What wraps around is wrong,
         and as private as all else.
