@@ -5,8 +5,10 @@ from fedjx.privacy.audit import Audit, audit, coins
 from fedjx.privacy.budget import Budget, BudgetSpent, budget, within
 from fedjx.privacy.calibration import Calibrated, calibrate
 from fedjx.privacy.canaries import canary_score, with_canaries
+from fedjx.privacy.distributed import distributed_dp_mean
 from fedjx.privacy.dp_mean import AdaptiveClip, dp_mean, dp_mean_adaptive, values_multiplier
-from fedjx.privacy.events import Event, Independent, Laplacian, Local, Matrix, Tree
+from fedjx.privacy.events import Event, Independent, Laplacian, Local, Matrix, Shared, Tree
+from fedjx.privacy.integer_noise import discrete_gaussian, skellam
 from fedjx.privacy.local import (
     Randomizer,
     category_response,
@@ -37,6 +39,7 @@ __all__ = [
     "Noise",
     "Query",
     "Randomizer",
+    "Shared",
     "Strategy",
     "Tree",
     "account",
@@ -48,6 +51,8 @@ __all__ = [
     "canary_score",
     "category_response",
     "coins",
+    "discrete_gaussian",
+    "distributed_dp_mean",
     "dp_mean",
     "dp_mean_adaptive",
     "gaussian_response",
@@ -60,6 +65,7 @@ __all__ = [
     "private_sum",
     "sensitivity",
     "shuffled_epsilon",
+    "skellam",
     "together",
     "tree",
     "tree_sensitivity_squared",

@@ -14,7 +14,8 @@ from fedjx.aggregation.error_feedback import StatefulAggregator
 from fedjx.core.execution.process import Aggregator
 from fedjx.core.language.checks import check_choice, check_integer, check_number
 from fedjx.data.sampling import Described
-from fedjx.privacy.events import Event, Independent, Laplacian, Local, Matrix, Tree
+from fedjx.privacy.events import Event, Independent, Laplacian, Local, Matrix, Shared, Tree
+from fedjx.privacy.integer_loss import of_cohorts
 from fedjx.privacy.loss import (
     RELATIONS,
     Accountant,
@@ -127,6 +128,8 @@ def account(
     - `cyclic_sampler` and `fixed_sampler` do not amplify, but a client is not back before ``min_separation`` rounds.
     - `cyclic_poisson_sampler` amplifies the turns of a client's group, also with a banded `matrix` of so many bands.
     - Noise of a `tree` or a `matrix` takes any of these as a schedule: it counts how often a client can be there.
+    - Shares of noise, `distributed_dp_mean`, are accounted for by RDP: with Poisson samples for who sees results, with
+      schedules for the server too, which knows who takes part.
     - Local reports cost the same however clients are drawn, unless they are shuffled.
 
     Args:
@@ -296,7 +299,20 @@ def _tree(event: Event, sampler: dict[str, Any], relation: Relation | None) -> A
     return Account(loss, relation, noise.num_rounds, None, sampler, event, before)
 
 
-_MAKE = {Independent: _independent, Laplacian: _laplacian, Local: _local, Matrix: _matrix, Tree: _tree}
+def _shared(event: Event, sampler: dict[str, Any], relation: Relation | None) -> Account:
+    assert isinstance(event.noise, Shared)
+    loss, of = of_cohorts(event.noise, event.noise_multiplier, sampler, relation)
+    return Account(loss, of, _scheduled(sampler), None, sampler, event)
+
+
+_MAKE = {
+    Independent: _independent,
+    Laplacian: _laplacian,
+    Local: _local,
+    Matrix: _matrix,
+    Shared: _shared,
+    Tree: _tree,
+}
 
 
 def tree_sensitivity_squared(num_rounds: int, *, min_separation: int, max_participations: int | None = None) -> int:
