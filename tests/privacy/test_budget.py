@@ -59,7 +59,11 @@ def test_a_resumed_run_is_the_run_that_began():
     limit = budget(spent, epsilon=0.2, delta=DELTA)
     saved = json.loads(json.dumps(limit.description))
     check_description(saved, limit, what="budget")
-    for other in (account_of(z=16.1)[1], account_of(z=16.0, clients=30)[1], account_of(z=16.0, noise=fedjx.privacy.tree(8))[1]):
+    for other in (
+        account_of(z=16.1)[1],
+        account_of(z=16.0, clients=30)[1],
+        account_of(z=16.0, noise=fedjx.privacy.tree(8))[1],
+    ):
         with pytest.raises(ValueError, match="a resumed run needs the budget it began with"):
             check_description(saved, budget(other, epsilon=0.2, delta=DELTA), what="budget")
 
