@@ -45,7 +45,7 @@ def wrapped(inner: Aggregator | None, *, unguarded: str | None = None) -> Aggreg
     if unguarded is not None and inner.event is not None:
         raise ValueError(
             "a private mean keeps its guarantee in what changes each client's value by itself; got one in a wrapper "
-            f"where {unguarded}. Take a fixed bound, such as clip_by_norm or zero_above, or give the guarantee up: "
-            "inner._replace(event=None)."
+            f"where {unguarded}. Leave the wrapper out (dp_mean_adaptive has a clip that adapts, with noise), take a "
+            "fixed bound such as zero_above, or give the guarantee up: inner._replace(event=None)."
         )
     return inner

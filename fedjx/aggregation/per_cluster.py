@@ -36,6 +36,8 @@ def per_cluster(
             "has one. Use one without."
         )
     inner = wrapped(inner, unguarded="a client counts in every cluster" if of_cohort else None)
+    if inner.event is not None and not getattr(inner.event, "may_be_split", False):
+        wrapped(inner, unguarded="it counts the clients of each cluster")
 
     def share(j: int) -> Callable[[Assigned, jax.Array], tuple[PyTree, jax.Array]]:
         def of_client(value: Assigned, weight: jax.Array) -> tuple[PyTree, jax.Array]:

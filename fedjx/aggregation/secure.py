@@ -105,13 +105,13 @@ def secure_mean(
     def client(key: jax.Array, value: PyTree, weight: jax.Array) -> tuple[PyTree, Counts]:
         value = jax.tree.map(lambda x: jnp.where(weight > 0, x, 0), value)
         counts = _counts(max_clients, weight, num_clipped(grid, value))
-        counts["num_clipped_weights"] = (~((weight >= 0) & (weight <= max_weight))).astype(jnp.uint32)
+        counts["num_clipped_weights"] = 1 - jnp.asarray((weight >= 0) & (weight <= max_weight), jnp.uint32)
         share = jnp.clip(jnp.nan_to_num(weight / max_weight), 0.0, 1.0)
         # Clipped before it is weighted, or the weight would let a value out of its bounds.
         product = jax.tree.map(lambda x: share * jnp.clip(jnp.nan_to_num(x), -grid.bound, grid.bound), value)
         key_value, key_weight = jax.random.split(key) if stochastic else (None, None)
         code = encode(of_weights, share, key_weight)
-        counts["num_lost_weights"] = ((weight > 0) & (code == 0)).astype(jnp.uint32)
+        counts["num_lost_weights"] = jnp.asarray((weight > 0) & (code == 0), jnp.uint32)
         return (encode(grid, product, key_value), code), counts
 
     def server(dtypes: DTypes, total: tuple[PyTree, jax.Array], counts: Counts) -> tuple[PyTree, Counts]:
@@ -202,7 +202,7 @@ def _counts(max_clients: int, weight: jax.Array, clipped: jax.Array) -> Counts:
     # What a client may report is bounded, so that the total of so many clients fits into 32 bits.
     most = (2**32 - 1) // max_clients
     reported = jnp.minimum(clipped.astype(jnp.uint32), jnp.uint32(most))
-    return {"num_clients": (weight > 0).astype(jnp.uint32), "num_clipped": reported}
+    return {"num_clients": jnp.asarray(weight > 0, jnp.uint32), "num_clipped": reported}
 
 
 def _measured(min_clients: int, max_clients: int, counts: Counts) -> Counts:

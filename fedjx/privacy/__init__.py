@@ -2,8 +2,8 @@
 
 from fedjx.privacy.account import Account, account, together, tree_sensitivity_squared
 from fedjx.privacy.audit import Audit, audit, coins
-from fedjx.privacy.budget import Budget, BudgetSpent, budget, within
-from fedjx.privacy.calibration import Calibrated, calibrate
+from fedjx.privacy.budget import Budget, BudgetSpent, Paid, budget, within
+from fedjx.privacy.calibration import Calibrated, calibrate, noise_within
 from fedjx.privacy.canaries import canary_score, with_canaries
 from fedjx.privacy.distributed import distributed_dp_mean
 from fedjx.privacy.dp_mean import AdaptiveClip, dp_mean, dp_mean_adaptive, values_multiplier
@@ -37,6 +37,7 @@ __all__ = [
     "Local",
     "Matrix",
     "Noise",
+    "Paid",
     "Query",
     "Randomizer",
     "Shared",
@@ -61,6 +62,7 @@ __all__ = [
     "laplace_response",
     "local_mean",
     "matrix",
+    "noise_within",
     "piecewise_response",
     "private_sum",
     "sensitivity",

@@ -74,6 +74,7 @@ class Account(NamedTuple):
         Raises:
           ValueError: If the noise was made for fewer rounds, a number is out of range, or RDP says nothing here.
         """
+        check_choice(("pld", "rdp"), accountant=accountant)
         return epsilon(self.loss, self._count(rounds, delta), float(delta), self.relation, accountant)
 
     def epsilon_so_far(self, rounds: int, delta: float) -> float:
@@ -91,8 +92,11 @@ class Account(NamedTuple):
         def rounds(count: int) -> int:
             return max(0, count * self.rounds_each - self.rounds_before)
 
+        def is_paid(count: int) -> bool:
+            return self.epsilon(min(rounds(count), self.max_rounds or rounds(count)), delta) <= epsilon
+
         low, high = 0, 1
-        while self.epsilon(min(rounds(high), self.max_rounds or rounds(high)), delta) <= epsilon:
+        while is_paid(high):
             if self.max_rounds is not None and rounds(high) >= self.max_rounds:
                 return self.max_rounds
             low, high = high, 2 * high
@@ -100,11 +104,12 @@ class Account(NamedTuple):
                 raise ValueError(f"some number of rounds should cost {epsilon=}; got none up to 2^40. Ask for less.")
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if self.epsilon(rounds(middle), delta) <= epsilon else (low, middle)
+            low, high = (middle, high) if is_paid(middle) else (low, middle)
         return rounds(low)
 
     def _count(self, rounds: int, delta: float) -> int:
         check_integer("[0, inf)", rounds=rounds)
+        rounds = int(rounds)  # of a state it is an array
         check_number("(0, 1)", "Take less than one over the number of clients.", delta=delta)
         if self.max_rounds is not None and rounds > self.max_rounds:
             raise ValueError(
@@ -154,16 +159,29 @@ def account(
     if not isinstance(event, Event):
         raise TypeError(
             "an account needs an aggregator that makes noise, alone or within one that changes each client's value "
-            f"by itself; got one without an event: {event!r}. Use privacy.dp_mean or dp_mean_adaptive; rules that "
-            "look at other clients' values (clip_adaptively, zero_outliers, robust ones) are no part of a private mean."
+            f"by itself; got {_named(private)}. Use privacy.dp_mean or dp_mean_adaptive; rules that look at other "
+            "clients' values (clip_adaptively, zero_outliers, robust ones) are no part of a private mean."
+        )
+    if not hasattr(sampler, "description"):
+        raise TypeError(
+            f"an account needs the sampler itself; got {type(sampler).__name__}. Pass poisson_sampler(...), not a "
+            "cohort of it; of over_select(...) the first."
         )
     description = dict(sampler.description)
     _check_sampler(description)
+    check_number("[0, inf)", noise_multiplier=event.noise_multiplier)
     if relation is not None:
         check_choice(RELATIONS, relation=relation)
     description = _as_deployed(event, description, noise_population)
     made = _MAKE[type(event.noise)](event, description, relation)
     return _shuffled(made) if shuffled else made
+
+
+def _named(private: object) -> str:
+    """Names what has no event, by its functions if it is an aggregator."""
+    if isinstance(private, (Aggregator, StatefulAggregator)):
+        return f"the aggregator {private.next.__module__.rsplit('.', 1)[-1]!r}, without an event"
+    return f"a value of {type(private).__name__}"
 
 
 def together(spent: Sequence[tuple[Account, int]], delta: float) -> float:
@@ -180,10 +198,18 @@ def together(spent: Sequence[tuple[Account, int]], delta: float) -> float:
     >>> [round(x, 2) for x in (*alone, together([(train, 10), (test, 1)], 1e-5))]
     [2.59, 0.34, 2.63]
     """
+    if not all(isinstance(one, tuple) and len(one) == 2 for one in spent):
+        raise TypeError(f"what composes are pairs (account, rounds); got {[type(one).__name__ for one in spent]}.")
     relations: set[Relation] = {of.relation for of, _ in spent}
     if len(relations) > 1:
         raise ValueError(
-            f"what composes is about the same two data sets; got {sorted(relations)}. Make all accounts with one."
+            f"what composes is about the same two data sets; got {sorted(relations)}. Make all accounts with "
+            "one of them, account(..., relation=); sampling has replace_one too."
+        )
+    if len({of.event.noise_clients for of, _ in spent}) > 1:
+        raise ValueError(
+            "what composes was done with the same clients; got accounts of runs that are simulated (noise_clients) and "
+            "of others. Account for each alone."
         )
     losses = [(of.loss, of._count(rounds, delta)) for of, rounds in spent]
     return epsilon_together(losses, float(delta), relations.pop()) if relations else 0.0
@@ -199,6 +225,11 @@ def _as_deployed(event: Event, sampler: dict[str, Any], population: int | None) 
     if population is None:
         return sampler
     check_integer("[1, inf)", noise_population=population)
+    if sampler.get("max_cohort_size") is not None or sampler.get("probabilities") is not None:
+        raise ValueError(
+            "a larger run is simulated for cohorts of one probability for all, that are not cut off; got a sampler "
+            "with max_cohort_size, or a probability for each client. Leave these out."
+        )
     size = float(event.noise_clients or 0)
     if sampler["kind"] not in ("poisson", "uniform") or not isinstance(event.noise, Independent) or population < size:
         raise ValueError(
@@ -265,10 +296,10 @@ def _local(event: Event, sampler: dict[str, Any], relation: Relation | None) -> 
     assert isinstance(event.noise, Local)
     # Who sees a report sees whose it is, so that nothing is gained by drawing who reports.
     epsilon, rounds_each = event.noise.epsilon, _scheduled(sampler)
+    if relation == "add_or_remove_one" or (epsilon is not None and relation == "zero_out_one"):
+        raise ValueError(f"a local report is as private for any two values of a client; got {relation=}. Leave it out.")
     if epsilon is None:
         return Account(Gaussian(event.noise_multiplier), relation or "replace_one", rounds_each, None, sampler, event)
-    if relation not in (None, "replace_one"):
-        raise ValueError(f"a local report is as private for any two values of a client; got {relation=}. Leave it out.")
     return Account(Response(epsilon), "replace_one", rounds_each, None, sampler, event)
 
 

@@ -75,6 +75,8 @@ def audit(
     check_number("[0, 1)", delta=delta)
     check_number("(0, 1)", confidence=confidence)
     inside, outside = _sides(scores, included)
+    if thresholds is not None and not np.size(thresholds):
+        raise ValueError("an audit needs a threshold at least; got none. Leave thresholds out.")
     everyone = np.concatenate([inside, outside])
     doubled = 2 ** np.arange(len(everyone).bit_length())
     of_outside = _above(outside, doubled - 1) if thresholds is None else np.ravel(thresholds)

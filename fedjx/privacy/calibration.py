@@ -8,11 +8,41 @@ from typing import Literal, NamedTuple, cast
 
 from scipy.optimize import brentq
 
+from fedjx.core.execution.process import Aggregator
 from fedjx.core.language.checks import check_choice, check_integer, check_number
+from fedjx.data.sampling import Described
+from fedjx.privacy.account import account
 from fedjx.privacy.loss import Relation, epsilon, of_round
 
 Sampling = Literal["poisson", "fixed_size", "all"]
 _TOLERANCE = 1e-4  # of a noise multiplier, relatively
+_LEAST = 0.25  # less is not looked at: losses of hundreds are not told apart by anybody, and take minutes
+
+
+def noise_within(
+    make: Callable[[float], Aggregator], sampler: Described, *, epsilon: float, rounds: int, delta: float
+) -> float:
+    """Finds the least noise multiplier of any aggregator on any sampler's cohorts, to four digits, upwards.
+
+    Args:
+      make: From a noise multiplier to the aggregator.
+      sampler: Of the run's cohorts.
+      epsilon: The most that the rounds may cost.
+      rounds: How many.
+      delta: In (0, 1).
+
+    Raises:
+      ValueError: As `account` does; if no noise is enough.
+
+    >>> from fedjx import privacy
+    >>> sampler = fedjx.data.cyclic_sampler(200, 20, seed=0)
+    >>> def private(z):
+    ...     return privacy.dp_mean(clip=1.0, noise_multiplier=z, expected_clients=20, noise=privacy.tree(40))
+    >>> round(noise_within(private, sampler, epsilon=2.0, rounds=40, delta=1e-5), 2)
+    12.61
+    """
+    check_number("(0, inf)", epsilon=epsilon)
+    return _least(lambda z: account(make(z), sampler).epsilon(rounds, delta), float(epsilon))
 
 
 class Calibrated(NamedTuple):
@@ -46,8 +76,8 @@ def calibrate(
 ) -> Calibrated:
     """Finds the one of four numbers that is left out, for independent noise in every round.
 
-    The least noise multiplier (to four digits, upwards), the largest cohort or the most rounds that cost no more than
-    epsilon; or what epsilon is. It is remembered: the next call with the same arguments is free.
+    The least noise multiplier (to four digits, upwards, from 0.25 on), the largest cohort or the most rounds that cost
+    no more than epsilon; or what epsilon is. It is remembered: the next call with the same arguments is free.
 
     Args:
       num_clients: Of the population.
@@ -67,6 +97,8 @@ def calibrate(
     1.7075
     """
     if sampling == "all":
+        if cohort_size not in (None, num_clients):
+            raise ValueError(f"of all clients the cohort is all; got {cohort_size=} of {num_clients}. Leave it out.")
         cohort_size = num_clients
     given = {"epsilon": epsilon, "noise_multiplier": noise_multiplier, "cohort_size": cohort_size, "rounds": rounds}
     _check(num_clients, delta, sampling, given)
@@ -115,12 +147,14 @@ def _least(cost: Callable[[float], float], most: float) -> float:
     low, high = 0.5, 1.0
     while cost(high) > most:
         low, high = high, 2 * high
-    while low > 1e-3 and cost(low) <= most:
+        if high > 1e6:
+            raise ValueError(f"some noise should cost at most {most:g}; got none. Ask for more, or fewer rounds.")
+    while low > _LEAST and cost(low) <= most:
         low, high = low / 2, low
     if cost(low) <= most:
         return low
     ends = math.log(low), math.log(high)
-    found = brentq(lambda x: math.log(cost(math.exp(x)) / most), *ends, xtol=_TOLERANCE / 2)
+    found = brentq(lambda x: math.log(max(cost(math.exp(x)), 1e-300) / most), *ends, xtol=_TOLERANCE / 2)
     return math.exp(cast(float, found) + _TOLERANCE / 2)
 
 

@@ -46,7 +46,7 @@ class _Mean(NamedTuple):
     noise_clients: float
     max_weight: float | None
     norm: Callable[[PyTree], jax.Array] = euclidean_norm
-    unit_stddev: float = 1.0  # of noise whose multiplier and clip are 1
+    unit_stddev: float | None = 1.0  # of noise whose multiplier and clip are 1; None if it changes with the round
 
 
 def dp_mean(
@@ -63,7 +63,9 @@ def dp_mean(
     Args:
       clip: The most that the joint L2 norm of a client's value may be, or the L1 norm with `laplace` noise; more is
         scaled to it. Infinity, with ``noise_multiplier=0``, clips nothing.
-      noise_multiplier: Standard deviation of the noise on the sum, in clips; of `laplace` noise, its scale.
+      noise_multiplier: Standard deviation of the noise on the sum of a round, in clips; of `laplace` noise its scale,
+        of a `tree` that of a node, and of a `matrix` that of the whole run, for the most that a client can change it:
+        the same number is not the same noise.
       expected_clients: The number to divide by: the *expected* size of a cohort, for the real one is not public; with
         ``max_weight`` the expected sum of shares.
       max_weight: Clients count once each, whatever they weigh, if this is not given; else in proportion to their
@@ -79,6 +81,7 @@ def dp_mean(
       adds nothing. It measures ``clip``, ``noise_stddev``, of the noise on an element of the result, and
       ``noise_clients``; and in ``not_private`` what is exact and outside of any guarantee: ``clipped_fraction``,
       ``num_non_finite``, and with noise ``signal_to_noise``, the norm of the exact mean over that of independent noise.
+      There is ``noise_stddev`` too, as found in what was drawn, if it changes with the round, as of a tree or matrix.
 
     Guarantees: the noise is drawn once, at the server, from the round's key, so it does not depend on chunks, lanes,
     devices or hosts.
@@ -95,8 +98,14 @@ def dp_mean(
     check_number("(0, inf]", clip=clip)
     mean = _mean(noise_multiplier, expected_clients, noise_clients, max_weight)
     noise = independent() if noise is None else noise
+    if not isinstance(noise, Noise):
+        raise TypeError(
+            f"noise must be a Noise; got {type(noise).__name__}. Pass tree(100) of fedjx.privacy, for example."
+        )
     if isinstance(noise.kind, Laplacian):
         mean = mean._replace(norm=lambda value: joint_norm(value, 1), unit_stddev=math.sqrt(2))
+    elif not isinstance(noise.kind, Independent):
+        mean = mean._replace(unit_stddev=None)
     if math.isinf(clip) and noise_multiplier > 0:
         raise ValueError(
             f"noise is in clips; got {clip=} and {noise_multiplier=}. Choose a finite clip, such as the median norm."
@@ -234,15 +243,18 @@ def _record(mean: _Mean, clip: Number, value: PyTree, weight: jax.Array) -> _Rec
 def _noisy(mean: _Mean, total: _Record, drawn: PyTree, noise_multiplier: float, clip: Number) -> tuple[PyTree, Metrics]:
     """Makes the mean of a sum, with noise that was drawn for a multiplier and a clip of 1, and measures both."""
     scale = noise_multiplier * clip / mean.noise_clients if noise_multiplier else 0.0
-    stddev = mean.unit_stddev * scale
     exact = jax.tree.map(lambda x: x / mean.expected_clients, total.value)
     result = jax.tree.map(lambda x, n: x + scale * n, exact, drawn) if noise_multiplier else exact
-    size = sum(x.size for x in jax.tree.leaves(exact))
-    not_private = {
+    root_size = math.sqrt(sum(x.size for x in jax.tree.leaves(exact)))
+    is_known, stddev = mean.unit_stddev is not None, (mean.unit_stddev or 1.0) * scale
+    not_private: Metrics = {
         "clipped_fraction": total.clipped / jnp.maximum(total.clients, 1).astype(jnp.float32),
         "num_non_finite": total.non_finite,
     }
     if noise_multiplier:
-        not_private["signal_to_noise"] = euclidean_norm(exact) / (stddev * math.sqrt(size))
-    measured = {"clip": clip, "noise_stddev": stddev, "noise_clients": mean.noise_clients, "not_private": not_private}
+        not_private["signal_to_noise"] = euclidean_norm(exact) / (stddev * root_size)
+    if not is_known:  # and how large it was would tell of the sum without it
+        not_private["noise_stddev"] = scale * euclidean_norm(drawn) / root_size
+    measured: Metrics = {"clip": clip, "noise_clients": mean.noise_clients, "not_private": not_private}
+    measured |= {"noise_stddev": stddev} if is_known else {}
     return result, jax.tree.map(lambda x: jnp.asarray(x, number_dtype(exact)), measured)

@@ -32,10 +32,12 @@ class Tree(NamedTuple):
     Attributes:
       num_rounds: Leaves of a tree, after which another one begins.
       first_rounds: Leaves of the first one, no more.
+      efficient: Whether nodes are estimated.
     """
 
     num_rounds: int
     first_rounds: int
+    efficient: bool
 
 
 class Matrix(NamedTuple):
@@ -46,15 +48,21 @@ class Matrix(NamedTuple):
       min_separation: The least number of rounds from one participation of a client to its next, for which noise was
         scaled by the sensitivity of C.
       max_participations: The most rounds with one client.
-      bands: How many, of a banded matrix; None if all rounds hang together.
+      strategy: Its first column, as a `Strategy` of `fedjx.privacy` has it.
       share: The norm of the change by one participation, in that by all.
     """
 
     num_rounds: int
     min_separation: int
     max_participations: int
-    bands: int | None
+    strategy: tuple[tuple[float, ...], ...]
     share: float
+
+    @property
+    def bands(self) -> int | None:
+        """How many rounds hang together; None if all do."""
+        coefficients, *buffers = self.strategy
+        return None if any(buffers) else len(coefficients)
 
 
 class Shared(NamedTuple):
@@ -95,3 +103,8 @@ class Event(NamedTuple):
     noise: Kind = Independent()
     clip: float | None = None
     noise_clients: float | None = None
+
+    @property
+    def may_be_split(self) -> bool:
+        """Whether clients may be in one of several such sums by what is in their data: nothing counts them."""
+        return not isinstance(self.noise, (Local, Shared))

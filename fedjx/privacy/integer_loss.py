@@ -99,6 +99,7 @@ def of_cohorts(
         deciding = max(_deciding(shared, size // separation - 1, probability) for size in sizes)
         known = "zero_out_one" if relation == "zero_out_one" else "add_or_remove_one"
         return loss._replace(least_shares=most, probability=probability, deciding=deciding), known
+    _check_sizes(shared, sampler)
     if relation == "add_or_remove_one":
         raise ValueError(
             f"the server sees how many clients take part, whom no noise hides; got {relation=} and cohorts of kind "
@@ -127,6 +128,19 @@ def _check_covered(sampler: Mapping[str, Any], relation: str | None) -> None:
         raise ValueError(
             "what draws of a fixed size do to shares of noise is not derived; got a uniform_sampler. Use "
             "poisson_sampler, which hides who takes part, or cyclic_sampler, which does not."
+        )
+
+
+def _check_sizes(shared: Shared, sampler: Mapping[str, Any]) -> None:
+    """Refuses schedules of which nothing would ever be shown."""
+    rounds = sampler.get("rounds_per_epoch", 1)
+    if sampler["kind"] not in ("cyclic", "uniform"):
+        return
+    least, most = sampler["num_clients"] // rounds, -(-sampler["num_clients"] // rounds)
+    if least < shared.min_clients or most > shared.max_clients:
+        raise ValueError(
+            f"sums are shown of {shared.min_clients} to {shared.max_clients} clients; got cohorts of {least} to "
+            f"{most}. Choose min_clients and max_clients around them."
         )
 
 

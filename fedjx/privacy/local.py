@@ -1,7 +1,7 @@
 """Local differential privacy: what one client says of its value is private by itself, whoever sees it.
 
-The randomizers of numbers and categories are exact: for any two values no report, or no density of one, is more than
-``exp(epsilon)`` times as likely. Their means are unbiased.
+For any two numbers or categories no report, or no density of one, is more than ``exp(epsilon)`` times as likely, up to
+the rounding of chances in float32. Their means are unbiased.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def local_mean(randomizer: Randomizer) -> Aggregator:
     def next(key: FederatedValue, state: FederatedValue, value: FederatedValue, weight: FederatedValue) -> Aggregation:
         randomizer.check(value.type.member)
         report = federated_map(randomizer.report, federated_keys(key), value)
-        counts = federated_map(lambda weight: (weight > 0).astype(jnp.float32), weight)
+        counts = federated_map(lambda weight: jnp.asarray(weight > 0, jnp.float32), weight)
         result, number = federated_mean(report, counts), federated_sum(counts)
         return state, result, federated_map(measured, number)
 
@@ -153,7 +153,7 @@ def category_response(*, epsilon: float, num_categories: int) -> Randomizer:
 
     def report(key: jax.Array, value: jax.Array) -> jax.Array:
         key_truth, key_other = jax.random.split(key)
-        value = jnp.clip(value, 0, k - 1)
+        value = jnp.clip(value.astype(jnp.int32), 0, k - 1)
         lie = (value + 1 + jax.random.randint(key_other, (), 0, k - 1)) % k
         said = jnp.where(_uniform(key_truth) < truth, value, lie)
         return ((jnp.arange(k) == said) - other) / (truth - other)
@@ -175,7 +175,7 @@ def unary_response(*, epsilon: float, num_categories: int) -> Randomizer:
     other = 1 / (grown + 1)
 
     def report(key: jax.Array, value: jax.Array) -> jax.Array:
-        is_true = jnp.arange(k) == jnp.clip(value, 0, k - 1)
+        is_true = jnp.arange(k) == jnp.clip(value.astype(jnp.int32), 0, k - 1)
         said = jax.random.uniform(key, (k,), jnp.float32) < jnp.where(is_true, 0.5, other)
         return (said - other) / (0.5 - other)
 
@@ -203,12 +203,17 @@ def _bounded(value: jax.Array, bound: float) -> jax.Array:
 
 
 def _check_bounded(epsilon: float, bound: float) -> None:
-    check_number("(0, inf)", epsilon=epsilon, bound=bound)
+    _check_epsilon(epsilon)
+    check_number("(0, inf)", bound=bound)
 
 
 def _check_categories(epsilon: float, num_categories: int) -> None:
-    check_number("(0, inf)", epsilon=epsilon)
+    _check_epsilon(epsilon)
     check_integer("[2, inf)", num_categories=num_categories)
+
+
+def _check_epsilon(epsilon: float) -> None:
+    check_number("[0.001, 12]", "Chances are drawn in float32, which has none below 1e-7.", epsilon=epsilon)
 
 
 def _number(member: PyTree) -> None:

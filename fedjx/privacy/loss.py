@@ -155,7 +155,8 @@ def epsilon_together(losses: Sequence[tuple[Loss, int]], delta: float, relation:
     for loss, count in losses:
         if isinstance(loss, (FixedSize, Shuffled, IntegerSum)):
             raise ValueError(
-                f"losses compose if their distributions are known; got {loss}. Add the epsilons and deltas."
+                f"losses compose if their distributions are known; got {type(loss).__name__}. Add the epsilons, and "
+                "the deltas."
             )
         if count and getattr(loss, "noise_multiplier", 1) == 0:
             return math.inf
@@ -243,7 +244,7 @@ def _of_integers(loss: IntegerSum, count: int, delta: float) -> float:
     needed = loss.deciding * count * (1 + math.exp(min(found, 700)))
     if needed <= delta - rest:
         return found
-    if count == 1:
+    if loss.deciding * 2 > delta - rest:
         raise ValueError(
             f"one client must hardly ever decide whether a cohort is too small or too large; got {loss.deciding:.2g} "
             f"as likelihood for {delta=}. Lower min_clients or raise max_clients."

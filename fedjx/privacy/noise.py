@@ -117,7 +117,7 @@ def tree(num_rounds: int, *, warm_up: int | None = None, efficient: bool = True)
         prefix = jax.tree.map(lambda n: jnp.tensordot(digits * jnp.asarray(share, n.dtype), n, 1), nodes)
         return TreeState(state.rounds + 1, nodes, prefix), jax.tree.map(jnp.subtract, prefix, before)
 
-    return Noise(init, next, Tree(num_rounds, first_rounds))
+    return Noise(init, next, Tree(num_rounds, first_rounds, efficient))
 
 
 class Strategy(NamedTuple):
@@ -193,7 +193,6 @@ def matrix(strategy: Strategy, num_rounds: int, *, min_separation: int, max_part
     norm = sensitivity(strategy, num_rounds, min_separation=min_separation, max_participations=participations)
     share = sensitivity(strategy, num_rounds, min_separation=num_rounds, max_participations=1) / norm
     first, *bands = strategy.coefficients
-    num_bands = None if strategy.decays else len(strategy.coefficients)
 
     def init(member: PyTree) -> MatrixState:
         def held(number: int) -> PyTree:
@@ -210,7 +209,7 @@ def matrix(strategy: Strategy, num_rounds: int, *, min_separation: int, max_part
         buffers = jax.tree.map(lambda n, held: _along(strategy.decays, held) + n[None], noise, state.buffers)
         return MatrixState(last, buffers), noise
 
-    return Noise(init, next, Matrix(num_rounds, min_separation, participations, num_bands, share))
+    return Noise(init, next, Matrix(num_rounds, min_separation, participations, tuple(strategy), share))
 
 
 def _check_falls(column: np.ndarray) -> None:

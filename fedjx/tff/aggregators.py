@@ -39,11 +39,16 @@ class DifferentiallyPrivateFactory:
         noise_multiplier: float,
         clients_per_round: float,
         l2_norm_clip: float,
+        record_specs: object = None,
         *,
         use_efficient: bool = True,
         num_rounds: int = 4096,
     ) -> Aggregator:
-        """Returns `fedjx.privacy.dp_mean` with the noise of a tree over so many rounds, after which another begins."""
+        """Returns `fedjx.privacy.dp_mean` with the noise of a tree over so many rounds, after which another begins.
+
+        ``record_specs`` is not needed: the values say it themselves.
+        """
+        del record_specs
         return dp_mean(
             clip=l2_norm_clip,
             noise_multiplier=noise_multiplier,

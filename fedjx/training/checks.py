@@ -92,6 +92,9 @@ class Withheld:
     def __getitem__(self, name: object) -> NoReturn:
         self.__getattr__(str(name))
 
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __getitem__
+    __lt__ = __le__ = __gt__ = __ge__ = __contains__ = __getitem__
+
 
 def check_key(key: jax.Array) -> None:
     """Refuses what is no random key."""

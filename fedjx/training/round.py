@@ -208,6 +208,8 @@ def compose(
     def next_with_states(state: FederatedValue, data: FederatedValue, states: FederatedValue) -> Outcome:
         return parts.round(state, data, states)
 
+    for function in (next, next_with_states):  # kept by every way to run them, for `fedjx.privacy.within`
+        function.__dict__["event"] = getattr(aggregator, "event", None)
     use_compilation_cache()  # before the first program, which is `init`
     init = outside_meshes(compiled_once(parts.init))
     # Who asked for updates that are not finite need not be told of them.
@@ -368,6 +370,8 @@ class _Round(NamedTuple):
         # What was not finite before, such as the best loss of nobody, may stay so.
         rejected = ~all_finite((delta, first), before=state, after=after)
         after = jax.tree.map(lambda old, new: jnp.where(rejected, old, new), state, after)
+        if is_private:  # whose noise is of this round, also if nothing came of it
+            after = after._replace(aggregator=aggregator)
         metrics = {**metrics, "num_non_finite_aggregates": rejected.astype(jnp.int32)}
         return after._replace(round=state.round + 1), metrics
 

@@ -33,12 +33,14 @@ from fedjx.privacy import (
     account,
     calibrate,
     category_response,
+    distributed_dp_mean,
     dp_mean,
     dp_mean_adaptive,
     gaussian_response,
     laplace,
     local_mean,
     matrix,
+    together,
     tree,
     values_multiplier,
 )
@@ -104,6 +106,9 @@ MECHANISMS = {
     "reports": local_mean(category_response(epsilon=0.1, num_categories=3)),
     "noisy_reports": local_mean(gaussian_response(clip=1.0, noise_multiplier=2.0)),
 }
+SHARED = distributed_dp_mean(
+    clip=1.0, noise_multiplier=2.0, expected_clients=10, num_elements=8, min_clients=2, max_clients=10
+)
 # How often a client may be there in 100 rounds.
 TIMES = {"turns": 2, "cyclic": 1, "cyclic_close": 13, "fixed": 50}
 # Epsilon after 100 rounds at 1e-6.
@@ -204,11 +209,40 @@ def test_what_changes_each_value_by_itself_keeps_the_event():
     private = dp_mean(clip=1.0, noise_multiplier=1.0, expected_clients=10)
     assert clip_by_norm(max_norm=3.0, inner=private).event == private.event == Event(1.0, clip=1.0)
     assert per_cluster(3, inner=private).event == private.event
+    for counted in (local_mean(gaussian_response(clip=1.0, noise_multiplier=1.0)), SHARED):
+        with pytest.raises(ValueError, match="it counts the clients of each cluster"):
+            per_cluster(3, inner=counted)
     clipped = clip_by_norm(max_norm=3.0, inner=private).next.type_signature
     measured = clipped(
         jax.random.key(0), (), fedjx.Clients.of(np.ones((2, 3), np.float32)), fedjx.Clients.of(np.ones(2))
     )
     assert measured.result[2].member["not_private"].keys() == {"clip", "clipped_fraction", "num_non_finite"}
+
+
+def test_what_is_no_event_or_no_sampler_is_refused():
+    with pytest.raises(ValueError, match="noise_multiplier must be"):
+        account(Event(math.nan), SAMPLERS["fixed"])
+    with pytest.raises(TypeError, match=r"got the aggregator 'mean', without an event"):
+        account(mean(), SAMPLERS["fixed"])
+    with pytest.raises(TypeError, match=r"of over_select\(...\) the first"):
+        account(MECHANISMS["independent"], over_select(uniform_sampler(100, 13, seed=0), 10, seed=0))
+    with pytest.raises(ValueError, match="as private for any two values"):
+        account(MECHANISMS["noisy_reports"], SAMPLERS["fixed"], relation=ADD)
+
+
+def test_more_bands_than_groups_are_not_amplified():
+    noise = matrix(Strategy((1.0, 0.5, 0.25)), 8, min_separation=2)
+    private = dp_mean(**SOME, noise=noise)
+    assert account(private, cyclic_poisson_sampler(100, probability=0.1, num_groups=2, seed=0)).loss == Gaussian(2.0)
+
+
+def test_the_most_rounds_of_a_matrix_end_with_it():
+    private = dp_mean(
+        clip=1.0, noise_multiplier=3.0, expected_clients=5, noise=matrix(Strategy((1.0, 0.5)), 100, min_separation=2)
+    )
+    spent = account(private, cyclic_poisson_sampler(100, probability=0.1, num_groups=2, seed=0))
+    assert spent.most_rounds(spent.epsilon(96, 1e-5) + 1e-9, 1e-5) == 96
+    assert spent.most_rounds(spent.epsilon(100, 1e-5) + 1e-9, 1e-5) == 100
 
 
 def test_relations_are_those_of_the_theorems():
@@ -228,6 +262,15 @@ def test_noise_of_larger_cohorts_is_accounted_for_in_their_population():
     spent = account(few, poisson_sampler(500, probability=0.1, seed=0), noise_population=1_000_000)
     assert spent.loss == Poisson(0.61615, 1e-3)
     assert spent.sampler["num_clients"] == 1_000_000
+    for sampler in (
+        poisson_sampler(500, probability=0.1, max_cohort_size=60, seed=0),
+        poisson_sampler(500, probability=np.linspace(0.05, 1, 500), seed=0),
+    ):
+        with pytest.raises(ValueError, match="Leave these out"):
+            account(few, sampler, noise_population=1_000_000)
+    real = account(dp_mean(clip=1.0, noise_multiplier=1.0, expected_clients=9), SAMPLERS["poisson"])
+    with pytest.raises(ValueError, match="Account for each alone"):
+        together([(spent, 1), (real, 1)], 1e-6)
     with pytest.raises(ValueError, match="Simulate it whole"):
         account(few, cyclic_sampler(500, 50, seed=0), noise_population=1_000_000)
 

@@ -130,6 +130,19 @@ def test_shuffled_reports_are_accounted_for():
         account(reports, fedjx.data.poisson_sampler(100, probability=0.5, seed=0), shuffled=True)
 
 
+def test_epsilons_that_floats_cannot_draw_are_refused():
+    for make in (*OF_NUMBERS.values(), *OF_CATEGORIES.values()):
+        own = {"bound": 1.0} if make in OF_NUMBERS.values() else {"num_categories": 3}
+        for wrong in (1e-20, 17.0, 800.0):
+            with pytest.raises(ValueError, match="Chances are drawn in float32"):
+                make(epsilon=wrong, **own)
+
+
+def test_categories_of_narrow_integers_are_not_cut():
+    reports = category_response(epsilon=12.0, num_categories=300)
+    assert int(jnp.argmax(reports.report(jax.random.key(0), jnp.uint8(200)))) == 200
+
+
 @pytest.mark.parametrize(
     ("randomizer", "value", "sentence"),
     [

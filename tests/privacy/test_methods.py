@@ -1,6 +1,7 @@
 """Private aggregators in methods: what would lose the guarantee is refused, and a run resumes with all its noise."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -41,6 +42,20 @@ def plateau():
 def test_a_server_that_reads_exact_metrics_is_refused(make):
     with pytest.raises(ValueError, match="may read nothing exact of its clients"):
         traced(make())
+
+
+def test_a_rejected_round_uses_its_noise():
+    noise = privacy.dp_mean(clip=0.5, noise_multiplier=0.2, expected_clients=4, noise=privacy.tree(4))
+    breaks = optax.GradientTransformation(
+        lambda params: jnp.int32(0),
+        lambda updates, state, params: (jax.tree.map(lambda x: x + jnp.inf, updates), state),
+    )
+    algorithm = algorithms.fed_avg(MODEL, client_optimizer=SGD, aggregator=noise, server_optimizer=breaks)
+    before = algorithm.init(jax.random.key(0))
+    after, metrics = algorithm.next(before, fedjx.data.Cohort(federated_data(), [1, 2], batch_size=12).whole())
+    assert metrics["num_non_finite_aggregates"] == 1
+    jax.tree.map(np.testing.assert_array_equal, before.params, after.params)
+    assert (int(after.round), int(after.aggregator.rounds)) == (1, 1)
 
 
 def test_two_passes_and_numbers_beside_the_mean_are_refused():

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjx.privacy import Strategy, independent, matrix, sensitivity, tree
+from fedjx import Clients
+from fedjx.privacy import Strategy, dp_mean, independent, matrix, sensitivity, tree
 from fedjx.privacy.account import tree_sensitivity_squared
 
 SIZE = 40_000
@@ -106,6 +107,23 @@ def test_noise_of_a_matrix_has_the_covariance_of_its_inverse(strategy):
     got = covariance(drawn(matrix(strategy, rounds, min_separation=6, max_participations=3), rounds))
     assert distance(got, inverse @ inverse.T) < 0.05
     assert distance(got, norm**2 * np.eye(rounds)) > 0.1  # the negative control
+
+
+@pytest.mark.parametrize("noise", [tree(8), matrix(Strategy((1.0, 0.5)), 8, min_separation=2)], ids=["tree", "matrix"])
+def test_what_correlated_noise_was_is_measured(noise):
+    private = dp_mean(clip=0.5, noise_multiplier=2.0, expected_clients=4, noise=noise)
+    state, zeros, one = (
+        private.init(jnp.zeros(5000)),
+        Clients.of(np.zeros((2, 5000), np.float32)),
+        Clients.of(np.ones(2)),
+    )
+    deviations = []
+    for t in range(4):
+        state, result, measured = private.next(jax.random.key(t), state, zeros, one)
+        assert float(measured["not_private"]["noise_stddev"]) == pytest.approx(float(np.std(result)), rel=1e-2)
+        assert "noise_stddev" not in measured
+        deviations.append(float(np.std(result)))
+    assert max(deviations) > 1.1 * min(deviations)
 
 
 def test_independent_noise_is_of_its_round_and_leaf():

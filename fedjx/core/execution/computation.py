@@ -152,6 +152,7 @@ class Computation(Traced, Generic[P, R]):
         agreed: set[tuple[Type, ...]] = set()
 
         @outside_meshes
+        @functools.wraps(self._fn)
         def all_rounds(state: PyTree, cohorts: Iterable[Clients | Planned]) -> R:
             if is_planned(cohorts) or isinstance(cohorts, Clients):
                 raise TypeError(
@@ -169,6 +170,7 @@ class Computation(Traced, Generic[P, R]):
             own, pools, join = per_client(cohorts)
             return lax.scan(lambda state, own: step(state, join(own, pools)), state, own)
 
+        all_rounds.__dict__["takes_rounds"] = True  # a list of cohorts, for who counts rounds before they run
         return all_rounds
 
     def streamed(
