@@ -1,0 +1,67 @@
+"""Utility against epsilon: the noise is what the accounts ask for, and a run is tuned, reported and drawn."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import privacy
+from fedjx.privacy import account
+
+TINY: str = "--num-clients 8 --cohort 2 --num-rounds 4 --num-seeds 2 --server-rates 0.1 1 --epsilons 1"
+
+
+# Not the buffers, whose matrix takes long to find.
+@pytest.mark.parametrize("name", ["DP-FedAvg", "DP-FedAvg, adaptive clip", "DP-FTRL, tree", "DP-FTRL, bands"])
+def test_noise_is_the_least_that_costs_no_more(name):
+    flags, mechanism = privacy.parse_flags(TINY.split()), privacy.MECHANISMS[name]
+
+    def cost(noise_multiplier: float) -> float:
+        private, sampler = mechanism.aggregator(flags, noise_multiplier), mechanism.sampler(flags, 3)
+        return account(private, sampler).epsilon(flags.num_rounds, flags.delta)
+
+    found = privacy.least_noise(mechanism, flags, 1.0)
+    assert cost(found) <= 1.0 < cost(found / 1.001)
+
+
+def test_rates_are_chosen_with_another_seed_on_another_half():
+    flags = privacy.parse_flags(["--num-seeds", "2", "--server-rates", "0.1", "0.2", "0.3"])
+    by_rate = {0.1: (0.5, 0.9), 0.2: (0.7, 0.4), 0.3: (np.nan, 0.8)}
+    asked = []
+
+    def train(rate: float, seed: int) -> np.ndarray:
+        asked.append((rate, seed))
+        return np.array(by_rate[rate]) - 0.1 * seed
+
+    found = privacy.tuned(flags, train)
+    assert asked == [(0.1, 2), (0.2, 2), (0.3, 2), (0.2, 0), (0.2, 1)]
+    assert found["server_rate"] == 0.2
+    assert found["accuracies"] == pytest.approx([0.4, 0.3])
+    assert found["mean"] == pytest.approx(0.35)
+
+
+def test_a_small_run_reports_and_draws(tmp_path, capsys):
+    flags = [*TINY.split(), "--mechanisms", "DP-FTRL, tree", "DP-FTRL, bands", "--output", str(tmp_path / "small.json")]
+    report = privacy.main(privacy.parse_flags(flags))
+    printed = capsys.readouterr().out
+    assert json.loads(printed.splitlines()[-1]) == report == json.loads((tmp_path / "small.json").read_text())
+    assert (tmp_path / "small.png").read_bytes().startswith(b"\x89PNG")
+    assert list(report["results"]) == ["DP-FTRL, tree", "DP-FTRL, bands"]
+    for name, [row] in report["results"].items():
+        assert row["epsilon"] == 1.0
+        assert len(row["accuracies"]) == 2
+        assert row["mean"] == pytest.approx(np.mean(row["accuracies"]), rel=1e-5)
+        assert f"{name} at 1: {row['mean']:.4f}" in printed
+    # Two or three images of each of eight clients, in four rounds: better than a guess without noise.
+    assert report["no_noise"]["mean"] > 0.25
+
+
+def test_a_sweep_is_without_noise(capsys):
+    flags = [*TINY.split(), "--sweep", "--clips", "10", "--client-rates", "0.1"]
+    report = privacy.main(privacy.parse_flags(flags))
+    [row] = report["sweep"]
+    assert (row["clip"], row["client_rate"]) == (10.0, 0.1)
+    assert row["mean"] > 0.25
+    assert "client rate" in capsys.readouterr().out
