@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import privacy
+from benchmarks import privacy, privacy_tutorial
+from fedjx.models import linear
 from fedjx.privacy import account
 
 TINY: str = "--num-clients 8 --cohort 2 --num-rounds 4 --num-seeds 2 --server-rates 0.1 1 --epsilons 1"
@@ -65,3 +66,16 @@ def test_a_sweep_is_without_noise(capsys):
     assert (row["clip"], row["client_rate"]) == (10.0, 0.1)
     assert row["mean"] > 0.25
     assert "client rate" in capsys.readouterr().out
+
+
+def test_the_tutorial_counts_what_its_rounds_cost(capsys, monkeypatch):
+    monkeypatch.setattr(privacy_tutorial, "mlp", lambda *sizes, hidden, **others: linear(*sizes, **others))
+    flags = ["--num-clients", "60", "--cohort", "30", "--num-rounds", "2", "--lanes", "1", "--devices", "1"]
+    report = privacy_tutorial.main(privacy_tutorial.parse_flags(flags))
+    assert 0 < report["epsilon"]["pld"] < report["epsilon"]["rdp"]
+    assert list(report["results"]) == ["mean", "DP-FedAvg, adaptive clip"]
+    for row in report["results"].values():
+        assert 0 < row["accuracy"] <= 1
+        assert 0 < row["seconds_per_round"]["min"]
+    assert report["clip"] != pytest.approx(0.1)
+    assert f"epsilon {report['epsilon']['pld']:.4g} (PLD)" in capsys.readouterr().out
