@@ -37,6 +37,7 @@ from fedjx.models import finalize_metrics, linear
 from fedjx.training import local_evaluate
 
 MOMENTUM = 0.9
+MOST_NOISE = 1000.0  # rounding to few bits costs privacy that no noise brings back
 LANES = 16  # clients at once
 
 Trainer = Callable[[float, int], np.ndarray]
@@ -146,7 +147,7 @@ MECHANISMS = {
 
 
 def least_noise(mechanism: Mechanism, flags: argparse.Namespace, epsilon: float) -> float:
-    """Returns the least noise multiplier, to four digits, of which all rounds cost no more."""
+    """Returns the least noise multiplier, to four digits, of which all rounds cost no more; infinity if none does."""
     sampler, precision = mechanism.sampler(flags, 0), 1e-4
 
     def excess(logarithm: float) -> float:
@@ -156,6 +157,8 @@ def least_noise(mechanism: Mechanism, flags: argparse.Namespace, epsilon: float)
     high = 0.0
     while excess(high) > 0:
         high += 0.5
+        if high > math.log(MOST_NOISE):
+            return math.inf
     low = high - 0.5
     while excess(low) < 0:
         low, high = low - 0.5, low
@@ -245,6 +248,9 @@ def compare(problem: Problem) -> dict[str, Any]:
         results[name], (sampler, aggregator) = [], MECHANISMS[name]
         for epsilon in flags.epsilons:
             noise_multiplier = least_noise(MECHANISMS[name], flags, epsilon)
+            if math.isinf(noise_multiplier):
+                print(f"{name} at {epsilon:g}: cannot be had", flush=True)
+                continue
             train = problem.trainer(aggregator(flags, noise_multiplier), sampler, flags.client_rate)
             found = tuned(flags, train)
             results[name].append({"epsilon": epsilon, "noise_multiplier": noise_multiplier, **found})

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import privacy, privacy_tutorial
+from benchmarks import privacy, privacy_report, privacy_tutorial
 from fedjx.models import linear
 from fedjx.privacy import account
 
@@ -79,3 +81,23 @@ def test_the_tutorial_counts_what_its_rounds_cost(capsys, monkeypatch):
         assert 0 < row["seconds_per_round"]["min"]
     assert report["clip"] != pytest.approx(0.1)
     assert f"epsilon {report['epsilon']['pld']:.4g} (PLD)" in capsys.readouterr().out
+
+
+def test_runs_of_the_same_data_are_shown_together(tmp_path, capsys):
+    def saved(name: str, delta: float, *points: tuple[float, float]) -> Path:
+        rows = [{"epsilon": e, "noise_multiplier": 2.0, "accuracies": [a], "mean": a} for e, a in points]
+        alike = dict.fromkeys(("data", "num_clients", "cohort", "num_rounds", "clip", "client_rate"), 1)
+        report = {**alike, "delta": delta, "no_noise": {"mean": 0.9}, "results": {name: rows}}
+        (path := tmp_path / f"{name}-{delta}.json").write_text(json.dumps(report))
+        return path
+
+    first, second = saved("DP-FTRL", 1e-5, (1.0, 0.7), (2.0, 0.8)), saved("DP-FedAvg", 1e-5, (2.0, 0.75))
+    picture = tmp_path / "both.png"
+    privacy_report.main(argparse.Namespace(reports=[first, second], output=picture))
+    header, _, ftrl, fed_avg, _ = capsys.readouterr().out.splitlines()
+    assert header.split("  ")[-1].strip() == "epsilon 2"
+    assert ftrl.split()[-4:] == ["0.700", "(2)", "0.800", "(2)"]
+    assert fed_avg.split() == ["DP-FedAvg", "-", "0.750", "(2)"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit, match="delta"):
+        privacy_report.main(argparse.Namespace(reports=[first, saved("DP-FedAvg", 1e-6)], output=picture))
