@@ -8,12 +8,19 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedjx.aggregation.mean import wrapped
 from fedjx.aggregation.norms import check_order, follow_quantile, joint_norm
 from fedjx.core.execution.computation import federated_computation
 from fedjx.core.execution.process import Aggregation, Aggregator, bounded_after
 from fedjx.core.language.checks import check_number
 from fedjx.core.language.names import Metrics, PyTree
-from fedjx.core.language.operators import federated_broadcast, federated_secure_sum, federated_sum, federated_value
+from fedjx.core.language.operators import (
+    federated_broadcast,
+    federated_secure_sum,
+    federated_sum,
+    federated_value,
+    federated_zip,
+)
 from fedjx.core.language.placed import FederatedValue, federated_map
 from fedjx.core.language.trees import number_dtype
 from fedjx.core.language.types import SERVER
@@ -88,7 +95,7 @@ def fixed_bound(bound: float, inner: Aggregator, order: float, change: Change, r
         votes = _counted(bounded.votes, inner.secure)
         state, result, measured = inner.next(key, state, bounded.value, bounded.weight)
         own = federated_map(report, federated_value(jnp.float32(bound), SERVER), votes)
-        return state, result, federated_map(with_own, measured, own)
+        return state, result, federated_map(with_own, measured, exact_beside(inner, own))
 
     def to_inner(key: PyTree, state: PyTree, value: PyTree, weight: PyTree) -> tuple[PyTree, PyTree, PyTree, PyTree]:
         bounded = each(value, weight)
@@ -97,8 +104,11 @@ def fixed_bound(bound: float, inner: Aggregator, order: float, change: Change, r
     return Aggregator(inner.init, next, bounded_after(inner, to_inner), inner.secure, inner.event)
 
 
-def adaptive_bound(adaptive: Adaptive, inner: Aggregator, order: float, change: Change, report: Report) -> Aggregator:
+def adaptive_bound(
+    adaptive: Adaptive, inner: Aggregator | None, order: float, change: Change, report: Report
+) -> Aggregator:
     """Wraps an aggregator in a bound that follows a quantile of the norms of the rounds before."""
+    inner = wrapped(inner, unguarded="the bound follows the other clients' norms, which no noise hides")
     check_order(order)
     check_number("(0, inf]", initial=adaptive.initial, learning_rate=adaptive.learning_rate)
     check_number("[0, 1]", quantile=adaptive.quantile)
@@ -133,7 +143,6 @@ def adaptive_bound(adaptive: Adaptive, inner: Aggregator, order: float, change: 
         bounded = each(state, value, weight)
         return key, state.inner, bounded.value, bounded.weight
 
-    # Without an event: the bound follows the other clients' norms, which no noise hides.
     return Aggregator(init, next, bounded_after(inner, to_inner), inner.secure)
 
 
@@ -144,6 +153,11 @@ def _counted(votes: FederatedValue, secure: bool) -> FederatedValue:
 
 def _as_integers(votes: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return {name: vote.astype(jnp.int32) for name, vote in votes.items()}
+
+
+def exact_beside(inner: Aggregator, own: FederatedValue) -> FederatedValue:
+    """Returns exact measurements of a wrapper: as they are, or marked, if the inner aggregator is private."""
+    return own if inner.event is None else federated_zip({"not_private": own})
 
 
 def with_own(inner: Metrics, own: Metrics) -> Metrics:

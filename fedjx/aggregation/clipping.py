@@ -93,7 +93,7 @@ def clip_adaptively(
       ValueError: If ``initial`` or ``rate`` is not positive, or ``quantile`` no fraction.
     """
     adaptive = Adaptive(initial, quantile, learning_rate)
-    return adaptive_bound(adaptive, wrapped(inner), order, _scaled, _report)
+    return adaptive_bound(adaptive, inner, order, _scaled, _report)
 
 
 def _check_floats(value: PyTree) -> None:

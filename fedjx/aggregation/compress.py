@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedjx.aggregation.bounding import exact_beside
 from fedjx.aggregation.mean import wrapped
 from fedjx.core.execution.computation import federated_computation
 from fedjx.core.execution.process import Aggregation, Aggregator, bounded_after
@@ -121,7 +122,8 @@ def compress(
 
         length = functools.partial(payload_bits, compressor, where, measure, member=member)
         counted = federated_map(_unless_weightless, federated_decode(code, length), weight)
-        return state, result, federated_zip({"inner": measured, "payload_bits": federated_sum(counted)})
+        own = exact_beside(inner, federated_zip({"payload_bits": federated_sum(counted)}))
+        return state, result, federated_map(lambda inner, own: {"inner": inner, **own}, measured, own)
 
     def to_inner(key: PyTree, state: PyTree, value: PyTree, weight: PyTree) -> tuple[PyTree, PyTree, PyTree, PyTree]:
         key_encode, key_inner = federated_map(_two_keys, key)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjx.aggregation.bounding import with_own
+from fedjx.aggregation.bounding import exact_beside, with_own
 from fedjx.aggregation.compress import Compressor, Leaf, check_compressor, decode_tree, encode_tree, is_large
 from fedjx.aggregation.mean import wrapped
 from fedjx.core.execution.computation import federated_computation
@@ -80,7 +80,8 @@ def error_feedback(
         code, weight, non_finite, memory = federated_map(encode, federated_keys(key_encode), value, weight, memory)
         decoded = federated_decode(code, lambda code: decode_tree(compressor, where, code, member))
         state, result, measured = inner.next(key_inner, state, decoded, weight)
-        return state, result, federated_map(with_own, measured, counted(non_finite)), memory
+        own = exact_beside(inner, counted(non_finite))
+        return state, result, federated_map(with_own, measured, own), memory
 
     # A client's memory is of its own values, so that the inner one still sees each client by itself.
     return StatefulAggregator(inner.init, _zeros, next, inner.event)

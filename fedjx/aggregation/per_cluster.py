@@ -35,7 +35,7 @@ def per_cluster(
             "who is in a cluster changes from round to round, so clients keep no memory for it; got an aggregator that "
             "has one. Use one without."
         )
-    inner = wrapped(inner)
+    inner = wrapped(inner, unguarded="a client counts in every cluster" if of_cohort else None)
 
     def share(j: int) -> Callable[[Assigned, jax.Array], tuple[PyTree, jax.Array]]:
         def of_client(value: Assigned, weight: jax.Array) -> tuple[PyTree, jax.Array]:
@@ -65,4 +65,5 @@ def per_cluster(
             federated_map(lambda *rows: jax.tree.map(lambda *xs: jnp.stack(xs), *rows), *measured),
         )
 
-    return Aggregator(init, next)
+    # Who changes its cluster changes two of the sums, each by one clip: less than two clips in one of them.
+    return Aggregator(init, next, event=inner.event)

@@ -38,6 +38,9 @@ class PowerSGDState(NamedTuple):
     inner: PyTree
 
 
+_PAST = "the factors of large leaves go past it"
+
+
 def power_sgd(rank: int, *, inner: Aggregator | None = None, where: Callable[[Leaf], bool] = is_large) -> Aggregator:
     """Averages matrices, and kernels as matrices of ``[everything else, last axis]``, as products of rank r.
 
@@ -54,7 +57,7 @@ def power_sgd(rank: int, *, inner: Aggregator | None = None, where: Callable[[Le
     Raises:
       ValueError: If the rank is not positive.
     """
-    inner, where = wrapped(inner), _worthwhile(rank, where)
+    inner, where = wrapped(inner, unguarded=_PAST), _worthwhile(rank, where)
 
     @federated_computation
     def next(key: FederatedValue, state: FederatedValue, value: FederatedValue, weight: FederatedValue) -> Aggregation:
@@ -70,7 +73,7 @@ def power_sgd_with_memory(
 
     The mean of the clients' values and old memories is, up to rounding, the result and the mean of their new memories.
     """
-    inner, where = wrapped(inner), _worthwhile(rank, where)
+    inner, where = wrapped(inner, unguarded=_PAST), _worthwhile(rank, where)
 
     @federated_computation
     def next(

@@ -73,7 +73,7 @@ def zero_outliers(
       ValueError: If ``initial`` or ``rate`` is not positive, or ``quantile`` no fraction.
     """
     adaptive = Adaptive(initial, quantile, learning_rate, multiplier, increment)
-    return adaptive_bound(adaptive, wrapped(inner), order, _zeroed, _report)
+    return adaptive_bound(adaptive, inner, order, _zeroed, _report)
 
 
 def zeroed_and_clipped_mean() -> Aggregator:

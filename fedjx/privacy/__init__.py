@@ -1,10 +1,14 @@
 """Differential privacy: means with noise that know what they cost, accounts tied to samplers, and budgets that stop."""
 
 from fedjx.privacy.account import Account, account, together, tree_sensitivity_squared
+from fedjx.privacy.audit import Audit, audit, coins
 from fedjx.privacy.budget import Budget, BudgetSpent, budget, within
 from fedjx.privacy.calibration import Calibrated, calibrate
+from fedjx.privacy.canaries import canary_score, with_canaries
+from fedjx.privacy.distributed import distributed_dp_mean
 from fedjx.privacy.dp_mean import AdaptiveClip, dp_mean, dp_mean_adaptive, values_multiplier
-from fedjx.privacy.events import Event, Independent, Laplacian, Local, Matrix, Tree
+from fedjx.privacy.events import Event, Independent, Laplacian, Local, Matrix, Shared, Tree
+from fedjx.privacy.integer_noise import discrete_gaussian, skellam
 from fedjx.privacy.local import (
     Randomizer,
     category_response,
@@ -23,6 +27,7 @@ from fedjx.privacy.strategies import banded_strategy, buffered_strategy
 __all__ = [
     "Account",
     "AdaptiveClip",
+    "Audit",
     "Budget",
     "BudgetSpent",
     "Calibrated",
@@ -34,14 +39,20 @@ __all__ = [
     "Noise",
     "Query",
     "Randomizer",
+    "Shared",
     "Strategy",
     "Tree",
     "account",
+    "audit",
     "banded_strategy",
     "budget",
     "buffered_strategy",
     "calibrate",
+    "canary_score",
     "category_response",
+    "coins",
+    "discrete_gaussian",
+    "distributed_dp_mean",
     "dp_mean",
     "dp_mean_adaptive",
     "gaussian_response",
@@ -54,11 +65,13 @@ __all__ = [
     "private_sum",
     "sensitivity",
     "shuffled_epsilon",
+    "skellam",
     "together",
     "tree",
     "tree_sensitivity_squared",
     "two_point_response",
     "unary_response",
     "values_multiplier",
+    "with_canaries",
     "within",
 ]

@@ -14,7 +14,8 @@ from fedjx.aggregation.error_feedback import StatefulAggregator
 from fedjx.core.execution.process import Aggregator
 from fedjx.core.language.checks import check_choice, check_integer, check_number
 from fedjx.data.sampling import Described
-from fedjx.privacy.events import Event, Independent, Laplacian, Local, Matrix, Tree
+from fedjx.privacy.events import Event, Independent, Laplacian, Local, Matrix, Shared, Tree
+from fedjx.privacy.integer_loss import of_cohorts
 from fedjx.privacy.loss import (
     RELATIONS,
     Accountant,
@@ -51,6 +52,7 @@ class Account(NamedTuple):
       max_rounds: The most rounds; None without end.
       sampler: The sampler's description.
       event: The aggregator's.
+      rounds_before: So many fewer rounds pass before the second loss.
     """
 
     loss: Loss
@@ -59,6 +61,7 @@ class Account(NamedTuple):
     max_rounds: int | None
     sampler: dict[str, Any]
     event: Event
+    rounds_before: int = 0
 
     def epsilon(self, rounds: int, delta: float, accountant: Accountant = "pld") -> float:
         """Returns epsilon after so many rounds.
@@ -84,17 +87,21 @@ class Account(NamedTuple):
           ValueError: If there is no end to them.
         """
         check_number("[0, inf)", epsilon=epsilon)
-        low, high = 0, self.rounds_each
-        while self.epsilon(min(high, self.max_rounds or high), delta) <= epsilon:
-            if self.max_rounds is not None and high >= self.max_rounds:
+
+        def rounds(count: int) -> int:
+            return max(0, count * self.rounds_each - self.rounds_before)
+
+        low, high = 0, 1
+        while self.epsilon(min(rounds(high), self.max_rounds or rounds(high)), delta) <= epsilon:
+            if self.max_rounds is not None and rounds(high) >= self.max_rounds:
                 return self.max_rounds
             low, high = high, 2 * high
             if high > 1 << 40:
                 raise ValueError(f"some number of rounds should cost {epsilon=}; got none up to 2^40. Ask for less.")
-        while high - low > self.rounds_each:
-            middle = (low + high) // 2 // self.rounds_each * self.rounds_each
-            low, high = (middle, high) if self.epsilon(middle, delta) <= epsilon else (low, middle)
-        return low
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.epsilon(rounds(middle), delta) <= epsilon else (low, middle)
+        return rounds(low)
 
     def _count(self, rounds: int, delta: float) -> int:
         check_integer("[0, inf)", rounds=rounds)
@@ -103,7 +110,7 @@ class Account(NamedTuple):
             raise ValueError(
                 f"the noise was made for at most {self.max_rounds} rounds; got {rounds=}. Make it for the whole run."
             )
-        return -(-rounds // self.rounds_each)
+        return -(-(rounds + self.rounds_before) // self.rounds_each) if rounds else 0
 
 
 def account(
@@ -121,6 +128,8 @@ def account(
     - `cyclic_sampler` and `fixed_sampler` do not amplify, but a client is not back before ``min_separation`` rounds.
     - `cyclic_poisson_sampler` amplifies the turns of a client's group, also with a banded `matrix` of so many bands.
     - Noise of a `tree` or a `matrix` takes any of these as a schedule: it counts how often a client can be there.
+    - Shares of noise, `distributed_dp_mean`, are accounted for by RDP: with Poisson samples for who sees results, with
+      schedules for the server too, which knows who takes part.
     - Local reports cost the same however clients are drawn, unless they are shuffled.
 
     Args:
@@ -280,14 +289,30 @@ def _matrix(event: Event, sampler: dict[str, Any], relation: Relation | None) ->
 
 
 def _tree(event: Event, sampler: dict[str, Any], relation: Relation | None) -> Account:
-    assert isinstance(event.noise, Tree)
-    num_rounds = event.noise.num_rounds
-    norm = math.sqrt(tree_sensitivity_squared(num_rounds, min_separation=_scheduled(sampler)))
-    z = event.noise_multiplier / norm
-    return Account(Gaussian(z), relation or "zero_out_one", num_rounds, None, sampler, event)
+    noise, separation, relation = event.noise, _scheduled(sampler), relation or "zero_out_one"
+    assert isinstance(noise, Tree)
+    norm = math.sqrt(tree_sensitivity_squared(noise.num_rounds, min_separation=separation))
+    loss = Gaussian(event.noise_multiplier / norm)
+    if separation >= noise.num_rounds:  # once in a tree, and not in each
+        return Account(loss, relation, separation, None, sampler, event)
+    before = noise.num_rounds - noise.first_rounds
+    return Account(loss, relation, noise.num_rounds, None, sampler, event, before)
 
 
-_MAKE = {Independent: _independent, Laplacian: _laplacian, Local: _local, Matrix: _matrix, Tree: _tree}
+def _shared(event: Event, sampler: dict[str, Any], relation: Relation | None) -> Account:
+    assert isinstance(event.noise, Shared)
+    loss, of = of_cohorts(event.noise, event.noise_multiplier, sampler, relation)
+    return Account(loss, of, _scheduled(sampler), None, sampler, event)
+
+
+_MAKE = {
+    Independent: _independent,
+    Laplacian: _laplacian,
+    Local: _local,
+    Matrix: _matrix,
+    Shared: _shared,
+    Tree: _tree,
+}
 
 
 def tree_sensitivity_squared(num_rounds: int, *, min_separation: int, max_participations: int | None = None) -> int:

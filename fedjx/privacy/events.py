@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+Mechanism = Literal["skellam", "discrete_gaussian"]
 
 
 class Independent(NamedTuple):
@@ -29,9 +31,11 @@ class Tree(NamedTuple):
 
     Attributes:
       num_rounds: Leaves of a tree, after which another one begins.
+      first_rounds: Leaves of the first one, no more.
     """
 
     num_rounds: int
+    first_rounds: int
 
 
 class Matrix(NamedTuple):
@@ -53,7 +57,27 @@ class Matrix(NamedTuple):
     share: float
 
 
-Kind = Independent | Laplacian | Local | Tree | Matrix
+class Shared(NamedTuple):
+    """Every round has integer noise of its own, of which each client makes a share; lengths are in steps of a grid.
+
+    Attributes:
+      mechanism: Of which a share is.
+      stddev: Standard deviation of one.
+      min_clients: The fewest shares in a sum that the server sees.
+      max_clients: The shares in the noise of a result.
+      clip: What `Event.clip` is on the grid.
+      size: Integers that each client sends.
+    """
+
+    mechanism: Mechanism
+    stddev: float
+    min_clients: int
+    max_clients: int
+    clip: float
+    size: int
+
+
+Kind = Independent | Laplacian | Local | Tree | Matrix | Shared
 
 
 class Event(NamedTuple):

@@ -2,7 +2,7 @@
 
 The distribution of the privacy loss (PLD; Doroshenko et al., arXiv 2207.04380) is tight. Rényi divergences (RDP;
 Mironov, arXiv 1702.07476) are a bound, of which older papers report, and all that there is for cohorts of a fixed size
-(Wang et al., arXiv 1808.00087). ``pip install "fedjx[privacy]"`` brings it.
+(Wang et al., arXiv 1808.00087) and for integer noise. ``pip install "fedjx[privacy]"`` brings it.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
+from fedjx.privacy.integer_loss import ORDERS, IntegerSum, renyi
+
 Relation = Literal["add_or_remove_one", "replace_one", "zero_out_one"]
 RELATIONS: tuple[Relation, ...] = ("add_or_remove_one", "replace_one", "zero_out_one")
 Accountant = Literal["pld", "rdp"]
 # Every so many repetitions the composition is computed anew: whoever resumes there or between has the same bits.
 _ANCHOR = 16
+_DECIDING = 1e-3  # of delta: for rounds in which one client decides whether anything is shown
 _STEP = 1e-4  # of the losses that a PLD tells apart
 
 
@@ -107,7 +110,7 @@ class Shuffled(NamedTuple):
     num_clients: int
 
 
-Loss = Gaussian | Poisson | Truncated | Laplace | FixedSize | Response | Shuffled
+Loss = Gaussian | Poisson | Truncated | Laplace | FixedSize | Response | Shuffled | IntegerSum
 
 
 # By type too: losses are tuples, and (1.0, 0.01) of one kind equals that of another.
@@ -124,6 +127,8 @@ def epsilon(loss: Loss, count: int, delta: float, relation: Relation, accountant
     """
     if count == 0 or getattr(loss, "noise_multiplier", 1) == 0:
         return math.inf if count else 0.0
+    if isinstance(loss, IntegerSum):
+        return _of_integers(loss, count, delta)
     if isinstance(loss, FixedSize) or accountant == "rdp":
         return _renyi(loss, count, delta, relation)
     if isinstance(loss, Gaussian):
@@ -148,7 +153,7 @@ def epsilon_together(losses: Sequence[tuple[Loss, int]], delta: float, relation:
     """
     total = None
     for loss, count in losses:
-        if isinstance(loss, (FixedSize, Shuffled)):
+        if isinstance(loss, (FixedSize, Shuffled, IntegerSum)):
             raise ValueError(
                 f"losses compose if their distributions are known; got {loss}. Add the epsilons and deltas."
             )
@@ -229,6 +234,21 @@ def _renyi(loss: Loss, count: int, delta: float, relation: Relation) -> float:
     else:
         raise ValueError(f'RDP is not known of {loss} for {relation=}; got accountant="rdp". Take "pld".')
     return float(accounting.rdp.RdpAccountant(neighboring_relation=of).compose(event, count).get_epsilon(delta))
+
+
+def _of_integers(loss: IntegerSum, count: int, delta: float) -> float:
+    # Of delta a part is kept for rounds of which one client decides whether anything is shown.
+    rest = delta * (1 - _DECIDING) if loss.deciding else delta
+    found = float(_imported().rdp.compute_epsilon(ORDERS, count * renyi(loss), rest)[0])
+    needed = loss.deciding * count * (1 + math.exp(min(found, 700)))
+    if needed <= delta - rest:
+        return found
+    if count == 1:
+        raise ValueError(
+            f"one client must hardly ever decide whether a cohort is too small or too large; got {loss.deciding:.2g} "
+            f"as likelihood for {delta=}. Lower min_clients or raise max_clients."
+        )
+    return math.inf
 
 
 def _shuffled(loss: Shuffled, count: int, delta: float) -> float:

@@ -63,23 +63,24 @@ class TreeState(NamedTuple):
     """The nodes of a tree that the next prefix needs.
 
     Attributes:
-      leaves: int32 ``[]``; leaves of the tree so far.
+      rounds: int32 ``[]``; leaves of all trees so far.
       nodes: ``[levels, ...]``; the last node of each level.
       prefix: ``[...]``; the noise on the sum of the tree's leaves so far.
     """
 
-    leaves: jax.Array
+    rounds: jax.Array
     nodes: PyTree
     prefix: PyTree
 
 
-def tree(num_rounds: int, *, efficient: bool = True) -> Noise:
+def tree(num_rounds: int, *, warm_up: int | None = None, efficient: bool = True) -> Noise:
     """Adds noise to the nodes of a binary tree over the rounds; the noise of a prefix is that of few nodes.
 
     Its variance after t rounds is the number of ones among the binary digits of t, or about half of that.
 
     Args:
       num_rounds: Leaves of a tree. After so many rounds the next one begins, and the noise so far stays.
+      warm_up: Leaves of the first tree, up to as many; as many if not given.
       efficient: Whether what is known of the subtrees makes better estimates, Honaker, "Efficient Use of
         Differentially Private Binary Trees" (2015): the sum over the ones, at digit d, of ``2^d / (2^(d+1) - 1)``.
 
@@ -87,6 +88,8 @@ def tree(num_rounds: int, *, efficient: bool = True) -> Noise:
       `Noise` with a `TreeState` of ``floor(log2(num_rounds)) + 2`` times the parameters.
     """
     check_integer("[1, 2^30]", num_rounds=num_rounds)
+    first_rounds = num_rounds if warm_up is None else warm_up
+    check_integer(f"[1, {num_rounds}]", warm_up=first_rounds)
     levels = num_rounds.bit_length()
     share = 1 / (2 - 2.0 ** -np.arange(levels)) if efficient else np.ones(levels)
 
@@ -96,9 +99,9 @@ def tree(num_rounds: int, *, efficient: bool = True) -> Noise:
         return TreeState(jnp.int32(0), nodes, zeros)
 
     def next(key: jax.Array, state: TreeState, member: PyTree) -> tuple[TreeState, PyTree]:
-        is_full = state.leaves == num_rounds
-        count = jnp.where(is_full, 0, state.leaves)
-        before = jax.tree.map(lambda x: jnp.where(is_full, 0, x), state.prefix)
+        later = (state.rounds - first_rounds) % num_rounds
+        count = jnp.where(state.rounds < first_rounds, state.rounds, later)
+        before = jax.tree.map(lambda x: jnp.where(count == 0, 0, x), state.prefix)
 
         def join(node: tuple[jax.Array, PyTree]) -> tuple[jax.Array, PyTree]:
             level, right = node
@@ -112,9 +115,9 @@ def tree(num_rounds: int, *, efficient: bool = True) -> Noise:
         nodes = jax.tree.map(lambda n, new: n.at[level].set(new), state.nodes, node)
         digits = (count + 1 >> jnp.arange(levels)) & 1
         prefix = jax.tree.map(lambda n: jnp.tensordot(digits * jnp.asarray(share, n.dtype), n, 1), nodes)
-        return TreeState(count + 1, nodes, prefix), jax.tree.map(jnp.subtract, prefix, before)
+        return TreeState(state.rounds + 1, nodes, prefix), jax.tree.map(jnp.subtract, prefix, before)
 
-    return Noise(init, next, Tree(num_rounds))
+    return Noise(init, next, Tree(num_rounds, first_rounds))
 
 
 class Strategy(NamedTuple):

@@ -14,6 +14,7 @@ class Case(NamedTuple):
     aggregator: Aggregator
     rtol: float = 1e-5
     materialises: bool = False
+    max_elements: int | None = None  # of a value, if there is a limit
 
 
 @functools.cache

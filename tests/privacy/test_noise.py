@@ -78,6 +78,12 @@ def test_variances_of_prefixes_are_those_of_the_papers():
     np.testing.assert_allclose(measured, table, rtol=0.05)
 
 
+def test_the_first_tree_may_be_smaller():
+    rows = drawn(tree(4, warm_up=2, efficient=False), 8)
+    variances = np.cumsum(rows, axis=0).var(axis=1)
+    np.testing.assert_allclose(variances, [1, 1, 2, 2, 3, 2, 3, 3], rtol=0.05)
+
+
 def test_another_tree_begins_and_the_noise_so_far_stays():
     rows = drawn(tree(4, efficient=False), 12)
     variances = np.cumsum(rows, axis=0).var(axis=1)

@@ -9,7 +9,7 @@ import pytest
 from dp_accounting.pld import privacy_loss_distribution as distributions
 
 from fedjx.data import cyclic_poisson_sampler, cyclic_sampler, poisson_sampler, uniform_sampler
-from fedjx.privacy import Strategy, account, calibrate, dp_mean, laplace, matrix
+from fedjx.privacy import Strategy, account, calibrate, dp_mean, laplace, matrix, tree
 from fedjx.privacy.loss import Gaussian, Laplace, Poisson, Response, Truncated, epsilon
 
 ADD, ZERO = "add_or_remove_one", "zero_out_one"
@@ -50,6 +50,24 @@ def test_without_sampling_rdp_is_looser():
 def test_a_tree_with_one_participation_costs_what_is_published(z, rounds, squared, expected):
     assert rounds.bit_length() == squared
     assert epsilon(Gaussian(z / math.sqrt(squared)), 1, 1e-6, ZERO, "rdp") == pytest.approx(expected, abs=1e-5)
+
+
+def test_trees_that_are_restarted_are_as_many_as_a_client_can_be_in():
+    def of(warm_up, separation, rounds):
+        noise = tree(8, warm_up=warm_up)
+        private = dp_mean(clip=1.0, noise_multiplier=7.0, expected_clients=4, noise=noise)
+        spent = account(private, cyclic_sampler(400, 10, seed=0, min_separation=separation))
+        return [spent._count(number, 1e-6) for number in rounds], spent.loss
+
+    assert of(None, 8, (0, 1, 8, 9, 17)) == ([0, 1, 1, 2, 3], Gaussian(7 / 2))
+    assert of(3, 4, (0, 1, 3, 4, 11, 12)) == ([0, 1, 1, 2, 2, 3], Gaussian(7 / math.sqrt(10)))
+    assert of(None, 40, (40, 41)) == ([1, 2], Gaussian(7 / 2))
+    spent = account(
+        dp_mean(clip=1.0, noise_multiplier=7.0, expected_clients=4, noise=tree(8, warm_up=3)),
+        cyclic_sampler(40, 10, seed=0),
+    )
+    for count, most in ((1, 3), (2, 11), (5, 35)):
+        assert spent.most_rounds(epsilon(spent.loss, count, 1e-6, ZERO) + 1e-9, 1e-6) == most
 
 
 def test_trees_that_are_restarted_compose():

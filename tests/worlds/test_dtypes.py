@@ -17,7 +17,9 @@ from fedjx.core.language.types import type_of
 from tests.worlds.programs import AGGREGATORS, METHODS, Program, equations, program, two_rounds
 
 # What travels in float32, whatever the parameters are: the codes of compressors, and the grid of secure sums.
-CODED = [name for name in AGGREGATORS if name.startswith(("compress-", "secure-")) or "compressed" in name]
+CODED = [
+    name for name in AGGREGATORS if name.startswith(("compress-", "distributed-", "secure-")) or "compressed" in name
+]
 # How far results are off, relative to the largest number of a leaf: bfloat16 has 8 bits, float32 has 24, of which a
 # variance of two numbers, by which one divides, loses some.
 NARROW, WIDE = 0.05, {"fed_bn": 1e-2}

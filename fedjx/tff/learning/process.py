@@ -133,10 +133,10 @@ def dp_aggregator(noise_multiplier: float, clients_per_round: float, zeroing: bo
     """Returns a private mean with an adaptive clip, and the preset's zeroing before it.
 
     The threshold of the zeroing follows the clients' norms without noise, as in TensorFlow Federated, so with it
-    `fedjx.privacy.account` refuses: nobody knows its epsilon.
+    it has no event, and `fedjx.privacy.account` refuses it: nobody knows its epsilon.
     """
     private = dp_mean_adaptive(noise_multiplier=noise_multiplier, expected_clients=clients_per_round)
-    return zero_outliers(inner=private) if zeroing else private
+    return zero_outliers(inner=private._replace(event=None)) if zeroing else private
 
 
 def build_unweighted_fed_avg(
