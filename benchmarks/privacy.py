@@ -134,11 +134,30 @@ def buffered(flags: argparse.Namespace) -> privacy.Noise:
     return privacy.matrix(strategy, flags.num_rounds, min_separation=separation(flags))
 
 
+def distributed(num_bits: int) -> Mechanism:
+    """Averages by secure sums of integers of so many bits, to which each client adds a share of the noise."""
+
+    def aggregator(flags: argparse.Namespace, noise_multiplier: float) -> Aggregator:
+        spread = 8 * math.ceil(flags.cohort**0.5)  # cohorts that are smaller or larger are as good as never drawn
+        return privacy.distributed_dp_mean(
+            clip=flags.clip,
+            noise_multiplier=noise_multiplier,
+            expected_clients=flags.cohort,
+            num_elements=10 * (1 + (8 * 8 if flags.mnist is None else 28 * 28)),
+            min_clients=max(1, flags.cohort - spread),
+            max_clients=min(flags.num_clients, flags.cohort + spread),
+            num_bits=num_bits,
+        )
+
+    return Mechanism(poisson, aggregator)
+
+
 banded_strategy, buffered_strategy = map(functools.cache, (privacy.banded_strategy, privacy.buffered_strategy))
 
 MECHANISMS = {
     "DP-FedAvg": Mechanism(poisson, fixed_clip),
     "DP-FedAvg, adaptive clip": Mechanism(poisson, adaptive_clip),
+    **{f"distributed, {num_bits} bits": distributed(num_bits) for num_bits in (12, 16, 20)},
     "DP-FTRL, tree": ftrl(lambda flags: privacy.tree(flags.num_rounds, efficient=False)),
     "DP-FTRL, Honaker's tree": ftrl(lambda flags: privacy.tree(flags.num_rounds)),
     "DP-FTRL, bands": ftrl(banded),

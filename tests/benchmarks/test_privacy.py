@@ -29,6 +29,13 @@ def test_noise_is_the_least_that_costs_no_more(name):
     assert cost(found) <= 1.0 < cost(found / 1.001)
 
 
+def test_few_bits_cannot_have_every_epsilon():
+    flags = privacy.parse_flags(["--mnist", "there"])
+    few, more = (privacy.MECHANISMS[f"distributed, {num_bits} bits"] for num_bits in (12, 16))
+    assert privacy.least_noise(few, flags, 0.5) == np.inf
+    assert privacy.least_noise(few, flags, 8.0) > privacy.least_noise(more, flags, 8.0) > 0.6
+
+
 def test_rates_are_chosen_with_another_seed_on_another_half():
     flags = privacy.parse_flags(["--num-seeds", "2", "--server-rates", "0.1", "0.2", "0.3"])
     by_rate = {0.1: (0.5, 0.9), 0.2: (0.7, 0.4), 0.3: (np.nan, 0.8)}
