@@ -91,12 +91,14 @@ class Timed(NamedTuple):
     Attributes:
       states: Of the servers, after the last one.
       seconds: Of every round, the first, which compiles, too.
+      processor_seconds: Likewise, how long processors worked; on a CPU that is all, whatever else the machine does.
       recompilations: Programs compiled after the first round.
       losses: Of the last one.
     """
 
     states: dict[str, Any]
     seconds: dict[str, list[float]]
+    processor_seconds: dict[str, list[float]]
     recompilations: dict[str, int]
     losses: dict[str, float]
 
@@ -107,14 +109,16 @@ def in_turns(
     """Times so many rounds of every algorithm after the first one, in turns on the same cohorts."""
     runs: dict[str, Any] = {name: algorithm.next.streamed(mesh=mesh) for name, algorithm in algorithms.items()}
     states: dict[str, Any] = {name: algorithm.init(jax.random.key(seed)) for name, algorithm in algorithms.items()}
-    timed = Timed(states, {name: [] for name in runs}, dict.fromkeys(runs, 0), dict.fromkeys(runs, 0.0))
+    both = {name: [] for name in runs}, {name: [] for name in runs}
+    timed = Timed(states, *both, dict.fromkeys(runs, 0), dict.fromkeys(runs, 0.0))
     for number in range(num_rounds + 1):
         names = list(runs)[:: -1 if number % 2 else 1]  # what drifts is not always against the same ones
         for name in names:
             with Compilations() as compiled:
-                started = time.perf_counter()
+                started, worked = time.perf_counter(), time.process_time()
                 states[name], metrics = jax.block_until_ready(runs[name](states[name], cohort(number)))
                 timed.seconds[name].append(time.perf_counter() - started)
+                timed.processor_seconds[name].append(time.process_time() - worked)
             timed.recompilations[name] += compiled.number if number else 0
             timed.losses[name] = float(metrics["loss"])
     return timed
@@ -140,7 +144,7 @@ def summary(timed: Timed) -> dict[str, dict[str, Any]]:
 
     ``state_share`` is the bytes of the aggregator's state over those of the parameters.
     """
-    plain = timed.seconds[PLAIN][1:]
+    plain, work = timed.seconds[PLAIN][1:], {name: np.median(x[1:]) for name, x in timed.processor_seconds.items()}
     return {
         name: {
             "first_round_seconds": first,
@@ -148,6 +152,7 @@ def summary(timed: Timed) -> dict[str, dict[str, Any]]:
             "ratio": quartiles(own / other for own, other in zip(later, plain, strict=True)),
             "ratio_of_medians": float(np.median(later) / np.median(plain)),
             "ratio_of_bests": min(later) / min(plain),
+            "ratio_of_processor_seconds": float(work[name] / work[PLAIN]),
             "recompilations": timed.recompilations[name],
             "loss": timed.losses[name],
             "state_share": num_bytes(timed.states[name].aggregator) / num_bytes(timed.states[name].params),
@@ -182,14 +187,15 @@ def show(results: Mapping[str, dict[str, Any]]) -> str:
             r["ratio"]["min"],
             r["ratio_of_medians"],
             r["ratio_of_bests"],
+            r["ratio_of_processor_seconds"],
             r["state_share"],
             r["first_round_seconds"],
             r["recompilations"],
         ]
         for name, r in results.items()
     ]
-    header = ["aggregator", "s/round", "times plain", "least", "of medians", "of bests", "state/model", "first round s"]
-    return table([*header, "recompiled"], rows)
+    header = ["aggregator", "s/round", "times plain", "least", "of medians", "of bests", "of processor s"]
+    return table([*header, "state/model", "first round s", "recompiled"], rows)
 
 
 if __name__ == "__main__":

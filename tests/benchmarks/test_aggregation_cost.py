@@ -15,13 +15,13 @@ def test_ratios_are_of_the_same_cohorts():
     params = np.zeros(10, np.float32)
     plain = ServerState(params, (), (), (), (), 3)
     states = {"mean": plain, "median": plain._replace(aggregator=np.zeros((3, 10), np.float32))}
-    timed = aggregation_cost.Timed(states, seconds, {"mean": 0, "median": 2}, {"mean": 0.5, "median": 0.25})
+    timed = aggregation_cost.Timed(states, seconds, seconds, {"mean": 0, "median": 2}, {"mean": 0.5, "median": 0.25})
     results = aggregation_cost.summary(timed)
     assert results["mean"]["ratio"]["min"] == results["mean"]["ratio"]["max"] == 1.0
     median = results["median"]
     assert (median["ratio"]["min"], median["ratio"]["median"], median["ratio"]["max"]) == (2.0, 2.0, 3.0)
     assert (median["ratio_of_bests"], median["first_round_seconds"], median["recompilations"]) == (3.0, 8.0, 2)
-    assert (median["ratio_of_medians"], median["loss"]) == (2.0, 0.25)
+    assert (median["ratio_of_medians"], median["ratio_of_processor_seconds"], median["loss"]) == (2.0, 2.0, 0.25)
     assert (results["mean"]["state_share"], median["state_share"]) == (0.0, 3.0)
 
 
