@@ -6,6 +6,8 @@ section 2, the geometric update.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,6 +52,33 @@ def euclidean_norm(value: PyTree) -> jax.Array:
     zero, leaves = jnp.zeros((), number_dtype(value)), [jnp.abs(as_float(x)) for x in jax.tree.leaves(value)]
     of_largest = unit(leaves)
     return of_largest * jnp.sqrt(sum((jnp.square(x / of_largest).sum() for x in leaves), zero))
+
+
+def within_norm(
+    value: PyTree, bound: float | jax.Array, norm: Callable[[PyTree], jax.Array] = euclidean_norm
+) -> tuple[PyTree, jax.Array]:
+    """Scales a value down to a norm, in float32 or wider; one whose norm is not finite becomes zeros.
+
+    Args:
+      value: Floats.
+      bound: The most that the norm may be; infinity changes nothing.
+      norm: Which.
+
+    Returns:
+      The value, and the norm that it had, ``[]``.
+
+    Raises:
+      TypeError: If a leaf is not floating-point.
+
+    >>> within_norm({"w": jnp.float32([6.0, 0.0]), "b": jnp.float32(8.0)}, 5.0)[0]
+    {'b': Array(4., dtype=float32), 'w': Array([3., 0.], dtype=float32)}
+    """
+    for leaf in jax.tree.leaves(value):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(f"what is clipped must be floating-point; got {leaf.dtype}. Leave such leaves out.")
+    size = norm(value)
+    scale = jnp.where(size > bound, bound / jnp.maximum(size, bound), 1.0)
+    return jax.tree.map(lambda x: jnp.where(jnp.isfinite(size), as_float(x) * scale, 0), value), size
 
 
 def unit(value: PyTree) -> jax.Array:

@@ -138,7 +138,8 @@ def account(
       relation: As in `Account`; what the sampler's theorem is about if not given.
       noise_population: Where the noise is that of larger cohorts (``noise_clients``), the population out of which these
         would be drawn, by the same kind of sampling.
-      shuffled: Whether somebody that is trusted with that, and with nothing else, shuffles a round's local reports.
+      shuffled: Whether somebody that is trusted with that, and with nothing else, shuffles a round's local reports. The
+        whole cohort must report: who has no weight hides nobody.
 
     Raises:
       TypeError: If the aggregator gives no guarantee.

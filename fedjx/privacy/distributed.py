@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from fedjx.aggregation.norms import euclidean_norm
+from fedjx.aggregation.norms import within_norm
 from fedjx.aggregation.rotate import hadamard_transform, random_signs
 from fedjx.core.execution.computation import federated_computation
 from fedjx.core.execution.process import Aggregation, Aggregator
@@ -22,7 +22,7 @@ from fedjx.core.language.checks import check_choice, check_integer, check_number
 from fedjx.core.language.names import Metrics, PyTree
 from fedjx.core.language.operators import federated_broadcast, federated_keys, federated_secure_sum
 from fedjx.core.language.placed import FederatedValue, check_numeric, federated_map
-from fedjx.core.language.trees import as_float, cast_like
+from fedjx.core.language.trees import cast_like
 from fedjx.privacy.events import Event, Mechanism, Shared
 from fedjx.privacy.integer_loss import norms_after_rounding
 from fedjx.privacy.integer_noise import discrete_gaussian, skellam
@@ -56,7 +56,8 @@ def distributed_dp_mean(
       num_elements: The most elements of a client's value, over all leaves. Values are padded to the next power of two,
         of which what they cost depends a little; each client sends so many integers.
       min_clients: The fewest of which a sum is shown, the threshold of the secure protocol; the result of fewer is 0.
-      max_clients: The most; the result of more is NaN.
+      max_clients: The most; the result of more is NaN. With `poisson_sampler`, take both some eight standard deviations
+        from `expected_clients`, or an account is infinite: one client could decide whether anything is shown.
       num_bits: Of each integer on its way, at most 24. More make finer steps, and no difference from 20 on.
       num_stddevs: So many standard deviations of an element of the sum fit into the ring. What wraps around is wrong,
         and as private as all else.
@@ -154,10 +155,8 @@ def _padded(num_elements: int) -> int:
 
 def _clipped(clip: float, value: PyTree) -> tuple[jax.Array, Metrics]:
     """Returns one client's value, clipped, as a vector, and what is counted; zeros if its norm is not finite."""
-    norm = euclidean_norm(value)
-    finite = jnp.isfinite(norm)
-    scale = jnp.where(norm > clip, clip / jnp.maximum(norm, clip), 1.0)
-    leaves = [jnp.where(finite, as_float(x) * scale, 0).astype(jnp.float32).ravel() for x in jax.tree.leaves(value)]
+    clipped, norm = within_norm(value, clip)
+    finite, leaves = jnp.isfinite(norm), [x.astype(jnp.float32).ravel() for x in jax.tree.leaves(clipped)]
     counts = {"num_clients": jnp.bool_(True), "num_clipped": finite & (norm > clip), "num_non_finite": ~finite}
     return jnp.concatenate(leaves), {name: count.astype(jnp.int32) for name, count in counts.items()}
 

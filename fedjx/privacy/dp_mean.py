@@ -17,11 +17,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjx.aggregation.norms import euclidean_norm, follow_quantile, joint_norm
+from fedjx.aggregation.norms import euclidean_norm, follow_quantile, joint_norm, within_norm
 from fedjx.core.execution.process import Aggregator
 from fedjx.core.language.checks import check_number
 from fedjx.core.language.names import Metrics, PyTree
-from fedjx.core.language.trees import as_float, number_dtype
+from fedjx.core.language.trees import number_dtype
 from fedjx.privacy.events import Event, Independent, Laplacian
 from fedjx.privacy.noise import Noise, independent
 from fedjx.privacy.query import Query, private_sum
@@ -223,14 +223,10 @@ def _mean(
 
 def _record(mean: _Mean, clip: Number, value: PyTree, weight: jax.Array) -> _Record:
     """Clips one client's value; one of no finite norm, or without weight, adds nothing at all."""
-    for leaf in jax.tree.leaves(value):
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise TypeError(f"what is clipped must be floating-point; got {leaf.dtype}. Leave such leaves out.")
-    norm = mean.norm(value)
+    clipped, norm = within_norm(value, clip, mean.norm)
     counts = jnp.isfinite(norm) & (weight > 0)
     share = 1.0 if mean.max_weight is None else jnp.minimum(weight / mean.max_weight, 1.0)
-    scale = share * jnp.where(norm > clip, clip / jnp.maximum(norm, clip), 1.0)
-    clipped = jax.tree.map(lambda v: jnp.where(counts, as_float(v) * scale, 0), value)
+    clipped = jax.tree.map(lambda v: jnp.where(counts, v * share, 0), clipped)
     vote = jnp.where(counts, (norm <= clip).astype(norm.dtype) - 0.5, 0)
     return _Record(clipped, vote, counts, counts & (norm > clip), ~jnp.isfinite(norm) & (weight > 0))
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjx.aggregation.norms import euclidean_norm
+from fedjx.aggregation.norms import within_norm
 from fedjx.core.execution.computation import federated_computation
 from fedjx.core.execution.process import Aggregation, Aggregator
 from fedjx.core.language.checks import check_integer, check_number
@@ -22,6 +22,7 @@ from fedjx.core.language.operators import federated_keys, federated_mean, federa
 from fedjx.core.language.placed import FederatedValue, federated_map
 from fedjx.core.language.trees import as_float, cast_like
 from fedjx.privacy.events import Event, Local
+from fedjx.privacy.noise import independent
 
 
 class Randomizer(NamedTuple):
@@ -186,16 +187,11 @@ def gaussian_response(*, clip: float, noise_multiplier: float) -> Randomizer:
     check_number("(0, inf)", clip=clip, noise_multiplier=noise_multiplier)
 
     def report(key: jax.Array, value: PyTree) -> PyTree:
-        norm = euclidean_norm(value)
-        scale = jnp.where(norm > clip, clip / jnp.maximum(norm, clip), 1.0)
-        leaves, treedef = jax.tree.flatten(value)
-        keys = jax.random.split(key, max(len(leaves), 1))
-        noise = [jax.random.normal(k, x.shape, jnp.float32) for k, x in zip(keys, leaves, strict=False)]
-        sound = [jnp.where(jnp.isfinite(norm), as_float(x) * scale, 0) for x in leaves]
-        noisy = [x + clip * noise_multiplier * n for x, n in zip(sound, noise, strict=True)]
-        return cast_like(value, treedef.unflatten(noisy))
+        clipped, _ = within_norm(value, clip)
+        _, noise = independent().next(key, (), value)
+        return cast_like(value, jax.tree.map(lambda x, n: x + clip * noise_multiplier * n, clipped, noise))
 
-    return Randomizer(_floats, report, None, float(noise_multiplier), (clip * noise_multiplier) ** 2)
+    return Randomizer(lambda member: None, report, None, float(noise_multiplier), (clip * noise_multiplier) ** 2)
 
 
 def _uniform(key: jax.Array) -> jax.Array:
@@ -228,9 +224,3 @@ def _check_member(member: PyTree, kind: type, what: str) -> None:
     if len(leaves) != 1 or leaves[0].shape or not jnp.issubdtype(leaves[0].dtype, kind):
         got = ", ".join(f"{x.dtype}{list(x.shape)}" for x in leaves)
         raise TypeError(f"each client reports {what}; got {got}. Map the values first: more of them cost more.")
-
-
-def _floats(member: PyTree) -> None:
-    for leaf in jax.tree.leaves(member):
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise TypeError(f"what is clipped must be floating-point; got {leaf.dtype}. Leave such leaves out.")
