@@ -52,9 +52,11 @@ def draw(path: Path, delta: float, no_noise: Mapping[str, Any], results: Mapping
     colors = {name: f"C{number}" for number, name in enumerate(results)}
     for panel, names, title in zip(panels, drawn, ("Poisson cohorts", "Cohorts by turns"), strict=True):
         panel.axhline(no_noise["mean"], color="black", linestyle="--", linewidth=1, label="no noise")
-        for name in names:
+        for number, name in enumerate(names):
+            width = 3 - 2 * number / len(names)  # lines that are hidden by later ones show at their sides
             x, accuracies = [p["epsilon"] for p in results[name]], [p["accuracies"] for p in results[name]]
-            panel.plot(x, [p["mean"] for p in results[name]], "o-", markersize=4, color=colors[name], label=name)
+            means, drawn_as = [p["mean"] for p in results[name]], {"markersize": 2 + width, "linewidth": width}
+            panel.plot(x, means, "o-", color=colors[name], label=name, **drawn_as)
             panel.fill_between(
                 x, list(map(min, accuracies)), list(map(max, accuracies)), color=colors[name], alpha=0.15
             )
