@@ -53,12 +53,12 @@ def test_rates_are_chosen_with_another_seed_on_another_half():
 
 
 def test_a_small_run_reports_and_draws(tmp_path, capsys):
-    flags = [*TINY.split(), "--mechanisms", "DP-FTRL, tree", "DP-FTRL, bands", "--output", str(tmp_path / "small.json")]
+    flags = [*TINY.split(), "--mechanisms", "DP-FTRL, tree", "--output", str(tmp_path / "small.json")]
     report = privacy.main(privacy.parse_flags(flags))
     printed = capsys.readouterr().out
     assert json.loads(printed.splitlines()[-1]) == report == json.loads((tmp_path / "small.json").read_text())
     assert (tmp_path / "small.png").read_bytes().startswith(b"\x89PNG")
-    assert list(report["results"]) == ["DP-FTRL, tree", "DP-FTRL, bands"]
+    assert list(report["results"]) == ["DP-FTRL, tree"]
     for name, [row] in report["results"].items():
         assert row["epsilon"] == 1.0
         assert len(row["accuracies"]) == 2
