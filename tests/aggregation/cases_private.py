@@ -25,8 +25,7 @@ SOME = {"clip": 2.0, "noise_multiplier": 0.3, "expected_clients": 6}
 CASES = {
     "dp_mean": Case(dp_mean(**SOME)),
     "dp_mean_without_noise": Case(dp_mean(clip=100.0, noise_multiplier=0, expected_clients=7)),
-    "dp_mean_by_weight": Case(dp_mean(max_weight=3.0, **SOME)),
-    "dp_mean_for_more": Case(dp_mean(noise_clients=60, **SOME)),
+    "dp_mean_by_weight_for_more": Case(dp_mean(max_weight=3.0, noise_clients=60, **SOME)),
     "dp_mean_adaptive": Case(dp_mean_adaptive(noise_multiplier=0.3, expected_clients=6, initial_clip=2.0)),
     "laplace": Case(dp_mean(noise=laplace(), **SOME)),
     "local": Case(local_mean(gaussian_response(clip=2.0, noise_multiplier=0.3))),

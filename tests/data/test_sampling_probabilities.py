@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from fedjx.data import FederatedData, sampling_weighted, uniform_sampler
+from fedjx.data.random_words import binomial_table
 from fedjx.data.sampling import poisson_sampler
 from fedjx.data.sampling_schedules import Diurnal, availability_sampler, cyclic_poisson_sampler, cyclic_sampler
 from fedjx.data.sampling_weighted import size_weighted_sampler, weighted_sampler
@@ -225,6 +226,13 @@ def test_wrong_pairs_and_wrong_clients_would_show():
     modulo = uniform_sampler(32, 6, seed=0)
     single, _ = largest_scores(lambda round: np.unique(modulo(round) % 30), *WITHOUT_REPLACEMENT)
     assert single > 8
+
+
+def test_sizes_of_poisson_cohorts_have_the_quantiles_of_a_binomial():
+    """How far to pad 100 of 3,400 clients on average."""
+    least, ends = binomial_table(3400, 100 / 3400)
+    sizes = [least + int(np.searchsorted(ends, np.uint64((1 - p) * 2**64), side="right")) for p in (1e-2, 1e-4, 1e-6)]
+    assert sizes == [124, 139, 150]
 
 
 def test_sizes_of_poisson_cohorts_have_the_binomial_mean_and_variance():
