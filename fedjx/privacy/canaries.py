@@ -50,7 +50,7 @@ def with_canaries(
         canaries do not disturb each other for long. Noise of a `tree` or `matrix` cancels in a direction that stays.
 
     Returns:
-      An `Aggregator` with the inner one's state, account and measurements, and ``canary_scores``, float32
+      An `Aggregator` with the inner one's state, account and measurements, and ``canary_scores``, float32 or wider
       ``[canaries]``: the result's inner product with each direction, of which a canary's full part is 1, and noise has
       the standard deviation ``noise_multiplier``. `canary_score` makes one score of those of all rounds.
 
@@ -82,7 +82,7 @@ def with_canaries(
         return value, jnp.where(is_out, 0, weight)
 
     def scores(key: Key, result: PyTree) -> dict[str, jax.Array]:
-        flat = ravel_pytree(jax.tree.map(as_float, result))[0].astype(jnp.float32)
+        flat = ravel_pytree(jax.tree.map(as_float, result))[0]
         of_one = lambda client: jnp.sum(flat * _direction(jax.random.fold_in(key, client), flat.size))  # noqa: E731
         return {"canary_scores": share * lax.map(of_one, jnp.asarray(ids))}
 

@@ -34,7 +34,7 @@ CASES = {
     "bands": Case(dp_mean(noise=matrix(Strategy((1.0, 0.5, 0.375)), 8, min_separation=4), **SOME)),
     "buffers": Case(dp_mean(noise=matrix(Strategy((1.0,), (0.3, 0.1), (0.9, 0.5)), 8, min_separation=2), **SOME)),
     "canaries": Case(
-        with_canaries([1, 9, 50], np.array([True, False, True]), norm=2.0, expected_clients=6, inner=dp_mean(**SOME))
+        with_canaries([1, 9, 50], np.array([True, False, True]), norm=1.5, expected_clients=6, inner=dp_mean(**SOME))
     ),
     "clipped_before": Case(clip_by_value(max_value=0.5, inner=dp_mean(**SOME))),
     "compressed_before": Case(compress(uniform_quantizer(8), inner=dp_mean(**SOME), where=lambda leaf: True)),
