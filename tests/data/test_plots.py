@@ -95,6 +95,7 @@ def test_heavy_tails_are_on_logarithmic_scales(tmp_path):
 
 
 def test_pyplot_knows_nothing_of_it():
+    plt.close("all")  # what a notebook's test has left
     for figure in (plot_sizes([1, 2]), plot_label_distribution([[1, 2]])):
         assert figure.canvas.manager is None
     assert not plt.get_fignums()
