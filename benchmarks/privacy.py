@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
-from scipy.optimize import brentq
 
 from benchmarks.measuring import client_mesh, environment, finish, flag_parser, is_first, start
 from benchmarks.privacy_report import draw, show, show_sweep
@@ -37,7 +36,6 @@ from fedjx.models import finalize_metrics, linear
 from fedjx.training import local_evaluate
 
 MOMENTUM = 0.9
-MOST_NOISE = 1000.0  # rounding to few bits costs privacy that no noise brings back
 LANES = 16  # clients at once
 
 Trainer = Callable[[float, int], np.ndarray]
@@ -166,22 +164,14 @@ MECHANISMS = {
 
 
 def least_noise(mechanism: Mechanism, flags: argparse.Namespace, epsilon: float) -> float:
-    """Returns the least noise multiplier, to four digits, of which all rounds cost no more; infinity if none does."""
-    sampler, precision = mechanism.sampler(flags, 0), 1e-4
-
-    def excess(logarithm: float) -> float:
-        account = privacy.account(mechanism.aggregator(flags, math.exp(logarithm)), sampler)
-        return math.log(account.epsilon(flags.num_rounds, flags.delta) / epsilon)
-
-    high = 0.0
-    while excess(high) > 0:
-        high += 0.5
-        if high > math.log(MOST_NOISE):
-            return math.inf
-    low = high - 0.5
-    while excess(low) < 0:
-        low, high = low - 0.5, low
-    return math.exp(float(brentq(excess, low, high, xtol=precision / 2)) + precision / 2)  # pyright: ignore[reportArgumentType]
+    """Returns the least noise multiplier of which all rounds cost no more; a ValueError says if none does."""
+    return privacy.noise_within(
+        functools.partial(mechanism.aggregator, flags),
+        mechanism.sampler(flags, 0),
+        epsilon=epsilon,
+        rounds=flags.num_rounds,
+        delta=flags.delta,
+    )
 
 
 # --- training -----------------------------------------------------------------------------------
@@ -266,9 +256,10 @@ def compare(problem: Problem) -> dict[str, Any]:
     for name in flags.mechanisms:
         results[name], (sampler, aggregator) = [], MECHANISMS[name]
         for epsilon in flags.epsilons:
-            noise_multiplier = least_noise(MECHANISMS[name], flags, epsilon)
-            if math.isinf(noise_multiplier):
-                print(f"{name} at {epsilon:g}: cannot be had", flush=True)
+            try:
+                noise_multiplier = least_noise(MECHANISMS[name], flags, epsilon)
+            except ValueError as error:  # rounding to few bits costs privacy that no noise brings back
+                print(f"{name} at {epsilon:g}: {error}", flush=True)
                 continue
             train = problem.trainer(aggregator(flags, noise_multiplier), sampler, flags.client_rate)
             found = tuned(flags, train)

@@ -35,9 +35,9 @@ def per_cluster(
             "who is in a cluster changes from round to round, so clients keep no memory for it; got an aggregator that "
             "has one. Use one without."
         )
-    inner = wrapped(inner, unguarded="a client counts in every cluster" if of_cohort else None)
-    if inner.event is not None and not getattr(inner.event, "may_be_split", False):
-        wrapped(inner, unguarded="it counts the clients of each cluster")
+    may_be_split = getattr(getattr(inner, "event", None), "may_be_split", False)
+    counted = "a client counts in every cluster" if of_cohort else "it counts the clients of each cluster"
+    inner = wrapped(inner, unguarded=None if may_be_split and not of_cohort else counted)
 
     def share(j: int) -> Callable[[Assigned, jax.Array], tuple[PyTree, jax.Array]]:
         def of_client(value: Assigned, weight: jax.Array) -> tuple[PyTree, jax.Array]:

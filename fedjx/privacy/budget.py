@@ -114,10 +114,10 @@ class Paid(NamedTuple):
     def __call__(self, state: _HasRound, *others: Any, **named: Any) -> tuple[Any, ...]:
         """Runs the step, if the budget pays for it; adds what has been spent to its metrics."""
         number = 1
-        _check_once(others)
         if getattr(self.step, "takes_rounds", False):
             others = (list(others[0]), *others[1:])
             number = len(others[0])
+        _check_once(others)
         if number:
             self.budget.check(int(state.round) + number - 1)
         after, metrics, *rest = self.step(state, *others, **named)

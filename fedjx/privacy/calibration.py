@@ -22,7 +22,7 @@ _LEAST = 0.25  # less is not looked at: losses of hundreds are not told apart by
 def noise_within(
     make: Callable[[float], Aggregator], sampler: Described, *, epsilon: float, rounds: int, delta: float
 ) -> float:
-    """Finds the least noise multiplier of any aggregator on any sampler's cohorts, to four digits, upwards.
+    """Finds the least noise multiplier of any aggregator on any sampler's cohorts, to four digits, upwards, from 0.25.
 
     Args:
       make: From a noise multiplier to the aggregator.

@@ -110,7 +110,8 @@ class Shuffled(NamedTuple):
     num_clients: int
 
 
-Loss = Gaussian | Poisson | Truncated | Laplace | FixedSize | Response | Shuffled | IntegerSum
+_Distributed = Poisson | Truncated | Laplace | Response  # of which a PLD is made
+Loss = Gaussian | _Distributed | FixedSize | Shuffled | IntegerSum
 
 
 # By type too: losses are tuples, and (1.0, 0.01) of one kind equals that of another.
@@ -140,7 +141,7 @@ def epsilon(loss: Loss, count: int, delta: float, relation: Relation, accountant
 
 def epsilon_so_far(loss: Loss, count: int, delta: float, relation: Relation) -> float:
     """Returns `epsilon` to seven digits, cheaply for one count after the other, and the same wherever one begins."""
-    if count == 0 or not isinstance(loss, (Poisson, Truncated, Laplace, Response)) or loss[0] == 0:
+    if count == 0 or not isinstance(loss, _Distributed) or loss[0] == 0:
         return epsilon(loss, count, delta, relation)
     return float(_composed(loss, relation, count).get_epsilon_for_delta(delta))
 
@@ -153,7 +154,8 @@ def epsilon_together(losses: Sequence[tuple[Loss, int]], delta: float, relation:
     """
     total = None
     for loss, count in losses:
-        if isinstance(loss, (FixedSize, Shuffled, IntegerSum)):
+        loss = Poisson(loss.noise_multiplier, 1.0) if isinstance(loss, Gaussian) else loss
+        if not isinstance(loss, _Distributed):
             raise ValueError(
                 f"losses compose if their distributions are known; got {type(loss).__name__}. Add the epsilons, and "
                 "the deltas."
@@ -161,9 +163,7 @@ def epsilon_together(losses: Sequence[tuple[Loss, int]], delta: float, relation:
         if count and getattr(loss, "noise_multiplier", 1) == 0:
             return math.inf
         if count:
-            of_all = _single(Poisson(loss[0], 1.0) if isinstance(loss, Gaussian) else loss, relation).self_compose(
-                count
-            )
+            of_all = _single(loss, relation).self_compose(count)
             total = of_all if total is None else total.compose(of_all)
     return 0.0 if total is None else float(total.get_epsilon_for_delta(delta))
 
@@ -267,7 +267,7 @@ def _of_parameters(epsilon: float, delta: float) -> Any:
 
 
 @functools.lru_cache(maxsize=8, typed=True)
-def _single(loss: Poisson | Truncated | Laplace | Response, relation: Relation) -> Any:
+def _single(loss: _Distributed, relation: Relation) -> Any:
     if isinstance(loss, Response):
         return _of_parameters(loss.epsilon, 0.0)
     distributions = _imported().pld.privacy_loss_distribution
@@ -293,7 +293,7 @@ def _relation(relation: Relation) -> Any:
 
 
 @functools.lru_cache(maxsize=2 * _ANCHOR, typed=True)
-def _composed(loss: Poisson | Truncated | Laplace | Response, relation: Relation, count: int) -> Any:
+def _composed(loss: _Distributed, relation: Relation, count: int) -> Any:
     single = _single(loss, relation)
     is_anchor = count == 1 or count % _ANCHOR == 0
     return single.self_compose(count) if is_anchor else _composed(loss, relation, count - 1).compose(single)

@@ -370,8 +370,10 @@ class _Round(NamedTuple):
         # What was not finite before, such as the best loss of nobody, may stay so.
         rejected = ~all_finite((delta, first), before=state, after=after)
         after = jax.tree.map(lambda old, new: jnp.where(rejected, old, new), state, after)
-        if is_private:  # whose noise is of this round, also if nothing came of it
-            after = after._replace(aggregator=aggregator)
+        if is_private:  # its noise is of this round, also if nothing came of it
+            sound = all_finite((), before=state.aggregator, after=aggregator)
+            kept = jax.tree.map(lambda old, new: jnp.where(sound, new, old), state.aggregator, aggregator)
+            after = after._replace(aggregator=kept)
         metrics = {**metrics, "num_non_finite_aggregates": rejected.astype(jnp.int32)}
         return after._replace(round=state.round + 1), metrics
 

@@ -93,6 +93,10 @@ def test_a_client_twice_in_a_cohort_is_refused():
     step = within(budget(spent, epsilon=0.1, delta=DELTA), algorithm.next)
     with pytest.raises(ValueError, match="may be in a private cohort once"):
         step(algorithm.init(jax.random.key(0)), fedjx.data.Cohort(train, [1, 1, 2], batch_size=20))
+    scan = within(step.budget, algorithm.next.scanned())
+    cohorts = [fedjx.data.Cohort(train, ids, batch_size=20) for ids in ([1, 2], [3, 3])]
+    with pytest.raises(ValueError, match="may be in a private cohort once"):
+        scan(algorithm.init(jax.random.key(0)), iter(cohorts))
 
 
 def test_a_report_says_whose_noise_is_simulated():

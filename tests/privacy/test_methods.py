@@ -58,6 +58,19 @@ def test_a_rejected_round_uses_its_noise():
     assert (int(after.round), int(after.aggregator.rounds)) == (1, 1)
 
 
+def test_a_state_of_noise_that_is_not_finite_does_not_stay():
+    noise = privacy.independent()
+    breaks = privacy.Noise(
+        lambda member: jnp.float32(1),
+        lambda key, state, member: (state / 0, noise.next(key, (), member)[1]),
+        noise.kind,
+    )
+    algorithm = algorithms.fed_avg(MODEL, client_optimizer=SGD, aggregator=privacy.dp_mean(**SOME, noise=breaks))
+    before = algorithm.init(jax.random.key(0))
+    after, metrics = algorithm.next(before, fedjx.data.Cohort(federated_data(), [1, 2], batch_size=12).whole())
+    assert (metrics["num_non_finite_aggregates"], float(after.aggregator)) == (1, 1)
+
+
 def test_two_passes_and_numbers_beside_the_mean_are_refused():
     with pytest.raises(ValueError, match="twice a round, and an account of a private aggregator is of one pass"):
         algorithms.fed_lin(MODEL, client_optimizer=SGD, aggregator=PRIVATE)
