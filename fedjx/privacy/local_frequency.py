@@ -81,7 +81,7 @@ def hash_response(*, epsilon: float, num_categories: int) -> Randomizer:
     truth = grown / (grown + g - 1)
 
     def hashes(seed: jax.Array) -> jax.Array:
-        return (jax.random.bits(jax.random.key(seed), (k,), jnp.uint32) % g).astype(jnp.int32)
+        return (jax.random.bits(jax.random.key(seed, impl="threefry2x32"), (k,), jnp.uint32) % g).astype(jnp.int32)
 
     def report(key: jax.Array, value: jax.Array) -> PyTree:
         key_seed, key_said = jax.random.split(key)
