@@ -39,8 +39,8 @@ class Randomizer(NamedTuple):
       report: ``(key, value) -> message``, what the client sends.
       epsilon: Of a message, for any two values; None for Gaussian noise.
       noise_multiplier: Of Gaussian noise, in the most that a value is bounded to; None for others.
-      variance: Of a decoded number, the most for any value, or for any element of the value; of one of several
-        categories, where the client's is another one; of other values, of an element.
+      variance: Of what is decoded: of a number, the most for any value; of several numbers, the most for any one; of
+        the indicator of a category, where the client's is another one; of other values, of an element.
       decode: ``message -> estimate``, floats whose mean over clients estimates the mean of their values, or of the
         indicators of their categories. The message itself if not given.
     """

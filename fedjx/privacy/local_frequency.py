@@ -99,12 +99,11 @@ def hash_response(*, epsilon: float, num_categories: int) -> Randomizer:
 def hadamard_response(*, epsilon: float, num_categories: int) -> Randomizer:
     """Reports a row of a Hadamard matrix in which the category's column is 1, or, in 1 of e^epsilon + 1 cases, -1.
 
-    Acharya, Sun & Zhang, "Hadamard Response" (arXiv 1802.04705, section 3, for small epsilons), with the K x K matrix
-    of Sylvester, K the smallest power of two above the number of categories. Its blocks for larger epsilons are left
-    out: whose category shares a block with another one's would add more variance there. Here it is
-    ``((e^epsilon + 1) / (e^epsilon - 1))^2``, whatever the categories: next to the least for epsilon below 0.5, and
-    never below 1. A message is the smallest unsigned integer that fits K rows, of which one takes k operations to
-    decode.
+    Acharya, Sun & Zhang, "Hadamard Response" (arXiv 1802.04705), as it is for small epsilons, with the K x K matrix of
+    Sylvester, K the smallest power of two above the number of categories. Its blocks for larger epsilons are left out:
+    clients whose categories share a block would add more variance to each other's. Here it is
+    ``((e^epsilon + 1) / (e^epsilon - 1))^2`` whatever the others have: at most 4 % above the least for epsilon below
+    0.4, and never below 1. A message is the smallest unsigned integer that fits K rows.
 
     >>> round(hadamard_response(epsilon=1.0, num_categories=255).variance, 6)
     4.682694
