@@ -7,16 +7,23 @@ from fedjx.privacy.calibration import Calibrated, calibrate, noise_within
 from fedjx.privacy.canaries import canary_score, with_canaries
 from fedjx.privacy.distributed import distributed_dp_mean
 from fedjx.privacy.dp_mean import AdaptiveClip, dp_mean, dp_mean_adaptive, values_multiplier
-from fedjx.privacy.events import Event, Independent, Laplacian, Local, Matrix, Shared, Tree
+from fedjx.privacy.events import Event, Independent, Laplacian, Local, Matrix, Shared, Stated, Tree
 from fedjx.privacy.integer_noise import discrete_gaussian, skellam
 from fedjx.privacy.local import (
     Randomizer,
-    category_response,
     gaussian_response,
     laplace_response,
     local_mean,
+    number_response,
     piecewise_response,
+    sampled_response,
     two_point_response,
+)
+from fedjx.privacy.local_frequency import (
+    category_response,
+    frequency_response,
+    hadamard_response,
+    hash_response,
     unary_response,
 )
 from fedjx.privacy.loss import shuffled_epsilon
@@ -41,6 +48,7 @@ __all__ = [
     "Query",
     "Randomizer",
     "Shared",
+    "Stated",
     "Strategy",
     "Tree",
     "account",
@@ -56,15 +64,20 @@ __all__ = [
     "distributed_dp_mean",
     "dp_mean",
     "dp_mean_adaptive",
+    "frequency_response",
     "gaussian_response",
+    "hadamard_response",
+    "hash_response",
     "independent",
     "laplace",
     "laplace_response",
     "local_mean",
     "matrix",
     "noise_within",
+    "number_response",
     "piecewise_response",
     "private_sum",
+    "sampled_response",
     "sensitivity",
     "shuffled_epsilon",
     "skellam",

@@ -14,7 +14,7 @@ from fedjx.aggregation.error_feedback import StatefulAggregator
 from fedjx.core.execution.process import Aggregator
 from fedjx.core.language.checks import check_choice, check_integer, check_number
 from fedjx.data.sampling import Described
-from fedjx.privacy.events import Event, Independent, Laplacian, Local, Matrix, Shared, Tree
+from fedjx.privacy.events import Event, Independent, Laplacian, Local, Matrix, Shared, Stated, Tree
 from fedjx.privacy.integer_loss import of_cohorts
 from fedjx.privacy.loss import (
     RELATIONS,
@@ -136,6 +136,8 @@ def account(
     - Shares of noise, `distributed_dp_mean`, are accounted for by RDP: with Poisson samples for who sees results, with
       schedules for the server too, which knows who takes part.
     - Local reports cost the same however clients are drawn, unless they are shuffled.
+    - So does what a theorem of its own is about, ``Event(0.0, Stated(epsilon, delta))``: whether it holds, and for this
+      relation, is up to you.
 
     Args:
       private: An aggregator with an ``event``, such as `dp_mean`.
@@ -187,10 +189,12 @@ def _named(private: object) -> str:
 def together(spent: Sequence[tuple[Account, int]], delta: float) -> float:
     """Returns epsilon of everything that was done with the same clients: of each account, so many rounds.
 
-    Such as of training and of a private evaluation, or of several questions. It is less than the sum of theirs.
+    Such as of training and of a private evaluation, or of several questions, which may take turns. It is often less
+    than the sum of theirs. Cohorts of a fixed size, shuffled reports and integer noise, whose losses have no known
+    distribution, compose less tightly, each by its epsilon at a share of delta.
 
     Raises:
-      ValueError: If they are about different relations, or have no loss distribution, as cohorts of a fixed size.
+      ValueError: If they are about different relations.
 
     >>> sampler = fedjx.data.fixed_sampler(10, [range(10)])
     >>> train, test = (account(Event(z), sampler) for z in (5.0, 10.0))
@@ -303,6 +307,14 @@ def _local(event: Event, sampler: dict[str, Any], relation: Relation | None) -> 
     return Account(Response(epsilon), "replace_one", rounds_each, None, sampler, event)
 
 
+def _stated(event: Event, sampler: dict[str, Any], relation: Relation | None) -> Account:
+    assert isinstance(event.noise, Stated)
+    check_number("[0, 100]", epsilon=event.noise.epsilon)
+    check_number("[0, 1)", delta=event.noise.delta)
+    # The theorem knows of no sampling, and who is not there loses nothing.
+    return Account(event.noise, relation or "add_or_remove_one", _scheduled(sampler), None, sampler, event)
+
+
 def _matrix(event: Event, sampler: dict[str, Any], relation: Relation | None) -> Account:
     noise, separation = event.noise, _scheduled(sampler)
     assert isinstance(noise, Matrix)
@@ -343,6 +355,7 @@ _MAKE = {
     Local: _local,
     Matrix: _matrix,
     Shared: _shared,
+    Stated: _stated,
     Tree: _tree,
 }
 

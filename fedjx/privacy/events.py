@@ -26,6 +26,18 @@ class Local(NamedTuple):
     epsilon: float | None = None
 
 
+class Stated(NamedTuple):
+    """Every round is a mechanism whose own theorem states what one costs.
+
+    Attributes:
+      epsilon: Of a round, for the two data sets that the theorem is about.
+      delta: Of it; 0 of pure differential privacy.
+    """
+
+    epsilon: float
+    delta: float = 0.0
+
+
 class Tree(NamedTuple):
     """The noise on the sum of all rounds so far is that of a binary tree, whose leaves are the rounds.
 
@@ -85,7 +97,7 @@ class Shared(NamedTuple):
     size: int
 
 
-Kind = Independent | Laplacian | Local | Tree | Matrix | Shared
+Kind = Independent | Laplacian | Local | Stated | Tree | Matrix | Shared
 
 
 class Event(NamedTuple):
@@ -93,7 +105,7 @@ class Event(NamedTuple):
 
     Attributes:
       noise_multiplier: Standard deviation of Gaussian noise, or scale of Laplace noise, in sensitivities; 0 without
-        noise, and of local reports that have an epsilon.
+        noise, and of what has an epsilon of its own (`Local`, `Stated`).
       noise: How it hangs together over the rounds.
       clip: The sensitivity; None if it adapts.
       noise_clients: The expected cohort that the noise was made for, if it is not the simulated one.
@@ -107,4 +119,4 @@ class Event(NamedTuple):
     @property
     def may_be_split(self) -> bool:
         """Whether clients may be in one of several such sums by what is in their data: nothing counts them."""
-        return not isinstance(self.noise, (Local, Shared))
+        return not isinstance(self.noise, (Local, Shared, Stated))

@@ -29,6 +29,7 @@ from fedjx.data import (
 )
 from fedjx.privacy import (
     Event,
+    Stated,
     Strategy,
     account,
     calibrate,
@@ -105,6 +106,7 @@ MECHANISMS = {
     "matrix": dp_mean(**SOME, noise=matrix(Strategy((1.0, 0.5)), 100, min_separation=50)),
     "reports": local_mean(category_response(epsilon=0.1, num_categories=3)),
     "noisy_reports": local_mean(gaussian_response(clip=1.0, noise_multiplier=2.0)),
+    "stated": Event(0.0, Stated(0.1, 1e-9)),
 }
 SHARED = distributed_dp_mean(
     clip=1.0, noise_multiplier=2.0, expected_clients=10, num_elements=8, min_clients=2, max_clients=10
@@ -132,6 +134,7 @@ OF_TIMES = {
     "laplace": lambda number: epsilon(Laplace(2.0, 1.0), number, 1e-6, ADD),
     "reports": lambda number: epsilon(Response(0.1), number, 1e-6, REPLACE),
     "noisy_reports": lambda number: epsilon(Gaussian(2.0), number, 1e-6, REPLACE),
+    "stated": lambda number: epsilon(Stated(0.1, 1e-9), number, 1e-6, ZERO),
 }
 REFUSED = {
     **{("matrix", name): "back after at least 50 rounds" for name in SAMPLERS if name not in ("cyclic", "turns")},

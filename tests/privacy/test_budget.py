@@ -119,8 +119,7 @@ def test_what_is_done_with_the_same_clients_composes():
     )
     with pytest.raises(ValueError, match="Make all accounts with one"):
         together([(train, 1), (other, 1)], DELTA)
-    with pytest.raises(ValueError, match="if their distributions are known"):
-        together([(other, 1)], DELTA)
+    assert together([(other, 1)], DELTA) == other.epsilon(1, DELTA)
 
 
 def test_calibration_is_remembered(monkeypatch):

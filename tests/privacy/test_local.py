@@ -1,4 +1,4 @@
-"""Local reports: their likelihood ratios, means and variances, against what the papers say."""
+"""Local reports of numbers: their likelihood ratios, means and variances, against what the papers say; their prices."""
 
 import math
 
@@ -14,7 +14,9 @@ from fedjx.privacy import (
     gaussian_response,
     laplace_response,
     local_mean,
+    number_response,
     piecewise_response,
+    sampled_response,
     shuffled_epsilon,
     two_point_response,
     unary_response,
@@ -23,12 +25,13 @@ from fedjx.privacy.loss import Gaussian, Response, epsilon
 
 NUMBER = 400_000
 OF_NUMBERS = {"laplace": laplace_response, "two_points": two_point_response, "piecewise": piecewise_response}
-OF_CATEGORIES = {"category": category_response, "unary": unary_response}
 
 
 def reports(randomizer, value, number=NUMBER):
+    """Returns what the server makes of so many messages of one value."""
     keys = jax.random.split(jax.random.key(3), number)
-    return np.asarray(jax.jit(jax.vmap(randomizer.report, (0, None)))(keys, value))
+    estimate = jax.jit(jax.vmap(lambda key: randomizer.decode(randomizer.report(key, value))))
+    return np.asarray(estimate(keys))
 
 
 def largest_ratio(one, other, least=400):
@@ -53,22 +56,46 @@ def test_reports_of_numbers_are_unbiased_as_private_and_as_variable_as_said(whic
     assert math.exp(0.93) < largest_ratio(*cells) < math.exp(1.12)
 
 
-@pytest.mark.parametrize("which", OF_CATEGORIES)
-def test_reports_of_categories_are_unbiased_as_private_and_as_variable_as_said(which):
-    randomizer = OF_CATEGORIES[which](epsilon=1.0, num_categories=4)
-    one, other = (reports(randomizer, jnp.int32(k)) for k in (1, 3))
-    np.testing.assert_allclose(one.mean(axis=0), [0, 1, 0, 0], atol=4 * math.sqrt(3 * randomizer.variance / NUMBER))
-    np.testing.assert_allclose(one.var(axis=0)[[0, 2, 3]], randomizer.variance, rtol=0.02)
-    said = [np.round(x, 3) @ [1, 10, 100, 1000] for x in (one, other)]  # each report is a number
-    assert math.exp(0.97) < largest_ratio(*said) < math.exp(1.03)
+@pytest.mark.parametrize(("epsilon", "size", "kind"), [(0.5, 3, two_point_response), (3.0, 3, piecewise_response)])
+def test_one_of_several_numbers_is_unbiased_as_private_and_at_most_as_variable_as_said(epsilon, size, kind):
+    bounds = np.float32([1, 2, 5])
+    randomizer = sampled_response(epsilon=epsilon, bounds=bounds)
+    one = kind(epsilon=epsilon, bound=1.0).variance
+    assert randomizer.variance == pytest.approx(
+        25 * (size * one if kind is two_point_response else size * (one + 1) - 1)
+    )
+    found = {x: reports(randomizer, jnp.asarray(x * bounds), 200_000) / bounds for x in (-1.0, 0.0, 0.6, 1.0)}
+    error = 4.5 * math.sqrt(randomizer.variance / 25 / 200_000)
+    for x, of in found.items():
+        np.testing.assert_allclose(of.mean(axis=0), x, atol=error)
+        assert (np.count_nonzero(of, axis=1) == 1).all()
+    variances = np.stack([of.var(axis=0) for of in found.values()])
+    np.testing.assert_allclose(variances.max(axis=0), randomizer.variance / 25, rtol=0.03)
+    with pytest.raises(AssertionError):  # of another coordinate's bound
+        np.testing.assert_allclose((found[1.0] * bounds / bounds[::-1]).mean(axis=0), 1, atol=error)
+    if kind is two_point_response:
+        cells = [np.round(found[x], 2) @ [1, 10, 100] for x in (-1.0, 1.0)]
+        assert math.exp(0.97 * epsilon) < largest_ratio(*cells) < math.exp(1.03 * epsilon)
+
+
+def test_the_least_variance_is_chosen():
+    for least, kind in ((0.5, two_point_response), (1.25, two_point_response), (1.35, piecewise_response)):
+        made, of_kind = (make(epsilon=least, bound=3.0) for make in (number_response, kind))
+        assert made.variance == of_kind.variance
+        assert sampled_response(epsilon=least, bounds=[3.0]).variance == pytest.approx(of_kind.variance)
+    # The square of two points is always the same, which counts where most clients say nothing of a number.
+    many = sampled_response(epsilon=3.0, bounds=np.ones(10))
+    assert many.variance == pytest.approx(10 * two_point_response(epsilon=3.0, bound=1.0).variance)
+    for wrong in ([], 1.0, [[1.0]]):
+        with pytest.raises(ValueError, match="bounds must be one number for each coordinate"):
+            sampled_response(epsilon=1.0, bounds=wrong)
+    with pytest.raises(ValueError, match="bounds must be positive"):
+        sampled_response(epsilon=1.0, bounds=[1.0, 0.0])
 
 
 def test_variances_are_published():
-    """n times the variance of a frequency near 0, and of a mean of numbers up to 1."""
-    for e, k, expected in ((1, 2, 0.920674), (1, 16, 5.662430), (1, 256, 86.949683), (2, 256, 6.403450)):
-        assert category_response(epsilon=e, num_categories=k).variance == pytest.approx(expected, abs=1e-6)
-    for e, unary, two_points, laplace in ((1, 3.682694, 4.682694, 8), (2, 0.724062, 1.724062, 2)):
-        assert unary_response(epsilon=e, num_categories=9).variance == pytest.approx(unary, abs=1e-6)
+    """n times the variance of a mean of numbers up to 1."""
+    for e, two_points, laplace in ((1, 4.682694, 8), (2, 1.724062, 2)):
         assert two_point_response(epsilon=e, bound=1.0).variance == pytest.approx(two_points, abs=1e-6)
         assert laplace_response(epsilon=e, bound=1.0).variance == pytest.approx(laplace)
 
@@ -80,6 +107,11 @@ def test_means_and_frequencies_are_of_those_who_report():
     for randomizer, value, expected in (
         (piecewise_response(epsilon=4.0, bound=1.0), ages, ages[:3000].mean()),
         (unary_response(epsilon=4.0, num_categories=4), np.arange(number) // 1000, [1 / 3, 1 / 3, 1 / 3, 0]),
+        (
+            sampled_response(epsilon=4.0, bounds=[1.0, 4.0]),
+            np.stack([ages, 4 * ages], axis=1),
+            ages[:3000].mean() * np.float32([1, 4]),
+        ),
     ):
         step = local_mean(randomizer).next
         _, result, measured = step(jax.random.key(0), (), fedjx.Clients.of(value), fedjx.Clients.of(weight))
@@ -131,16 +163,26 @@ def test_shuffled_reports_are_accounted_for():
 
 
 def test_epsilons_that_floats_cannot_draw_are_refused():
-    for make in (*OF_NUMBERS.values(), *OF_CATEGORIES.values()):
-        own = {"bound": 1.0} if make in OF_NUMBERS.values() else {"num_categories": 3}
+    for make in (*OF_NUMBERS.values(), number_response, sampled_response):
+        own = {"bounds": [1.0]} if make is sampled_response else {"bound": 1.0}
         for wrong in (1e-20, 17.0, 800.0):
             with pytest.raises(ValueError, match="Chances are drawn in float32"):
                 make(epsilon=wrong, **own)
 
 
-def test_categories_of_narrow_integers_are_not_cut():
-    reports = category_response(epsilon=12.0, num_categories=300)
-    assert int(jnp.argmax(reports.report(jax.random.key(0), jnp.uint8(200)))) == 200
+@pytest.mark.parametrize(
+    ("randomizer", "value", "bits"),
+    [
+        (two_point_response(epsilon=1.0, bound=1.0), np.float32(0), 1),
+        (piecewise_response(epsilon=1.0, bound=1.0), np.float32(0), 32),
+        (sampled_response(epsilon=1.0, bounds=np.ones(256)), np.zeros(256, np.float32), 8 + 1),
+        (sampled_response(epsilon=4.0, bounds=np.ones(2)), np.zeros(2, np.float32), 8 + 32),
+    ],
+)
+def test_a_client_sends_its_message_and_whether_it_reports(randomizer, value, bits):
+    value, weight = fedjx.Clients.of(np.stack([value] * 2)), fedjx.Clients.of(np.ones(2))
+    sent = local_mean(randomizer).next.communication(jax.random.key(0), (), value, weight)
+    assert [message.bits for message in sent if message.direction == "up"] == [bits + 1]
 
 
 @pytest.mark.parametrize(
@@ -152,6 +194,11 @@ def test_categories_of_narrow_integers_are_not_cut():
             r"one floating-point number; got float32\[3\]",
         ),
         (category_response(epsilon=1.0, num_categories=3), np.ones(2, np.float32), r"one integer, .* got float32\[\]"),
+        (
+            sampled_response(epsilon=1.0, bounds=[1.0, 2.0]),
+            np.ones((2, 3), np.float32),
+            "2 floating-point numbers; got",
+        ),
         (gaussian_response(clip=1.0, noise_multiplier=1.0), np.ones(2, np.int32), "must be floating-point; got int32"),
     ],
 )
