@@ -111,9 +111,9 @@ def _conversed(dialogue: Dialogue, data: ClientData, how: AskArguments) -> Answe
     question = question._replace(refuses={**question.refuses, **dialogue.refuses})
     splits = how.get("trust") in ("local_dp", "shuffled_dp")
     asked = _asked(question, data, how, num_rounds=1 if splits else dialogue.num_rounds)
-    groups = _split(asked, dialogue.num_rounds) if splits else None
-    if groups is not None:
-        asked = _asked(question, data, {**how, "clients": groups[0], "sampler": None})
+    number, groups = asked.terms.num_clients, _split(asked, dialogue.num_rounds) if splits else None
+    if groups is not None:  # on the terms of the smallest, in which reports hide the least
+        asked = _asked(question, data, {**how, "clients": groups[-1], "sampler": None})
     way = prepared(question, asked.terms, with_moments=asked.samples and _has_moments(question))
     path = None if path is None else Path(path)
     identity = _identity(dialogue, question, way, asked)
@@ -123,12 +123,13 @@ def _conversed(dialogue: Dialogue, data: ClientData, how: AskArguments) -> Answe
         question = dialogue.question(progress.state, round)
         total, answered, bits = _total(question, way, _of_round(asked, data, how, round, groups))
         state = dialogue.update(progress.state, round, total)
-        answered = None if answered is None else max(answered, progress.num_answered or 0)
+        if answered is not None:  # in groups these are others in every round
+            answered = (sum if splits else max)((answered, progress.num_answered or 0))
         bits = max(bits, progress.bits) if splits else bits + progress.bits
         progress = Progress(round + 1, state, answered, bits, progress.token)
         save(progress, identity, path)
     found = _answer(dialogue.estimate(progress.state), way, asked, progress.num_answered, progress.bits)
-    return found._replace(num_rounds=asked.terms.num_rounds)
+    return found._replace(num_clients=number, num_rounds=asked.terms.num_rounds)
 
 
 def _pay(question: Question, way: Prepared, how: AskArguments, rounds: int, token: str = "") -> None:
