@@ -33,7 +33,7 @@ _HEADS = ("least", "5%", "25%", "50%", "75%", "95%", "most")
 _CLIENTS = 1 << 17
 _VALUES = 1 << 21
 # Clients whose metadata are read at once.
-_METADATA = 1 << 20
+_METADATA = 1 << 17
 
 
 class Feature(NamedTuple):

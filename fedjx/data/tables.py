@@ -33,12 +33,13 @@ def bytes_text(num_bytes: int) -> str:
 
 
 def number_text(number: float) -> str:
-    """Says a number in few digits, and an integer that is not very large in all of them.
+    """Says a number in five digits, or up to a thousand million in all that stand before the point.
 
-    >>> number_text(12_345), number_text(12_345.0), number_text(0.123456)
-    ('12,345', '12,345', '0.12346')
+    >>> number_text(12_345), number_text(12_345.6), number_text(12.0), number_text(0.123456)
+    ('12,345', '12,346', '12', '0.12346')
     """
-    return f"{int(number):,}" if abs(number) < 1e9 and number == int(number) else f"{number:.5g}"
+    is_whole = abs(number) < 1e9 and (abs(number) >= 1e4 or number == int(number))
+    return f"{round(number):,}" if is_whole else f"{number:,.5g}"
 
 
 def counts_text(counts: Mapping) -> str:

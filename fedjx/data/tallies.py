@@ -91,16 +91,15 @@ class NumbersTally:
     """Numbers that come in blocks; their means and squares are merged as in Chan, Golub and LeVeque 1979, (1.5)."""
 
     def __init__(self, num_values: int, dtype: np.dtype):
-        self._sample = Sample(num_values, dtype if dtype.kind in "biuf" else np.float32)
+        self._dtype = _plain(dtype)
+        self._sample = Sample(num_values, self._dtype)
         self._num_values = self._num_finite = self._num_zeros = 0
         self._mean = self._squares = 0.0
         self._minimum, self._maximum = np.inf, -np.inf
 
     def add(self, values: np.ndarray) -> None:
         """Counts an array of further values."""
-        values = values.reshape(-1)
-        if values.dtype.kind not in "biuf":  # bfloat16 and the like, which NumPy calculates with one by one.
-            values = values.astype(np.float32)
+        values = values.reshape(-1).astype(self._dtype, copy=False)
         self._sample.add(values)
         for start in range(0, len(values), _SLICE):
             self._add_slice(values[start : start + _SLICE])
@@ -110,7 +109,7 @@ class NumbersTally:
         sample, num_values = self._sample.values, self._num_values
         known = np.array([self._minimum, self._mean, np.sqrt(self._squares / max(self._num_finite, 1)), self._maximum])
         minimum, mean, deviation, maximum = known.tolist() if self._num_finite else [np.nan] * 4
-        if self._num_finite and self._sample.values.dtype.kind in "biu":
+        if self._num_finite and self._dtype.kind in "iu":
             minimum, maximum = self._minimum, self._maximum  # Python's integers, exact.
         return Numbers(
             num_values,
@@ -135,11 +134,11 @@ class NumbersTally:
         with np.errstate(over="ignore", invalid="ignore"):  # Values of 1e200 have no variance that float64 can hold.
             mean = float(values.mean(dtype=np.float64))
             deviations = np.subtract(values, mean, dtype=np.float64)
-            squares = float(deviations @ deviations)
+            squares = float(np.square(deviations, out=deviations).sum())  # A product would wait for BLAS's threads.
             before, self._num_finite = self._num_finite, self._num_finite + len(values)
             shift, share = mean - self._mean, len(values) / self._num_finite
             self._mean += shift * share
-            self._squares += squares + shift * shift * before * share
+            self._squares += squares + shift * before * share * shift
 
 
 class LabelsTally:
@@ -227,6 +226,11 @@ def quantiles_of_counts(counts: Mapping[int, int], quantiles: ArrayLike) -> np.n
     below = np.floor(rank).astype(np.int64)
     low, high = (values[np.searchsorted(ends, np.minimum(k, ends[-1] - 1), side="right")] for k in (below, below + 1))
     return low + (rank - below) * (high - low)
+
+
+def _plain(dtype: np.dtype) -> np.dtype:
+    """Returns a dtype of NumPy's own for booleans and for those that NumPy calculates with one by one, as bfloat16."""
+    return dtype if dtype.kind in "iuf" else np.dtype(np.uint8 if dtype.kind == "b" else np.float32)
 
 
 def _coded(values: np.ndarray) -> tuple[list[int], list[int], np.ndarray]:
