@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -94,7 +95,7 @@ class NumbersTally:
         self._dtype = _plain(dtype)
         self._sample = Sample(num_values, self._dtype)
         self._num_values = self._num_finite = self._num_zeros = 0
-        self._mean = self._squares = 0.0
+        self._offset = self._mean = self._squares = 0.0  # The mean is counted from the offset.
         self._minimum, self._maximum = np.inf, -np.inf
 
     def add(self, values: np.ndarray) -> None:
@@ -106,21 +107,13 @@ class NumbersTally:
 
     def result(self) -> Numbers:
         """Returns what has been found."""
-        sample, num_values = self._sample.values, self._num_values
-        known = np.array([self._minimum, self._mean, np.sqrt(self._squares / max(self._num_finite, 1)), self._maximum])
-        minimum, mean, deviation, maximum = known.tolist() if self._num_finite else [np.nan] * 4
-        if self._num_finite and self._dtype.kind in "iu":
-            minimum, maximum = self._minimum, self._maximum  # Python's integers, exact.
-        return Numbers(
-            num_values,
-            num_values - self._num_finite,
-            minimum,
-            mean,
-            deviation,
-            maximum,
-            self._num_zeros / max(num_values, 1),
-            np.sort(sample[np.isfinite(sample)]),
-        )
+        sample, num_values, num_finite = self._sample.values, self._num_values, self._num_finite
+        found = (np.nan,) * 4
+        if num_finite:
+            deviation = math.sqrt(self._squares / num_finite)
+            found = (self._minimum, self._offset + self._mean, deviation, self._maximum)
+        zeros = self._num_zeros / max(num_values, 1)
+        return Numbers(num_values, num_values - num_finite, *found, zeros, np.sort(sample[np.isfinite(sample)]))
 
     def _add_slice(self, values: np.ndarray) -> None:
         self._num_values += len(values)
@@ -132,8 +125,11 @@ class NumbersTally:
         self._minimum = min(self._minimum, values.min().item())
         self._maximum = max(self._maximum, values.max().item())
         with np.errstate(over="ignore", invalid="ignore"):  # Values of 1e200 have no variance that float64 can hold.
-            mean = float(values.mean(dtype=np.float64))
-            deviations = np.subtract(values, mean, dtype=np.float64)
+            if not self._num_finite:  # Close to most values, so that little is lost by far offsets; none is an outlier.
+                self._offset = float(np.median(values[:1001]))
+            deviations = np.subtract(values, self._offset, dtype=np.float64)
+            mean = float(deviations.mean())
+            deviations -= mean
             squares = float(np.square(deviations, out=deviations).sum())  # A product would wait for BLAS's threads.
             before, self._num_finite = self._num_finite, self._num_finite + len(values)
             shift, share = mean - self._mean, len(values) / self._num_finite

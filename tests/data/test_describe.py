@@ -63,7 +63,7 @@ def test_numbers_are_those_of_numpy_on_the_pooled_data(described):
         assert found.zeros == np.mean(values == 0), name
         exact = finite.astype(np.float64)
         np.testing.assert_allclose(found.mean, exact.mean(), rtol=1e-14, atol=1e-15, err_msg=name)
-        np.testing.assert_allclose(found.standard_deviation, exact.std(), rtol=1e-9, atol=1e-15, err_msg=name)
+        np.testing.assert_allclose(found.standard_deviation, exact.std(), rtol=1e-13, atol=1e-15, err_msg=name)
         np.testing.assert_array_equal(found.sample, np.sort(finite))
         assert found.is_exact
     assert described.features["x"].numbers.num_non_finite == len(range(0, N, 7)) + 1
@@ -141,6 +141,21 @@ def test_a_sample_has_each_value_equally_often():
     first = np.searchsorted(np.sort(values), np.quantile(np.sort(values)[:MAX_SAMPLE], middle)) / len(values)
     assert np.abs(first - middle).max() > 0.1
     assert (found.mean, found.maximum) == (pytest.approx(values.mean(), rel=1e-13), values.max())
+
+
+def test_a_sample_keeps_no_step_with_the_data():
+    found = describe(FederatedData({"v": np.arange(4 * MAX_SAMPLE, dtype=np.uint8) % 4}, np.array([0, 4 * MAX_SAMPLE])))
+    counts = np.bincount(found.features["v"].numbers.sample)
+    assert np.abs(counts - MAX_SAMPLE / 4).max() < 5 * np.sqrt(MAX_SAMPLE * 3 / 16)
+
+
+def test_outliers_first_and_numbers_too_large_to_square():
+    values = np.append(1e20, np.random.default_rng(0).normal(size=10**5))
+    found = describe(FederatedData({"v": values}, [0, 1, len(values)])).features["v"].numbers
+    assert found.mean == pytest.approx(values.mean(), rel=1e-12)
+    assert found.standard_deviation == pytest.approx(values.std(), rel=1e-12)
+    found = describe(FederatedData({"v": np.array([1e200, -1e200, 1e200])}, [0, 1, 3])).features["v"].numbers
+    assert (found.mean, found.standard_deviation) == (pytest.approx(1e200 / 3), np.inf)
 
 
 def test_a_sample_does_not_depend_on_how_it_comes(monkeypatch):
