@@ -108,12 +108,17 @@ class NumbersTally:
     def result(self) -> Numbers:
         """Returns what has been found."""
         sample, num_values, num_finite = self._sample.values, self._num_values, self._num_finite
-        found = (np.nan,) * 4
-        if num_finite:
-            deviation = math.sqrt(self._squares / num_finite)
-            found = (self._minimum, self._offset + self._mean, deviation, self._maximum)
-        zeros = self._num_zeros / max(num_values, 1)
-        return Numbers(num_values, num_values - num_finite, *found, zeros, np.sort(sample[np.isfinite(sample)]))
+        deviation = math.sqrt(self._squares / num_finite) if num_finite else math.nan
+        return Numbers(
+            num_values,
+            num_non_finite=num_values - num_finite,
+            minimum=self._minimum if num_finite else math.nan,
+            mean=self._offset + self._mean if num_finite else math.nan,
+            standard_deviation=deviation,
+            maximum=self._maximum if num_finite else math.nan,
+            zeros=self._num_zeros / max(num_values, 1),
+            sample=np.sort(sample[np.isfinite(sample)]),
+        )
 
     def _add_slice(self, values: np.ndarray) -> None:
         self._num_values += len(values)
