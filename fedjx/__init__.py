@@ -4,7 +4,7 @@ Write pure functions of one client, put them together with federated operators o
 at `SERVER` and `CLIENTS`, and run the computation over any number of simulated clients.
 """
 
-from fedjx import aggregation, algorithms, data, models, privacy, training
+from fedjx import aggregation, algorithms, analytics, data, models, privacy, training
 from fedjx.algorithms import fed_avg, federated_evaluation
 from fedjx.core.execution.computation import Computation, federated_computation
 from fedjx.core.execution.distributed import initialize_distributed
@@ -13,6 +13,7 @@ from fedjx.core.execution.process import Aggregator, Algorithm, StatefulAlgorith
 from fedjx.core.language.debugging import NonFiniteError
 from fedjx.core.language.operators import (
     federated_aggregate,
+    federated_bin_sum,
     federated_broadcast,
     federated_client_ids,
     federated_collect,
@@ -55,11 +56,13 @@ __all__ = [
     "Traffic",
     "aggregation",
     "algorithms",
+    "analytics",
     "check_secure",
     "data",
     "export",
     "fed_avg",
     "federated_aggregate",
+    "federated_bin_sum",
     "federated_broadcast",
     "federated_client_ids",
     "federated_collect",

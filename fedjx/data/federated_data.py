@@ -66,7 +66,7 @@ class ClientData(Protocol):
         ...
 
     def read(self, ids: ArrayLike, out: Mapping[str, np.ndarray] | None = None) -> Mapping[str, np.ndarray]:
-        """Copies the examples of some clients, one client after another, into `out` where it is given."""
+        """Copies the examples of some clients, one after another; into `out` where it is given, what it names."""
         ...
 
 
@@ -224,7 +224,8 @@ class FederatedData:
 
         Args:
           ids: Integers ``[C]``, the clients, in any order; one may be named again.
-          out: Where to: features by name, each ``[n, ...]`` for n examples in all. By default new arrays.
+          out: Where to: features by name, each ``[n, ...]`` for n examples in all; other features are not copied. By
+            default new arrays for all of them.
 
         Raises:
           ValueError: If there is no client or an id does not exist.
@@ -238,8 +239,8 @@ class FederatedData:
         rows = np.repeat(self.offsets[places] - sizes.cumsum() + sizes, sizes) + np.arange(sizes.sum())
         if out is None:
             return {name: column[rows] for name, column in self.examples.items()}
-        for name, column in self.examples.items():
-            np.take(column, rows, axis=0, out=out[name], mode="clip")  # With another mode NumPy copies twice.
+        for name, place in out.items():
+            np.take(self.examples[name], rows, axis=0, out=place, mode="clip")  # With another mode NumPy copies twice.
         return out
 
     def select_clients(self, ids: ArrayLike) -> FederatedData:

@@ -181,6 +181,17 @@ def _expected_files(body: Mapping[str, Any]) -> dict[str, tuple[str, list[int | 
     return files
 
 
+def replace_file(path: Path, text: bytes) -> None:
+    """Writes a file whole or not at all, and waits until it is on disk."""
+    partial = path.with_name(f"{path.name}.partial")
+    with open(partial, "wb") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    sync_directory(path.parent)
+
+
 def sync_directory(directory: Path) -> None:
     """Waits until the names in a directory are on disk."""
     file = os.open(directory, os.O_RDONLY)

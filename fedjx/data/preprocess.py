@@ -192,8 +192,8 @@ class Preprocessed:
                     f"all clients need the same type, and the sizes that were counted, here {type_} and {size}; got "
                     f"{found} and {num_rows(columns)} for client {k}. Let the functions be pure, and cast what differs."
                 )
-            for name, column in columns.items():
-                out[name][end : end + size] = column
+            for name, place in out.items():
+                place[end : end + size] = columns[name]
             end += size
         return out
 

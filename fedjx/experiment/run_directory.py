@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fedjx.data.manifest import checked_text, sync_directory
+from fedjx.data.manifest import checked_text, replace_file
 
 MARKER, LOCK, CHECKPOINTS, EVENTS = "run.json", "run.lock", "checkpoints", "events.out.tfevents.*"
 _FORMAT, _VERSION = "fedjx run", 1
@@ -209,17 +209,6 @@ def listed(checkpoint: Path) -> dict[str, str] | None:
     sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines.splitlines())}
     is_inside = not any(Path(name).is_absolute() or ".." in Path(name).parts for name in sums)
     return sums if is_inside and first == f"# {hashlib.sha256(lines.encode()).hexdigest()}" else None
-
-
-def replace_file(path: Path, text: bytes) -> None:
-    """Writes a file whole or not at all, and waits until it is on disk."""
-    partial = path.with_name(f"{path.name}.partial")
-    with open(partial, "wb") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    sync_directory(path.parent)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from fedjx.core.execution.process import Aggregator
 from fedjx.core.language.checks import check_choice, check_integer, check_number
 from fedjx.data.sampling import Described
 from fedjx.privacy.account import account
+from fedjx.privacy.events import Event
 from fedjx.privacy.loss import Relation, epsilon, of_round
 
 Sampling = Literal["poisson", "fixed_size", "all"]
@@ -20,16 +21,23 @@ _LEAST = 0.25  # less is not looked at: losses of hundreds are not told apart by
 
 
 def noise_within(
-    make: Callable[[float], Aggregator], sampler: Described, *, epsilon: float, rounds: int, delta: float
+    make: Callable[[float], Aggregator | Event],
+    sampler: Described,
+    *,
+    epsilon: float,
+    rounds: int,
+    delta: float,
+    relation: Relation | None = None,
 ) -> float:
     """Finds the least noise multiplier of any aggregator on any sampler's cohorts, to four digits, upwards, from 0.25.
 
     Args:
-      make: From a noise multiplier to the aggregator.
+      make: From a noise multiplier to the aggregator, or its event.
       sampler: Of the run's cohorts.
       epsilon: The most that the rounds may cost.
       rounds: How many.
       delta: In (0, 1).
+      relation: As in `Account`; what the sampler's theorem is about if not given.
 
     Raises:
       ValueError: As `account` does; if no noise is enough.
@@ -42,7 +50,7 @@ def noise_within(
     12.61
     """
     check_number("(0, inf)", epsilon=epsilon)
-    return _least(lambda z: account(make(z), sampler).epsilon(rounds, delta), float(epsilon))
+    return _least(lambda z: account(make(z), sampler, relation=relation).epsilon(rounds, delta), float(epsilon))
 
 
 class Calibrated(NamedTuple):

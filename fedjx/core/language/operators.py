@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjx.core.language.checks import check_integer
 from fedjx.core.language.names import DType, PyTree
 from fedjx.core.language.passes import Reduction
 from fedjx.core.language.placed import (
@@ -22,7 +23,7 @@ from fedjx.core.language.placed import (
     one_value,
     value_at,
 )
-from fedjx.core.language.reductions import MAX, MIN, SECURE_SUM, SUM, aggregate_of, divide, mean_of
+from fedjx.core.language.reductions import MAX, MIN, SECURE_SUM, SUM, aggregate_of, bin_sum, divide, mean_of
 from fedjx.core.language.trees import as_float
 from fedjx.core.language.types import CLIENTS, SERVER, FederatedType, Placement, member_type, notation, sequence_type
 
@@ -208,6 +209,37 @@ def federated_secure_sum(value: PyTree, *, num_bits: int = 32) -> FederatedValue
         raise ValueError(f"num_bits must be between 1 and 32; got {num_bits=}. A 32-bit ring is the widest.")
     words = jax.tree.map(lambda leaf: _packed(leaf, num_bits), value.type.member)
     return map_node(_Modulo(num_bits), [_reduced("federated_secure_sum", SECURE_SUM, value, sent=words)])
+
+
+def federated_bin_sum(bins: PyTree, values: PyTree, num_bins: int, *, secure: bool = False) -> FederatedValue:
+    """Adds up what clients put into numbered bins: the sum of their vectors, of which most elements are 0.
+
+    Args:
+      bins: Integers ``[...]`` at CLIENTS; less than 0, or ``num_bins`` and more, for what is left out.
+      values: Numbers or booleans ``[..., *V]`` at CLIENTS: for each of the bins what is added to it.
+      num_bins: How many there are.
+      secure: Whether the server sees the sums alone, as of `federated_secure_sum` in a ring of 32 bits; the values are
+        then integers.
+
+    Returns:
+      The sums, ``[num_bins, *V]``; 0 over no client. Memory and time are those of the entries, not of the vectors; the
+      communication bill is that of a vector for each client, for where its entries are would say what they are.
+
+    >>> @fedjx.federated_computation
+    ... def histogram(labels):
+    ...     return federated_bin_sum(labels, fedjx.federated_map(jnp.ones_like, labels), 3)
+    >>> histogram(fedjx.Clients.of(np.array([[0, 2], [2, -1]])))
+    Array([1, 0, 2], dtype=int32)
+    """
+    name = "federated_secure_sum" if secure else "federated_sum"
+    placed = [value_at(name, value, CLIENTS, _REDUCE_HINT) for value in (bins, values)]
+    check_numeric("the bins of federated_bin_sum", placed[0], (jnp.integer,), "integer", "Number the bins from 0.")
+    kinds, hint = (jnp.integer,) if secure else (jnp.number, jnp.bool_), "Encode them first."
+    check_numeric("the values of federated_bin_sum", placed[1], kinds, "integer" if secure else "numeric", hint)
+    check_integer("[1, 2^31)", num_bins=num_bins)
+    reduction, both = bin_sum(num_bins, secure), federated_zip(tuple(placed))
+    total = jax.eval_shape(lambda: reduction.zero(both.type.member))
+    return _reduced(name, reduction, both, sent=_packed(total, 32) if secure else total)
 
 
 def _packed(leaf: jax.ShapeDtypeStruct, num_bits: int) -> jax.ShapeDtypeStruct:

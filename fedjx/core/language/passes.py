@@ -21,12 +21,14 @@ class Reduction(NamedTuple):
       across: How the accumulators of two devices combine: a sum, a minimum, a maximum, or
         any associative and commutative function of two accumulators.
       report: From the accumulator to the result.
+      secure: Whether the server sees the result alone, and no member.
     """
 
     zero: Callable[[PyTree], PyTree]
     update: Callable[[PyTree, PyTree, jax.Array], PyTree]
     across: Literal["sum", "min", "max"] | Merge
     report: Callable[[PyTree], PyTree] = lambda accumulator: accumulator
+    secure: bool = False
 
 
 class Pass(NamedTuple):

@@ -17,9 +17,8 @@ from jax.tree_util import keystr
 
 from fedjx.core.language import fingerprint
 from fedjx.core.language.names import PyTree
-from fedjx.core.language.passes import Pass
+from fedjx.core.language.passes import Pass, Reduction
 from fedjx.core.language.placed import Node, function_name
-from fedjx.core.language.reductions import SECURE_SUM
 from fedjx.core.language.types import CLIENTS, SERVER, FederatedType, Placement, notation
 from fedjx.core.language.values import Sequence, gathered, strongly_typed
 from fedjx.core.rewriting.dependence import depends_on
@@ -226,7 +225,7 @@ class Program:
             for i, group in zip(ends, sent, strict=True):
                 node = self._nodes[i]
                 if group == self._inputs[i]:
-                    messages.append(self._message(level, "up", node.sent, node.fn is SECURE_SUM))
+                    messages.append(self._message(level, "up", node.sent, _is_secure(node)))
                 elif new := [x for x in group if x not in arrived]:
                     members = tuple(self._nodes[x].type.member for x in new)
                     messages.append(self._message(level, "up", members[0] if len(new) == 1 else members))
@@ -264,9 +263,9 @@ class Program:
             if self._placed(i) == CLIENTS and (source or own.intersection(self._inputs[i])):
                 own.add(i)
         # What is shown is a reduction's only input, and a selection's last: the keys.
-        ends = [i for i, node in enumerate(self._nodes) if node.name and node.fn is not SECURE_SUM]
+        ends = [i for i, node in enumerate(self._nodes) if node.name and not _is_secure(node)]
         by_id, effects = self._looked_into()
-        sums = [i for i, node in enumerate(self._nodes) if node.fn is SECURE_SUM and any(by_id[self._inputs[i][0]])]
+        sums = [i for i, node in enumerate(self._nodes) if _is_secure(node) and any(by_id[self._inputs[i][0]])]
         exposed = [self._exposure(i) for i in ends if self._inputs[i][-1] in own]
         return exposed + [self._exposure(i, ", which depends on the client's id,") for i in sums] + effects
 
@@ -296,6 +295,10 @@ class Program:
     def _message(self, level: int, direction: str, member: PyTree, secure: bool = False) -> Message:
         type_ = FederatedType(member, CLIENTS, all_equal=direction == "down")
         return Message(level, direction, type_, _bits(member), secure)
+
+
+def _is_secure(node: Node) -> bool:
+    return isinstance(node.fn, Reduction) and node.fn.secure
 
 
 def _bits(member: PyTree) -> int | None:

@@ -1,0 +1,34 @@
+"""Federated analytics: questions without a model, over any number of clients, answered without seeing anyone."""
+
+from fedjx.analytics.answer import Answer
+from fedjx.analytics.ask import AskArguments, TooFewAnswers, ask
+from fedjx.analytics.count import count
+from fedjx.analytics.histogram import histogram, histogram_2d
+from fedjx.analytics.ledger import Ledger, Payment
+from fedjx.analytics.mean import mean
+from fedjx.analytics.question import Entry, Question, Sensitivity, Total
+from fedjx.analytics.records import Records
+from fedjx.analytics.total import total
+from fedjx.analytics.trust import SEES, TRUSTS, Trust
+
+__all__ = [
+    "SEES",
+    "TRUSTS",
+    "Answer",
+    "AskArguments",
+    "Entry",
+    "Ledger",
+    "Payment",
+    "Question",
+    "Records",
+    "Sensitivity",
+    "TooFewAnswers",
+    "Total",
+    "Trust",
+    "ask",
+    "count",
+    "histogram",
+    "histogram_2d",
+    "mean",
+    "total",
+]

@@ -1,0 +1,243 @@
+"""Asking a question: who is asked, how much of each goes in, whom they trust, and what it costs."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypedDict, Unpack
+
+import jax
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fedjx.analytics.answer import Answer
+from fedjx.analytics.ledger import Ledger
+from fedjx.analytics.question import Question, Total
+from fedjx.analytics.records import Records
+from fedjx.analytics.sums import Shown
+from fedjx.analytics.trust import SEES, TRUSTS, Prepared, Terms, Trust, prepared
+from fedjx.core.language.checks import check_choice, check_integer, check_number
+from fedjx.core.language.names import Key
+from fedjx.core.language.traffic import traffic
+from fedjx.data.federated_data import ClientData
+from fedjx.data.sampling import Sampler, described
+from fedjx.privacy.loss import Relation
+
+_MOST_MOMENTS = 64  # elements of a table of whose clients all products are summed
+
+
+class AskArguments(TypedDict, total=False):
+    """How a question is asked, for functions to pass on to `ask`, which describes it."""
+
+    trust: Trust
+    epsilon: float | None
+    delta: float
+    relation: Relation | None
+    max_records: int | None
+    clients: ArrayLike | None
+    sampler: Sampler | None
+    round: int
+    min_clients: int | None
+    num_bits: int
+    key: Key | None
+    ledger: Ledger | None
+
+
+class TooFewAnswers(RuntimeError):
+    """Raised in place of an answer that too few clients have given."""
+
+
+def ask(question: Question, data: ClientData, **how: Unpack[AskArguments]) -> Answer:
+    """Asks clients a question, and nobody sees more than the model of trust says.
+
+    Args:
+      question: Such as `mean` or `histogram` makes.
+      data: The clients' records: `FederatedData` in memory or a `Store` on disk, whose columns are streamed.
+      **how: As follows.
+
+        - ``trust``: "plain", the server sees what each client sends; "secure", it sees exact sums alone; "central_dp",
+          it is trusted to add noise, of Gauss with a delta and of Laplace without; "distributed_dp", clients add noise
+          and it sees the sum; "local_dp", each client's report is private by itself; "shuffled_dp", somebody shuffles
+          such reports. `fedjx.analytics.SEES` says what the server sees.
+        - ``epsilon``, ``delta``: The most that the answer may cost.
+        - ``relation``: Which two data sets are to look alike, as in `fedjx.privacy.Account`: those that differ in *all*
+          records of one client. That of the mechanism's theorem if not given.
+        - ``max_records``: The most records of a client that go in, drawn at random; all of them if not given, which
+          noise does not allow. Local reports are on one record.
+        - ``clients``: Integers ``[C]``, of those who are asked, if they are not all: the answer is about them.
+        - ``sampler``: Draws a sample, ``round`` says which; the answer is an estimate for all clients, and its
+          standard deviation has the sampling in it. Drawn by `poisson_sampler`, a sample costs less.
+        - ``min_clients``: The fewest of which anything is shown, 2 if not given; of shuffled reports, and of shares of
+          noise, which hide the less the fewer there are, all who are asked.
+        - ``num_bits``: Of the ring in which noisy tables are summed, with shares of noise.
+        - ``key``: A `jax.random.key`, of all that is drawn; ``jax.random.key(0)`` if not given, but for private
+          answers, whose noise nobody may know.
+        - ``ledger``: Pays for the question, or refuses it.
+
+    Returns:
+      An `Answer`.
+
+    Guarantees: It does not depend on the order of clients, on chunks and devices, up to rounding of floats; counts and
+    secure sums do not at all. Memory does not grow with the number of clients.
+
+    Raises:
+      ValueError: If the question cannot be asked so.
+      BudgetSpent: If the ledger does not pay.
+      TooFewAnswers: If fewer than ``min_clients`` had a record for the answer.
+
+    >>> from fedjx.analytics import ask, mean
+    >>> ages = fedjx.data.FederatedData.from_clients([{"age": [31, 52]}, {"age": [7]}, {"age": [60, 64]}])
+    >>> answer = ask(mean("age", low=0, high=100), ages)
+    >>> round(float(answer.value), 4), answer.num_answered, answer.sees
+    (42.8, 3, "every client's entries")
+    """
+    asked = _asked(question, data, how)
+    way = prepared(question, asked.terms, with_moments=asked.samples and _has_moments(question))
+    ledger = how.get("ledger")
+    if ledger is not None and way.spent is not None:
+        ledger.pay(_name(question), way.spent, 1)
+    shown, bits = _shown(question, way, asked)
+    total, answered = _total(question, way, asked, shown)
+    value, stddev = question.estimate(total)
+    return Answer(
+        value, stddev, asked.terms.num_clients, answered, bits, SEES[asked.terms.trust], asked.terms.trust, way.spent
+    )
+
+
+class _Asked(NamedTuple):
+    """Who is asked, on which terms."""
+
+    terms: Terms
+    records: Records
+    key: Key
+    population: int
+    samples: bool
+
+
+def _asked(question: Question, data: ClientData, how: AskArguments, *, num_rounds: int = 1) -> _Asked:
+    """Resolves and checks how a question is asked."""
+    trust, sampler, clients = how.get("trust", "plain"), how.get("sampler"), how.get("clients")
+    check_choice(TRUSTS, trust=trust)
+    _check_numbers(how)
+    if sampler is not None and clients is not None:
+        raise ValueError("clients are named, or drawn by a sampler; got both. Leave one out.")
+    ids = None if clients is None else np.asarray(clients)
+    if sampler is not None:
+        ids = _drawn(sampler, data, how.get("round", 0))
+    key = how.get("key")
+    if key is None and trust not in ("plain", "secure"):
+        raise ValueError(f"trust={trust!r} draws noise that nobody may know; got no key. Pass jax.random.key(seed).")
+    records = Records(data, question.columns, ids)
+    number = records.num_clients
+    needs_all = trust in ("shuffled_dp", "distributed_dp")
+    fewest = how.get("min_clients")
+    fewest = (number if needs_all else min(2, number)) if fewest is None else fewest
+    check_integer(f"[1, {number}]", "It is at most the number of clients that are asked.", min_clients=fewest)
+    described_by = (
+        sampler
+        if sampler is not None
+        else _Everybody(number, fewest if trust == "shuffled_dp" else number, trust == "shuffled_dp")
+    )
+    ledger = how.get("ledger")
+    relation: Relation | None = how.get("relation") or (ledger.relation if ledger is not None else None)
+    terms = Terms(
+        trust,
+        how.get("epsilon"),
+        how.get("delta", 0.0),
+        relation,
+        how.get("max_records"),
+        described_by,
+        fewest,
+        number,
+        how.get("num_bits", 20),
+        num_rounds,
+        data.largest,
+    )
+    return _Asked(terms, records, jax.random.key(0) if key is None else key, data.num_clients, sampler is not None)
+
+
+def _check_numbers(how: AskArguments) -> None:
+    if how.get("epsilon") is not None:
+        check_number("(0, inf)", epsilon=how.get("epsilon"))
+    check_number("[0, 1)", "Take less than one over the number of clients.", delta=how.get("delta", 0.0))
+    if how.get("max_records") is not None:
+        check_integer("[1, inf)", max_records=how.get("max_records"))
+
+
+class _Everybody(NamedTuple):
+    """Describes that all clients are asked, or that so many answer at least."""
+
+    num_clients: int
+    cohort_size: int
+    are_shuffled: bool
+
+    @property
+    def description(self) -> dict[str, Any]:
+        others = {"cohort_size": self.cohort_size, "replacement": False, "min_separation": 1}
+        kind = "fixed" if self.cohort_size == self.num_clients and not self.are_shuffled else "uniform"
+        return described(kind, self.num_clients, seed=None, **others)
+
+
+def _drawn(sampler: Sampler, data: ClientData, round: int) -> np.ndarray:
+    kind = sampler.description.get("kind")
+    if kind not in ("uniform", "poisson") or sampler.description.get("probabilities") is not None:
+        raise ValueError(
+            f"what a sample says of all clients is known of uniform and Poisson samples; got {kind!r}. Use "
+            "uniform_sampler, or poisson_sampler with one probability."
+        )
+    if sampler.description["num_clients"] != data.num_clients:
+        raise ValueError(
+            f"the sampler is one of {sampler.description['num_clients']} clients; got data of {data.num_clients}. "
+            "Make it for these."
+        )
+    return np.asarray(data.ids[np.asarray(sampler(round), np.int64)])
+
+
+def _shown(question: Question, way: Prepared, asked: _Asked) -> tuple[Shown, int]:
+    """Runs the computation; returns what the server has, and the bits that a client sent."""
+    arguments = asked.key, question.told, *way.extra, asked.records
+    shown = jax.tree.map(np.asarray, way.computation(*arguments))
+    return shown, traffic(way.computation, *arguments).up
+
+
+def _total(question: Question, way: Prepared, asked: _Asked, shown: Shown) -> tuple[Total, int | None]:
+    """Returns the table as floats on the host, with what is known of its error, and how many have answered."""
+    terms = asked.terms
+    answered = None if shown.answered is None else int(shown.answered)
+    if answered is not None and answered < terms.min_clients and terms.trust != "plain":
+        raise TooFewAnswers(
+            f"an answer is shown of at least min_clients={terms.min_clients} clients; got {answered} that have a "
+            "record for it. Ask more, or about something more common."
+        )
+    of_values, of_counts = way.noise(terms.num_clients if answered is None else answered)
+    columns, variances = [], []
+    unit = np.array(question.bounds) if way.divides else np.ones(len(question.bounds))
+    for part, variance, scale in ((shown.sums.values, of_values, unit), (shown.sums.counts, of_counts, np.ones(1))):
+        if part is not None:
+            columns.append(np.asarray(part, np.float64).reshape(question.num_bins, -1) * scale)
+            variances.append(np.full(columns[-1].shape, variance) * scale**2)
+    total = Total(np.concatenate(columns, axis=1), np.concatenate(variances, axis=1))
+    return (_for_all(question, asked, shown, total) if asked.samples else total), answered
+
+
+def _has_moments(question: Question) -> bool:
+    return int(np.prod(question.shape)) <= _MOST_MOMENTS
+
+
+def _for_all(question: Question, asked: _Asked, shown: Shown, total: Total) -> Total:
+    """Returns the estimate for the whole population: of Horvitz and Thompson, with its covariance."""
+    description, number, population = asked.terms.sampler.description, asked.terms.num_clients, asked.population
+    share = description["probability"] if description["kind"] == "poisson" else number / population
+    if shown.moments is not None:
+        moments = np.asarray(shown.moments, np.float64)
+        if description["kind"] == "uniform":
+            flat = total.table.reshape(-1)
+            moments = (moments - np.outer(flat, flat) / number) * number / max(number - 1, 1)
+        covariance = moments * (1 - share) / share**2 + np.diag(total.variance.reshape(-1)) / share**2
+        return Total(total.table / share, np.diag(covariance).reshape(total.table.shape), covariance)
+    # Of a client's table t, whose elements are its records' up to the most that it has, t^2 <= most |t|.
+    most = 1 if question.distinct else (asked.terms.max_records or asked.terms.largest)
+    squares = most * np.abs(total.table)
+    return Total(total.table / share, (squares * (1 - share) + total.variance) / share**2)
+
+
+def _name(question: Question) -> str:
+    return f"a question about {', '.join(question.columns) or 'clients'}"

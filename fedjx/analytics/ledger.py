@@ -1,0 +1,139 @@
+"""A budget for many questions to the same clients: the one that would overspend it is not asked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fedjx.core.language.checks import check_choice, check_number
+from fedjx.data.manifest import replace_file
+from fedjx.privacy import integer_loss
+from fedjx.privacy import loss as losses
+from fedjx.privacy.account import Account
+from fedjx.privacy.budget import BudgetSpent
+from fedjx.privacy.loss import RELATIONS, Loss, Relation, epsilon_together
+
+
+class Payment(NamedTuple):
+    """What was paid for a question.
+
+    Attributes:
+      question: Its name.
+      loss: What it cost, so many times.
+      times: See there.
+      token: Names a question of several rounds that may go on after a crash, and is paid once.
+    """
+
+    question: str
+    loss: Loss
+    times: int
+    token: str = ""
+
+
+class Ledger:
+    """Keeps what was paid for questions to the same clients, and refuses to pay more than there is.
+
+    What is paid is on disk, if it has a file, before clients are asked: a crash may lose an answer, never a payment.
+    Losses compose, so that many questions cost less than the sum of theirs.
+
+    Attributes:
+      epsilon: The most that all questions may cost together, at `delta`.
+      delta: See there.
+      relation: Which two data sets look alike, as in `fedjx.privacy.Account`; that of the first question if not given.
+      path: The file, JSON; in memory alone if not given. One that is there goes on.
+      payments: What was paid so far.
+
+    Raises:
+      ValueError: If a number is out of range, or the file is that of another budget.
+
+    >>> ledger = Ledger(epsilon=1.0, delta=1e-6)
+    >>> ages = fedjx.data.FederatedData.from_clients([{"age": [k % 90]} for k in range(1000)])
+    >>> count = fedjx.analytics.count()
+    >>> for _ in range(3):
+    ...     answer = fedjx.analytics.ask(
+    ...         count, ages, trust="central_dp", epsilon=0.4, max_records=1, key=jax.random.key(0), ledger=ledger
+    ...     )
+    Traceback (most recent call last):
+    fedjx.privacy.budget.BudgetSpent: ...
+    >>> len(ledger.payments), round(ledger.spent(), 3)
+    (2, 0.8)
+    """
+
+    relation: Relation | None
+
+    def __init__(
+        self, *, epsilon: float, delta: float, relation: Relation | None = None, path: str | Path | None = None
+    ):
+        check_number("(0, inf)", epsilon=epsilon)
+        check_number("(0, 1)", "Take less than one over the number of clients.", delta=delta)
+        if relation is not None:
+            check_choice(RELATIONS, relation=relation)
+        self.epsilon, self.delta, self.relation = float(epsilon), float(delta), relation
+        self.path = None if path is None else Path(path)
+        self.payments: list[Payment] = []
+        if self.path is not None:
+            self._open(self.path)
+
+    def spent(self, *more: Payment) -> float:
+        """Returns epsilon of all that was paid, and of some more, at the ledger's delta."""
+        paid = [(one.loss, one.times) for one in (*self.payments, *more)]
+        return epsilon_together(paid, self.delta, self.relation) if paid and self.relation else 0.0
+
+    def pay(self, question: str, account: Account, rounds: int, *, token: str = "") -> None:
+        """Pays for so many rounds; nothing, if the same token has paid before.
+
+        Raises:
+          BudgetSpent: With what has been spent and what the question would make of it; nothing is paid then.
+          ValueError: If the account is about other data sets that are to look alike.
+        """
+        if token and any(one.token == token for one in self.payments):
+            return
+        if self.relation not in (None, account.relation):
+            raise ValueError(
+                f"all that a ledger pays for is about the same two data sets, {self.relation!r}; got "
+                f"{account.relation!r} for {question}. Pass relation= to the Ledger: replace_one is known of local "
+                "reports and of noise at the server, zero_out_one of noise at the server and of shares."
+            )
+        count = account._count(rounds, self.delta)
+        payment, before = Payment(question, account.loss, count, token), self.spent()
+        relation, self.relation = self.relation, account.relation
+        after = self.spent(payment)
+        if after > self.epsilon:
+            self.relation = relation
+            raise BudgetSpent(
+                f"a budget of epsilon {self.epsilon:g} at delta {self.delta:g} has paid {before:.6g} for "
+                f"{len(self.payments)} questions; {question} would make it {after:.6g}. Ask with more noise, or stop."
+            )
+        self.payments.append(payment)
+        if self.path is not None:
+            self._save(self.path)
+
+    def _open(self, path: Path) -> None:
+        if not path.exists():
+            self._save(path)
+            return
+        saved = json.loads(path.read_text())
+        if (saved["epsilon"], saved["delta"]) != (self.epsilon, self.delta) or (
+            None not in (self.relation, saved["relation"]) and self.relation != saved["relation"]
+        ):
+            was = {name: saved[name] for name in ("epsilon", "delta", "relation")}
+            raise ValueError(
+                f"a ledger goes on with the budget that it began with, {was}; got epsilon={self.epsilon}, "
+                f"delta={self.delta}, relation={self.relation!r} for {path}. Repeat it, or take another file."
+            )
+        self.relation = self.relation or saved["relation"]
+        self.payments = [Payment(**{**one, "loss": _loss_of(one["loss"])}) for one in saved["payments"]]
+
+    def _save(self, path: Path) -> None:
+        payments = [{**one._asdict(), "loss": [type(one.loss).__name__, *one.loss]} for one in self.payments]
+        head = {"epsilon": self.epsilon, "delta": self.delta, "relation": self.relation}
+        replace_file(path, json.dumps({**head, "payments": payments}, indent=1).encode())
+
+
+def _loss_of(entry: list[Any]) -> Loss:
+    name, *fields = entry
+    if name == "IntegerSum":
+        made = integer_loss.IntegerSum(*fields)
+        return made._replace(norms=integer_loss.Norms(*made.norms))
+    return getattr(losses, name)(*fields)
