@@ -119,12 +119,11 @@ def describe(data: ClientData, *, features: Iterable[str] | None = None, progres
     sizes: Counter[int] = Counter()
     disable = None if progress else True
     with tqdm(desc="Describing", total=data.num_clients, unit=" clients", delay=1, leave=False, disable=disable) as bar:
-        for ids, own in _passes(data):
+        for own, examples in _passes(data, schema):
             count_into(sizes, own)
-            examples = data.read(ids)
             for name, column in columns.items():
                 column.add(examples[name], own)
-            bar.update(len(ids))
+            bar.update(len(own))
     num_examples = sum(size * count for size, count in sizes.items())
     return Description(
         num_clients=data.num_clients,
@@ -169,9 +168,9 @@ def _chosen(schema: Mapping[str, ArrayType], features: Iterable[str] | None) -> 
     return {name: schema[name] for name in names}
 
 
-def _passes(data: ClientData) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Cuts the clients into runs of few values; yields their ids and sizes."""
-    most = max(1, _VALUES // sum(map(_width, data.schema.values())))
+def _passes(data: ClientData, schema: Mapping[str, ArrayType]) -> Iterator[tuple[np.ndarray, Mapping[str, np.ndarray]]]:
+    """Cuts the clients into runs of few values; yields their sizes and examples."""
+    most = max(1, _VALUES // max(1, sum(map(_width, schema.values()))))
     for start in range(0, data.num_clients, _CLIENTS):
         part = slice(start, min(start + _CLIENTS, data.num_clients))
         ids, sizes = data.ids[part], np.asarray(data.sizes[part])
@@ -180,8 +179,14 @@ def _passes(data: ClientData) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         while first < len(ids):
             before = int(ends[first] - sizes[first])
             end = max(first + 1, int(np.searchsorted(ends, before + most, side="right")))
-            yield ids[first:end], sizes[first:end]
+            yield sizes[first:end], _read(data, schema, ids[first:end], int(ends[end - 1]) - before)
             first = end
+
+
+def _read(data: ClientData, schema: Mapping[str, ArrayType], ids: np.ndarray, total: int) -> Mapping[str, np.ndarray]:
+    out = {name: np.empty((total, *feature.shape), feature.dtype) for name, feature in schema.items()}
+    are_neighbours = ids[-1] - ids[0] == len(ids) - 1
+    return data.read(range(int(ids[0]), int(ids[-1]) + 1) if are_neighbours else ids, out)
 
 
 def _metadata(data: ClientData, name: str) -> dict[Any, int] | Numbers:
