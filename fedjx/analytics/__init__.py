@@ -3,6 +3,7 @@
 from fedjx.analytics.answer import Answer
 from fedjx.analytics.ask import AskArguments, TooFewAnswers, ask
 from fedjx.analytics.count import count
+from fedjx.analytics.dialogue import Dialogue
 from fedjx.analytics.histogram import histogram, histogram_2d
 from fedjx.analytics.ledger import Ledger, Payment
 from fedjx.analytics.mean import mean
@@ -16,6 +17,7 @@ __all__ = [
     "TRUSTS",
     "Answer",
     "AskArguments",
+    "Dialogue",
     "Entry",
     "Ledger",
     "Payment",

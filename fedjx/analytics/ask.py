@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fedjx.analytics.answer import Answer
+from fedjx.analytics.dialogue import Dialogue, Progress, begun, save
 from fedjx.analytics.ledger import Ledger
 from fedjx.analytics.question import Question, Total
 from fedjx.analytics.records import Records
@@ -18,6 +20,7 @@ from fedjx.core.language.checks import check_choice, check_integer, check_number
 from fedjx.core.language.names import Key
 from fedjx.core.language.traffic import traffic
 from fedjx.data.federated_data import ClientData
+from fedjx.data.fingerprint import fingerprint
 from fedjx.data.sampling import Sampler, described
 from fedjx.privacy.loss import Relation
 
@@ -39,17 +42,19 @@ class AskArguments(TypedDict, total=False):
     num_bits: int
     key: Key | None
     ledger: Ledger | None
+    path: str | Path | None
 
 
 class TooFewAnswers(RuntimeError):
     """Raised in place of an answer that too few clients have given."""
 
 
-def ask(question: Question, data: ClientData, **how: Unpack[AskArguments]) -> Answer:
-    """Asks clients a question, and nobody sees more than the model of trust says.
+def ask(question: Question | Dialogue, data: ClientData, **how: Unpack[AskArguments]) -> Answer:
+    """Asks clients a question, or several that follow from one another; nobody sees more than the model of trust says.
 
     Args:
-      question: Such as `mean` or `histogram` makes.
+      question: Such as `mean` or `histogram` makes. Noise on the answers to a `Dialogue` is for all its rounds
+        together; of reports that are private by themselves each client makes one, in a round drawn at random.
       data: The clients' records: `FederatedData` in memory or a `Store` on disk, whose columns are streamed.
       **how: As follows.
 
@@ -71,6 +76,8 @@ def ask(question: Question, data: ClientData, **how: Unpack[AskArguments]) -> An
         - ``key``: A `jax.random.key`, of all that is drawn; ``jax.random.key(0)`` if not given, but for private
           answers, whose noise nobody may know.
         - ``ledger``: Pays for the question, or refuses it.
+        - ``path``: A file in which a dialogue keeps, after each round, how far it has come. It goes on from there, to
+          the same answer; what was paid is not paid again.
 
     Returns:
       An `Answer`.
@@ -89,17 +96,51 @@ def ask(question: Question, data: ClientData, **how: Unpack[AskArguments]) -> An
     >>> round(float(answer.value), 4), answer.num_answered, answer.sees
     (42.8, 3, "every client's entries")
     """
+    if isinstance(question, Dialogue):
+        return _conversed(question, data, how)
     asked = _asked(question, data, how)
     way = prepared(question, asked.terms, with_moments=asked.samples and _has_moments(question))
+    _pay(question, way, how, 1)
+    total, answered, bits = _total(question, way, asked)
+    return _answer(question.estimate(total), way, asked, answered, bits)
+
+
+def _conversed(dialogue: Dialogue, data: ClientData, how: AskArguments) -> Answer:
+    """Asks question after question, and keeps how far that has come."""
+    question, path = dialogue.question(dialogue.first, 0), how.get("path")
+    question = question._replace(refuses={**question.refuses, **dialogue.refuses})
+    splits = how.get("trust") in ("local_dp", "shuffled_dp")
+    asked = _asked(question, data, how, num_rounds=1 if splits else dialogue.num_rounds)
+    number, groups = asked.terms.num_clients, _split(asked, dialogue.num_rounds) if splits else None
+    if groups is not None:  # on the terms of the smallest, in which reports hide the least
+        asked = _asked(question, data, {**how, "clients": groups[-1], "sampler": None})
+    way = prepared(question, asked.terms, with_moments=asked.samples and _has_moments(question))
+    path = None if path is None else Path(path)
+    identity = _identity(dialogue, question, way, asked)
+    progress = begun(dialogue, identity, path)
+    _pay(question, way, how, asked.terms.num_rounds, progress.token)
+    for round in range(progress.round, dialogue.num_rounds):
+        question = dialogue.question(progress.state, round)
+        total, answered, bits = _total(question, way, _of_round(asked, data, how, round, groups))
+        state = dialogue.update(progress.state, round, total)
+        if answered is not None:  # in groups these are others in every round
+            answered = (sum if splits else max)((answered, progress.num_answered or 0))
+        bits = max(bits, progress.bits) if splits else bits + progress.bits
+        progress = Progress(round + 1, state, answered, bits, progress.token)
+        save(progress, identity, path)
+    found = _answer(dialogue.estimate(progress.state), way, asked, progress.num_answered, progress.bits)
+    return found._replace(num_clients=number, num_rounds=asked.terms.num_rounds)
+
+
+def _pay(question: Question, way: Prepared, how: AskArguments, rounds: int, token: str = "") -> None:
     ledger = how.get("ledger")
     if ledger is not None and way.spent is not None:
-        ledger.pay(_name(question), way.spent, 1)
-    shown, bits = _shown(question, way, asked)
-    total, answered = _total(question, way, asked, shown)
-    value, stddev = question.estimate(total)
-    return Answer(
-        value, stddev, asked.terms.num_clients, answered, bits, SEES[asked.terms.trust], asked.terms.trust, way.spent
-    )
+        ledger.pay(f"a question about {', '.join(question.columns) or 'clients'}", way.spent, rounds, token=token)
+
+
+def _answer(value: tuple[Any, Any], way: Prepared, asked: _Asked, answered: int | None, bits: int) -> Answer:
+    trust = asked.terms.trust
+    return Answer(*value, asked.terms.num_clients, answered, bits, SEES[trust], trust, way.spent)
 
 
 class _Asked(NamedTuple):
@@ -191,16 +232,11 @@ def _drawn(sampler: Sampler, data: ClientData, round: int) -> np.ndarray:
     return np.asarray(data.ids[np.asarray(sampler(round), np.int64)])
 
 
-def _shown(question: Question, way: Prepared, asked: _Asked) -> tuple[Shown, int]:
-    """Runs the computation; returns what the server has, and the bits that a client sent."""
+def _total(question: Question, way: Prepared, asked: _Asked) -> tuple[Total, int | None, int]:
+    """Asks; returns the table, with what is known of its error, how many have answered, and the bits that each sent."""
     arguments = asked.key, question.told, *way.extra, asked.records
-    shown = jax.tree.map(np.asarray, way.computation(*arguments))
-    return shown, traffic(way.computation, *arguments).up
-
-
-def _total(question: Question, way: Prepared, asked: _Asked, shown: Shown) -> tuple[Total, int | None]:
-    """Returns the table as floats on the host, with what is known of its error, and how many have answered."""
-    terms = asked.terms
+    bits = traffic(way.computation, *arguments).up
+    shown, terms = jax.tree.map(np.asarray, way.computation(*arguments)), asked.terms
     answered = None if shown.answered is None else int(shown.answered)
     if answered is not None and answered < terms.min_clients and terms.trust != "plain":
         raise TooFewAnswers(
@@ -215,7 +251,7 @@ def _total(question: Question, way: Prepared, asked: _Asked, shown: Shown) -> tu
             columns.append(np.asarray(part, np.float64).reshape(question.num_bins, -1) * scale)
             variances.append(np.full(columns[-1].shape, variance) * scale**2)
     total = Total(np.concatenate(columns, axis=1), np.concatenate(variances, axis=1))
-    return (_for_all(question, asked, shown, total) if asked.samples else total), answered
+    return (_for_all(question, asked, shown, total) if asked.samples else total), answered, bits
 
 
 def _has_moments(question: Question) -> bool:
@@ -239,5 +275,43 @@ def _for_all(question: Question, asked: _Asked, shown: Shown, total: Total) -> T
     return Total(total.table / share, (squares * (1 - share) + total.variance) / share**2)
 
 
-def _name(question: Question) -> str:
-    return f"a question about {', '.join(question.columns) or 'clients'}"
+def _split(asked: _Asked, num_rounds: int) -> list[np.ndarray]:
+    """Divides the clients among rounds at random, as evenly as it goes."""
+    records = asked.records
+    ids = np.asarray(records.data.ids[:] if records.ids is None else records.ids)
+    if len(ids) < num_rounds:
+        raise ValueError(
+            f"each client reports in one round; got {len(ids)} clients for {num_rounds}. Ask more of them."
+        )
+    order = np.argsort(np.asarray(jax.random.bits(jax.random.fold_in(asked.key, 4), (len(ids),))), kind="stable")
+    return np.array_split(ids[order], num_rounds)
+
+
+def _of_round(
+    asked: _Asked, data: ClientData, how: AskArguments, round: int, groups: list[np.ndarray] | None
+) -> _Asked:
+    """Returns who is asked in a round, with the round's key."""
+    key = jax.random.fold_in(asked.key, 16 + round)
+    sampler = how.get("sampler")
+    if groups is not None:
+        records = Records(data, asked.records.columns, groups[round])
+    elif sampler is not None:
+        records = Records(data, asked.records.columns, _drawn(sampler, data, how.get("round", 0) + round))
+    else:
+        return asked._replace(key=key)
+    return asked._replace(key=key, records=records, terms=asked.terms._replace(num_clients=records.num_clients))
+
+
+def _identity(dialogue: Dialogue, question: Question, way: Prepared, asked: _Asked) -> dict[str, Any]:
+    """Returns what must be the same for a dialogue to go on, as JSON holds it."""
+    terms, data = asked.terms, asked.records.data
+    return {
+        "columns": list(question.columns),
+        "shape": list(question.shape),
+        "num_rounds": dialogue.num_rounds,
+        "terms": [terms.trust, terms.epsilon, terms.delta, terms.max_records, terms.min_clients],
+        "relation": None if way.spent is None else way.spent.relation,
+        "key": np.asarray(jax.random.key_data(asked.key)).tolist(),
+        "sampler": dict(terms.sampler.description),
+        "data": fingerprint(data),
+    }

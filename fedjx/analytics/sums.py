@@ -332,26 +332,24 @@ def local(asked: Asking, make: Callable[..., Randomizer], epsilon: float) -> Com
     """Returns ``(key, told, records) -> Shown``, of one record of each client, which reports it at random.
 
     Args:
-      asked: Of a question that counts records in bins, or has values in one bin.
+      asked: Of a question that counts records in bins, one each, or has values in one bin.
       make: ``(epsilon, size) -> Randomizer``, of a category of so many or of so many numbers in ``[-1, 1]``.
       epsilon: Of a report.
     """
-    of_bins = asked.num_values == 0
-    randomizer = make(epsilon, asked.num_bins if of_bins else asked.num_values)
+    of_bins, reports = asked.num_values == 0, local_mean(make(epsilon, report_size(asked)))
 
     @federated_computation
     def ask(key: FederatedValue, told: FederatedValue, records: FederatedValue) -> Shown:
         of_client = _at_clients(asked._replace(max_records=1), key, told, records)
-        value = federated_map(_one_bin if of_bins else _one_value, of_client)
+        value = federated_map(functools.partial(_one_bin, asked) if of_bins else _one_value, of_client)
+        # Who has a record reports, whatever is in it: or who reports would say that.
+        weight = federated_map(_has_records, records)
         noise_key = federated_map(functools.partial(_folded, 3), key)
-        reports = local_mean(randomizer)
-        _, mean, measured = reports.next(
-            noise_key, federated_value((), SERVER), value, federated_map(_has_answered, of_client)
-        )
+        _, mean, measured = reports.next(noise_key, federated_value((), SERVER), value, weight)
 
         def total(mean: jax.Array, number: jax.Array) -> tuple[Sums, jax.Array]:
             sums = mean * number
-            found = Sums(None, sums) if of_bins else Sums(sums[None], number[None] if asked.counts else None)
+            found = Sums(None, sums[:-1]) if of_bins else Sums(sums[None], number[None] if asked.counts else None)
             return found, number.astype(jnp.int32)
 
         return Shown(*federated_map(total, mean, measured["num_clients"]))
@@ -359,8 +357,21 @@ def local(asked: Asking, make: Callable[..., Randomizer], epsilon: float) -> Com
     return ask
 
 
-def _one_bin(of_client: Entries) -> jax.Array:
-    return of_client.bins[0, 0]
+def report_size(asked: Asking) -> int:
+    """Returns of how many categories, or numbers, a report is: of bins there is one for what is in none."""
+    return asked.num_values or asked.num_bins + 1
+
+
+def _has_records(records: Sequence) -> jax.Array:
+    return (records.length > 0).astype(jnp.float32)
+
+
+def _one_bin(asked: Asking, of_client: Entries) -> jax.Array:
+    if of_client.bins.shape[1] > 1:
+        raise ValueError(
+            f"a client reports one bin; got {of_client.bins.shape[1]} of a record. Trust less, or ask less."
+        )
+    return jnp.where(of_client.bins[0, 0] < 0, asked.num_bins, of_client.bins[0, 0])
 
 
 def _one_value(of_client: Entries) -> jax.Array:

@@ -18,7 +18,8 @@ from fedjx.data.sampling import Described
 from fedjx.privacy.account import Account, account
 from fedjx.privacy.calibration import noise_within
 from fedjx.privacy.events import Event, Laplacian, Local
-from fedjx.privacy.local import Randomizer, category_response, two_point_response
+from fedjx.privacy.local import Randomizer, sampled_response
+from fedjx.privacy.local_frequency import frequency_response
 from fedjx.privacy.loss import Relation
 
 Trust = Literal["plain", "secure", "central_dp", "distributed_dp", "local_dp", "shuffled_dp"]
@@ -99,6 +100,8 @@ def prepared(question: Question, terms: Terms, *, with_moments: bool = False) ->
         assert terms.max_records is not None
         sensitivity = question.sensitivity(terms.max_records, question.distinct)
         return (_central if terms.trust == "central_dp" else _distributed)(asked, terms, sensitivity)
+    if asked.num_values and asked.num_bins > 1:
+        raise ValueError(f"trust={terms.trust!r} is for numbers or for bins; got both. Ask about one group at a time.")
     return _local(asked, terms)
 
 
@@ -150,7 +153,9 @@ def _central(asked: Asking, terms: Terms, sensitivity: Sensitivity) -> Prepared:
     if terms.delta == 0:
         multiplier, norm, event = _laplace_multiplier(terms), sensitivity.l1, Laplacian()
         variance = 2 * (multiplier * norm) ** 2
-        spent = account(Event(multiplier, event, norm), terms.sampler, relation=terms.relation)
+        # Of a schedule this costs the same as for a client more or less, and goes with what Gaussian noise costs.
+        relation = terms.relation or ("zero_out_one" if terms.sampler.description["kind"] == "fixed" else None)
+        spent = account(Event(multiplier, event, norm), terms.sampler, relation=relation)
     else:
         multiplier, norm = _gaussian_multiplier(terms, lambda z: Event(z, clip=sensitivity.l2)), sensitivity.l2
         variance = (multiplier * norm) ** 2
@@ -199,7 +204,7 @@ def _local(asked: Asking, terms: Terms) -> Prepared:
     assert terms.epsilon is not None
     each = _shuffled_report(terms) if is_shuffled else terms.epsilon / terms.num_rounds
     make = _of_category if asked.num_values == 0 else _of_numbers
-    size = asked.num_bins if asked.num_values == 0 else asked.num_values
+    size = sums.report_size(asked)
     variance = make(each, size).variance
     spent = account(Event(0.0, Local(each)), terms.sampler, relation=terms.relation, shuffled=is_shuffled)
     computation = sums.local(asked, make, each)
@@ -211,11 +216,11 @@ def _local(asked: Asking, terms: Terms) -> Prepared:
 
 
 def _of_category(epsilon: float, size: int) -> Randomizer:
-    return category_response(epsilon=epsilon, num_categories=size)
+    return frequency_response(epsilon=epsilon, num_categories=size)
 
 
 def _of_numbers(epsilon: float, size: int) -> Randomizer:
-    return two_point_response(epsilon=epsilon, bound=1.0)
+    return sampled_response(epsilon=epsilon, bounds=np.ones(size))
 
 
 def _shuffled_report(terms: Terms) -> float:

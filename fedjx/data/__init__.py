@@ -2,6 +2,7 @@
 
 from fedjx.data.client_states import ClientStates
 from fedjx.data.cohort import Cohort, central
+from fedjx.data.describe import Description, describe
 from fedjx.data.digits import digits
 from fedjx.data.federated_data import ClientData, FederatedData
 from fedjx.data.partitions import (
@@ -28,7 +29,7 @@ from fedjx.data.partitions import (
     train_test_partition,
     zipf_sizes,
 )
-from fedjx.data.plots import plot_label_distribution, plot_sizes
+from fedjx.data.plots import plot_description, plot_label_distribution, plot_sizes
 from fedjx.data.poison import flip_labels, only_clients, pixel_trigger, relabel
 from fedjx.data.preprocess import Preprocessed, Step, preprocess
 from fedjx.data.python_source import python_modules, python_source
@@ -62,6 +63,7 @@ __all__ = [
     "ClientData",
     "ClientStates",
     "Cohort",
+    "Description",
     "Diurnal",
     "FederatedData",
     "Preprocessed",
@@ -78,6 +80,7 @@ __all__ = [
     "continuous_partition",
     "cyclic_poisson_sampler",
     "cyclic_sampler",
+    "describe",
     "digits",
     "dirichlet_by_client_partition",
     "dirichlet_partition",
@@ -103,6 +106,7 @@ __all__ = [
     "pathological_partition",
     "permute_labels",
     "pixel_trigger",
+    "plot_description",
     "plot_label_distribution",
     "plot_sizes",
     "poisson_sampler",

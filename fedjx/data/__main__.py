@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from inspect import signature
 from typing import Any
 
@@ -18,10 +18,14 @@ import numpy as np
 
 from fedjx.data import importers, partitions, published
 from fedjx.data.arguments import add_arguments, called, first_line
+from fedjx.data.describe import describe
 from fedjx.data.federated_data import checked_examples
 from fedjx.data.importers.idx import images_beside_labels
+from fedjx.data.plots import plot_description
 from fedjx.data.source import Client, Source, write_store
 from fedjx.data.store import Store
+from fedjx.data.tables import bytes_text, counts_text, table
+from fedjx.data.tallies import most_frequent
 
 IMPORTERS = (
     importers.arrow_ipc,
@@ -51,7 +55,6 @@ PARTITIONS = (
 )
 # Parameters of partitions that are columns of the examples.
 _COLUMNS = ("coarse", "fine", "keys", "labels", "values")
-_MAX_SHOWN = 10
 _SOURCE = "a store, an .npz file of columns, an IDX file of images with their labels beside it, or EMNIST's .mat"
 
 
@@ -64,6 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = commands.add_parser(run.__name__, help=text, description=f"{text[0].upper()}{text[1:]}.")
         command.add_argument("path", metavar="PATH", help="the directory of the store")
         command.set_defaults(run=run)
+    command = commands.add_parser(
+        "describe", help="show how its clients and values are distributed", description=first_line(describe)
+    )
+    command.add_argument("path", metavar="PATH", help="the directory of the store")
+    command.add_argument("--columns", nargs="+", metavar="FEATURE", help="features to describe; by default all")
+    command.add_argument("--plot", metavar="FILE", help="a picture to write, such as store.png")
+    command.set_defaults(run=describe_)
     _add_group(commands, "partition", "distribute all examples of a store over new clients", PARTITIONS, partition)
     sets = list(published.DATA_SETS.values())
     _add_group(commands, "published", "open a published data set, or make its stores of its files", sets, open_)
@@ -168,20 +178,30 @@ def inspect(path: str) -> str:
     summary = [
         ("clients", f"{store.num_clients:,}, with ids of type {store.manifest['client_ids']}"),
         ("examples", f"{store.num_examples:,}; a client has {low:,.0f} to {high:,.0f}, the median {middle:,.0f}"),
-        ("size", f"{_size(store.num_bytes)} in {len(store.manifest['shards']):,} shards"),
+        ("size", f"{bytes_text(store.num_bytes)} in {len(store.manifest['shards']):,} shards"),
         ("provenance", json.dumps(store.manifest["provenance"])),
         ("fingerprint", store.fingerprint),
     ]
     features = [("feature", "dtype", "shape", "size")]
     for name, feature in store.schema.items():
         size = store.num_examples * feature.dtype.itemsize * int(np.prod(feature.shape))
-        features.append((name, feature.dtype.name, str(list(feature.shape)), _size(size)))
+        features.append((name, feature.dtype.name, str(list(feature.shape)), bytes_text(size)))
     metadata = [
         ("metadata", "clients by value"),
         *((name, _counts(store, name)) for name in store.manifest["metadata"]),
     ]
     tables = [summary, features] + ([metadata] if len(metadata) > 1 else [])
-    return "\n\n".join(map(_table, tables))
+    return "\n\n".join(map(table, tables))
+
+
+def describe_(path: str, columns: Sequence[str] | None, plot: str | None) -> str:
+    """Returns tables of how the clients and the values of a store are distributed, and draws them if asked to."""
+    if plot is not None:
+        _check_picture(plot)
+    description = describe(Store(path), features=columns)
+    if plot is not None:
+        plot_description(description).savefig(plot, dpi=150)
+    return str(description)
 
 
 def verify(path: str) -> str:
@@ -191,28 +211,24 @@ def verify(path: str) -> str:
     store.verify()
     files = store.manifest["files"]
     num_bytes = sum(file["bytes"] for file in files.values())
-    return f"{path}: {len(files)} files, {_size(num_bytes)}, as written ({time.monotonic() - start:.1f} s)"
+    return f"{path}: {len(files)} files, {bytes_text(num_bytes)}, as written ({time.monotonic() - start:.1f} s)"
+
+
+def _check_picture(path: str) -> None:
+    """Refuses a picture that could not be written, before a store is read for it."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kinds = sorted(FigureCanvasBase.get_supported_filetypes())
+    folder, name = os.path.split(path)
+    if name.rpartition(".")[2].lower() not in kinds or not os.path.isdir(folder or "."):
+        raise ValueError(
+            f"a picture needs a file name of type {', '.join(kinds)}, in a folder that is there; got {path}."
+        )
 
 
 def _counts(store: Store, name: str) -> str:
     values, counts = np.unique(store.metadata(name), return_counts=True)
-    common = np.argsort(-counts, kind="stable")[:_MAX_SHOWN]
-    shown = ", ".join(f"{values[k]}: {counts[k]:,}" for k in common)
-    return shown if len(values) <= _MAX_SHOWN else f"{shown}, and {len(values) - _MAX_SHOWN:,} more"
-
-
-def _size(num_bytes: int) -> str:
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if num_bytes >= factor:
-            return f"{num_bytes / factor:.1f} {unit}"
-    return f"{num_bytes} B"
-
-
-def _table(rows: Iterable[tuple[str, ...]]) -> str:
-    rows = list(rows)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    return "\n".join(lines)
+    return counts_text(most_frequent(dict(zip(values, counts, strict=True))))
 
 
 if __name__ == "__main__":

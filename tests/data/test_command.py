@@ -37,6 +37,51 @@ def test_inspect(tmp_path, capsys):
     assert "metadata" not in capsys.readouterr().out
 
 
+def test_describe_command(tmp_path, capsys):
+    store = written(tmp_path / "s", split=SPLITS)
+    picture = tmp_path / "s.png"
+    assert main(["describe", str(store.path), "--columns", "flag", "x", "--plot", str(picture)]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    assert shown.out == (
+        "clients   10\n"
+        "examples  35; the largest 1% of clients have 25.7% of them, the largest 10% 25.7%\n"
+        "size      875 B\n\n"
+        "of a client                      least  5%     25%    50%    75%    95%     most\n"
+        "examples                         1      1      1.25   2.5    4.75   8.1     9\n"
+        "different flag                   1      1      1.25   2      2      2       2\n"
+        "share of its most frequent flag  50.0%  50.0%  51.4%  58.6%  91.7%  100.0%  100.0%\n\n"
+        "feature  dtype    shape   mean     deviation  least  5%     25%     50%     75%     95%     most    zeros  "
+        "not finite\n"
+        "flag     bool     []      0.48571  0.4998     0      0      0       0       1       1       1       51.4%  0\n"
+        "x        float32  [2, 3]  45,160   26,873     1      11.45  20,029  50,016  60,014  90,020  90,030  0.0%   0\n"
+        "\n"
+        "labels  different  examples by value\n"
+        "flag    2          0: 18, 1: 17\n\n"
+        "metadata  clients by value\n"
+        "split     train: 8, test: 2\n\n"
+        "All numbers are exact.\n"
+    )
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--columns", "z", "y"], "features need to be some of ['flag', 'x', 'y']; got ['z']. Choose among these."),
+        (["--plot", "s.txt"], "a picture needs a file name of type "),
+        (["--plot", "none/s.png"], "in a folder that is there; got none/s.png."),
+    ],
+)
+def test_errors_of_describe(tmp_path, capsys, arguments, message):
+    store = written(tmp_path / "s")
+    assert main(["describe", str(store.path), *arguments]) == 1
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert main(["describe", str(tmp_path / "none")]) == 1
+    assert "a store is a directory with a manifest.json" in capsys.readouterr().err
+
+
 def test_verify_command(tmp_path, capsys):
     store = written(tmp_path / "s")
     assert main(["verify", str(store.path)]) == 0
