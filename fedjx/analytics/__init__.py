@@ -2,15 +2,22 @@
 
 from fedjx.analytics.answer import Answer
 from fedjx.analytics.ask import AskArguments, TooFewAnswers, ask
+from fedjx.analytics.by_group import by_group, large_groups
+from fedjx.analytics.correlation import correlation, covariance
 from fedjx.analytics.count import count
 from fedjx.analytics.dialogue import Dialogue
+from fedjx.analytics.distinct import Sketch, distinct_count
+from fedjx.analytics.evaluation import evaluation
+from fedjx.analytics.extremes import maximum, minimum
 from fedjx.analytics.histogram import histogram, histogram_2d
 from fedjx.analytics.ledger import Ledger, Payment
 from fedjx.analytics.mean import mean
 from fedjx.analytics.question import Entry, Question, Sensitivity, Total
 from fedjx.analytics.records import Records
+from fedjx.analytics.regression import Regression, linear_regression
 from fedjx.analytics.total import total
 from fedjx.analytics.trust import SEES, TRUSTS, Trust
+from fedjx.analytics.variance import variance
 
 __all__ = [
     "SEES",
@@ -23,14 +30,26 @@ __all__ = [
     "Payment",
     "Question",
     "Records",
+    "Regression",
     "Sensitivity",
+    "Sketch",
     "TooFewAnswers",
     "Total",
     "Trust",
     "ask",
+    "by_group",
+    "correlation",
     "count",
+    "covariance",
+    "distinct_count",
+    "evaluation",
     "histogram",
     "histogram_2d",
+    "large_groups",
+    "linear_regression",
+    "maximum",
     "mean",
+    "minimum",
     "total",
+    "variance",
 ]

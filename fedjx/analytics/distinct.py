@@ -82,9 +82,10 @@ def distinct_count(column: str, *, precision: int = 12) -> Question:
     >>> may, june = (fedjx.data.FederatedData.from_clients([{"page": np.arange(k, k + 600)}]) for k in (0, 300))
     >>> sketches = [ask(distinct_count("page"), month, trust="secure").value for month in (may, june)]
     >>> [round(float(sketch)) for sketch in (*sketches, sketches[0].union(sketches[1]))]
+    [603, 593, 889]
     """
     check_integer("[4, 16]", precision=precision)
-    refuses = dict.fromkeys(("central_dp", "distributed_dp", "local_dp", "shuffled_dp"), _WHY)
+    refuses: dict[str, str] = dict.fromkeys(("central_dp", "distributed_dp", "local_dp", "shuffled_dp"), _WHY)
     num_bins = _NUM_RANKS << precision
     return Question((column,), _Cell(column, precision), num_bins, _sketch, once, distinct=True, refuses=refuses)
 

@@ -34,7 +34,9 @@ def hashed(x: Array, seed: int = 0) -> jax.Array:
     if x.ndim == 0:
         return jax.random.key_data(jax.random.fold_in(state, _word(x)))
     if x.ndim != 1 or x.dtype != jnp.uint8:
-        raise TypeError(f"a hash is of a number, or of bytes, uint8 [L]; got {x.dtype}{list(x.shape)}. Encode it first.")
+        raise TypeError(
+            f"a hash is of a number, or of bytes, uint8 [L]; got {x.dtype}{list(x.shape)}. Encode it first."
+        )
     length = jnp.max(jnp.where(x != 0, jnp.arange(len(x), dtype=jnp.uint32) + 1, 0), initial=0)
     bytes_of = jnp.pad(jnp.asarray(x), (0, -len(x) % 4)).reshape(-1, 4).astype(jnp.uint32)
     words = jnp.sum(bytes_of << jnp.arange(0, 32, 8, dtype=jnp.uint32)[None], axis=1, dtype=jnp.uint32)

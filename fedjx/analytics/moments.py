@@ -31,6 +31,7 @@ class Products(NamedTuple):
     ranges: tuple[Range, ...]
 
     def __call__(self, record: Mapping[str, Array], told: PyTree) -> Entry:
+        """Returns what a record adds; one with something that is not finite takes no part."""
         distances, is_whole = [], jnp.bool_(True)
         for column, within in zip(self.columns, self.ranges, strict=True):
             distances.append(within.distance(record[column]))
@@ -88,7 +89,7 @@ class Moments(NamedTuple):
     of_second: np.ndarray
 
     def about(self, point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the means of ``(z - point) (z - point)'`` and their gradients, of a point that is one, or the mean."""
+        """Returns the means of ``(z - point) (z - point)'``, and their gradients; of a fixed point, or the mean."""
         cross = np.outer(point, self.first)
         of_cross = point[:, None, None] * self.of_first[None]
         matrix = self.second - cross - cross.T + np.outer(point, point)

@@ -14,7 +14,7 @@ from fedjx.aggregation.fixed_point import FixedPoint, decode, encode, fixed_poin
 from fedjx.analytics.question import Entry, Question
 from fedjx.core.execution.computation import Computation, federated_computation
 from fedjx.core.execution.process import Aggregator
-from fedjx.core.language.names import Key, PyTree
+from fedjx.core.language.names import Array, Key, PyTree
 from fedjx.core.language.operators import (
     federated_bin_sum,
     federated_broadcast,
@@ -131,7 +131,7 @@ def _distinct(bins: jax.Array) -> jax.Array:
     return jnp.where(again[:, None], -1, bins)
 
 
-def _chosen(key: Key, real: jax.Array, number: int, priority: jax.Array | None) -> jax.Array:
+def _chosen(key: Key, real: jax.Array, number: int, priority: Array | None) -> jax.Array:
     """Returns so many places of those that are real, the same however many follow them; at random without priority."""
     if priority is not None:
         return jnp.lexsort((-priority, ~real))[:number]

@@ -34,8 +34,8 @@ def variance(column: str, *, low: float | None = None, high: float | None = None
     >>> ages = fedjx.data.FederatedData.from_clients([{"age": [k % 90, 40]} for k in range(2000)])
     >>> for trust in ("plain", "secure"):
     ...     print(round(float(ask(variance("age", low=0, high=100), ages, trust=trust).value), 1))
-    339.4
-    339.4
+    344.6
+    344.6
     """
     check_number("[0, inf)", ddof=ddof)
     entry = Products((column,), (bounds(low, high),))
