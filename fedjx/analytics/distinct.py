@@ -116,7 +116,8 @@ def _estimate(registers: np.ndarray) -> float:
     z = m * _tau(1 - counts[_NUM_RANKS] / m)
     for number in counts[_NUM_RANKS - 1 : 0 : -1]:
         z = (z + number) / 2
-    return float(m * m / (2 * math.log(2)) / (z + m * _sigma(counts[0] / m)))
+    z = float(z + m * _sigma(counts[0] / m))
+    return m * m / (2 * math.log(2)) / z if z > 0 else math.inf
 
 
 def _sigma(x: float) -> float:
