@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fedjx.analytics import Question, ask, by_group, count, histogram, large_groups, maximum, mean, total, variance
-from fedjx.data import FederatedData
+from fedjx.data import FederatedData, uniform_sampler
 
 GROUPS = 4
 
@@ -84,6 +84,17 @@ def test_noise_is_that_of_the_question_over_all():
     assert 0.9 < scores.std() < 1.2
     assert np.abs(scores.mean(axis=0)).max() < 4.5 / 150**0.5
     assert np.abs((values - 2 * bounded).mean(axis=0) / whole.stddev[0]).max() > 4.5 / 150**0.5
+
+
+def test_of_a_sample_errors_are_those_of_the_group():
+    sampler = uniform_sampler(60, 20, seed=0)
+    answer = ask(by_group(QUESTIONS["mean"], "g", num_groups=2), DATA, sampler=sampler)
+    for group in range(2):
+        rows = [{name: x[row["g"] == group] for name, x in row.items()} for row in ROWS]
+        alone = ask(QUESTIONS["mean"], FederatedData.from_clients(rows), sampler=sampler)
+        np.testing.assert_allclose(answer.value[group], alone.value, rtol=1e-5)
+        np.testing.assert_allclose(answer.stddev[group], alone.stddev, rtol=1e-3)
+        assert alone.stddev > 0
 
 
 def test_hidden_groups_are_no_numbers_and_send_nothing():

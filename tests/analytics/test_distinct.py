@@ -108,6 +108,13 @@ def test_the_sums_of_the_estimator():
     assert _tau(x) == pytest.approx(series / 3, rel=1e-12)
 
 
+def test_of_registers_that_are_nearly_full():
+    registers = np.where(np.arange(64) < 32, 33, 32).astype(np.uint8)
+    # Of ranks 32 and 33 alone the steps of the algorithm halve the same sum 32 times.
+    expected = 64**2 / (2 * np.log(2)) * 2.0**32 / (64 * _tau(0.5) + 32)
+    assert Sketch(registers).estimate == pytest.approx(expected, rel=1e-12)
+
+
 def test_beside_datasketches():
     datasketches = pytest.importorskip("datasketches")
     parts = (range(50_000), range(40_000, 90_000))

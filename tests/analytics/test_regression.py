@@ -112,6 +112,22 @@ def test_noise_is_stated(arguments: dict[str, Any]):
     assert np.all(halved < 0.6 * found[0][1].coefficients)
 
 
+@pytest.mark.parametrize("arguments", [{}, {"intercept": False}, {"ridge": 200.0}])
+def test_errors_have_the_slopes_of_the_answer(arguments: dict[str, Any]):
+    question = linear_regression(["a", "b"], "y", bounds=BOUNDS, **arguments)
+    entry = jax.vmap(lambda record: question.entry(record, ()))(POOLED)
+    exact = np.append(np.asarray(entry.values, np.float64).sum(axis=0), len(X))
+    for place, step in enumerate(1e-5 * np.abs(exact)):
+        unit = np.eye(len(exact))[place] * step
+        higher, lower = (
+            question.estimate(Total((exact + x)[None], np.zeros_like(exact)[None]))[0] for x in (unit, -unit)
+        )
+        stddev = question.estimate(Total(exact[None], np.square(unit)[None]))[1]
+        for name in ("coefficients", "intercept"):
+            slope = np.abs(np.asarray(getattr(higher, name)) - getattr(lower, name)) / 2
+            np.testing.assert_allclose(getattr(stddev, name), slope, rtol=1e-4, atol=1e-12)
+
+
 def test_a_private_line_is_near():
     data = split(records(4000, seed=1), [1] * 4000)
     question = linear_regression(["a", "b"], "y", bounds=BOUNDS)

@@ -140,6 +140,24 @@ def test_noise_is_stated(question: Question, names: list[str], truth: np.ndarray
     assert np.all((stated == 0) | (halved.mean(axis=0) < 0.6 * stated))
 
 
+@pytest.mark.parametrize(
+    ("question", "names"),
+    [
+        (variance("x", low=-4, high=10, ddof=300), ["x"]),
+        (covariance(["x", "y"], bounds=BOUNDS, ddof=300), ["x", "y"]),
+        (correlation(["x", "y"], bounds=BOUNDS), ["x", "y"]),
+    ],
+)
+def test_errors_have_the_slopes_of_the_answer(question: Question, names: list[str]):
+    exact = table(names, CLIPPED)
+    for place, step in enumerate(1e-5 * np.abs(exact)):
+        unit = np.eye(len(exact))[place] * step
+        nothing = np.zeros((1, len(exact)))
+        higher, lower = (np.asarray(question.estimate(Total((exact + x)[None], nothing))[0]) for x in (unit, -unit))
+        stddev = question.estimate(Total(exact[None], np.square(unit)[None]))[1]
+        np.testing.assert_allclose(stddev, np.abs(higher - lower) / 2, rtol=1e-4, atol=1e-12)
+
+
 def test_a_private_variance_is_off_as_far_as_it_says():
     data = split(columns(600, seed=2), [1] * 600)
     truth = np.var(columns(600, seed=2)["x"].clip(-4, 10), dtype=float)
