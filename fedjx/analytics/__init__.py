@@ -9,9 +9,11 @@ from fedjx.analytics.dialogue import Dialogue
 from fedjx.analytics.distinct import Sketch, distinct_count
 from fedjx.analytics.evaluation import evaluation
 from fedjx.analytics.extremes import maximum, minimum
+from fedjx.analytics.hierarchy import Estimate, Hierarchy, hierarchical_histogram
 from fedjx.analytics.histogram import histogram, histogram_2d
 from fedjx.analytics.ledger import Ledger, Payment
 from fedjx.analytics.mean import mean
+from fedjx.analytics.quantile import median, quantile, quantile_by_bisection, quantile_online
 from fedjx.analytics.question import Entry, Question, Sensitivity, Total
 from fedjx.analytics.records import Records
 from fedjx.analytics.regression import Regression, linear_regression
@@ -26,6 +28,8 @@ __all__ = [
     "AskArguments",
     "Dialogue",
     "Entry",
+    "Estimate",
+    "Hierarchy",
     "Ledger",
     "Payment",
     "Question",
@@ -43,13 +47,18 @@ __all__ = [
     "covariance",
     "distinct_count",
     "evaluation",
+    "hierarchical_histogram",
     "histogram",
     "histogram_2d",
     "large_groups",
     "linear_regression",
     "maximum",
     "mean",
+    "median",
     "minimum",
+    "quantile",
+    "quantile_by_bisection",
+    "quantile_online",
     "total",
     "variance",
 ]
