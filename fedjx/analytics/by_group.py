@@ -35,7 +35,8 @@ def by_group(question: Question, column: str, *, num_groups: int, shown: ArrayLi
         send nothing of the others, whose answers are NaN. All if not given.
 
     Returns:
-      A `Question`; its answer is that of each group, arrays ``[num_groups, ...]`` in place of ``[...]``.
+      A `Question`; its answer is that of each group: arrays ``[num_groups, ...]`` in place of ``[...]``, and for a
+      `Sketch`, a `Regression` or a `Hierarchy` a tuple with one for each group, None where it is not shown.
 
     >>> from fedjx.analytics import ask, by_group, mean
     >>> ages = fedjx.data.FederatedData.from_clients([{"age": [31, 53], "city": [0, 2]}, {"age": [7], "city": [2]}])
@@ -120,10 +121,16 @@ class _OfEach(NamedTuple):
         for k in range(num_groups):
             own = slice(k * size, (k + 1) * size)
             covariance = None if total.covariance is None else total.covariance[own, own]
-            found.append(jax.tree.map(np.asarray, self.estimate(Total(table[k], variance[k], covariance))))
-        return jax.tree.map(lambda *of_each: self._hidden(np.stack(of_each)), *found)
+            found.append(self.estimate(Total(table[k], variance[k], covariance)))
+        values, stddevs = zip(*found, strict=True)
+        return self._together(values), self._together(stddevs)
 
-    def _hidden(self, of_each: np.ndarray) -> np.ndarray:
-        if of_each.dtype.kind != "f":
-            return of_each
-        return np.where(self.tells.reshape(-1, *[1] * (of_each.ndim - 1)), of_each, np.nan)
+    def _together(self, of_each: tuple[Any, ...]) -> Any:
+        if isinstance(of_each[0], tuple):
+            return tuple(one if is_shown else None for one, is_shown in zip(of_each, self.tells, strict=True))
+
+        def stacked(*of_each: Any) -> np.ndarray:
+            array = np.stack(of_each)
+            return np.where(self.tells.reshape(-1, *[1] * (array.ndim - 1)), array, np.nan)
+
+        return jax.tree.map(stacked, *of_each)

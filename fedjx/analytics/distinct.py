@@ -23,24 +23,23 @@ _WHY = (
 
 
 class Sketch(NamedTuple):
-    """What HyperLogLog keeps of a set, or of several.
+    """What HyperLogLog keeps of a set.
 
     Attributes:
-      registers: uint8 ``[..., 2^p]``; the highest rank of the values of each register, 0 if there is none.
+      registers: uint8 ``[2^p]``; the highest rank of the values of each register, 0 if there is none.
     """
 
     registers: np.ndarray
 
     @property
-    def estimate(self) -> np.ndarray:
-        """How many distinct values there are, about: float64 ``[...]``."""
-        registers = self.registers.reshape(-1, self.registers.shape[-1])
-        return np.array([_estimate(row) for row in registers]).reshape(self.registers.shape[:-1])[()]
+    def estimate(self) -> float:
+        """How many distinct values there are, about."""
+        return _estimate(self.registers)
 
     @property
-    def stddev(self) -> np.ndarray:
+    def stddev(self) -> float:
         """Of the estimate, ``1.04 / sqrt(2^p)`` of it; of fewer values than registers it is less."""
-        return self.estimate * math.sqrt((3 * math.log(2) - 1) / self.registers.shape[-1])
+        return self.estimate * math.sqrt((3 * math.log(2) - 1) / len(self.registers))
 
     def union(self, *others: Sketch) -> Sketch:
         """Returns the sketch of the values that are in any of the sets: exactly that of all of them asked together.
@@ -49,15 +48,15 @@ class Sketch(NamedTuple):
           ValueError: If the sketches are not of one precision.
         """
         of_each = [sketch.registers for sketch in (self, *others)]
-        if len({registers.shape for registers in of_each}) > 1:
+        if len(set(map(len, of_each))) > 1:
             raise ValueError(
-                "a union is of sketches of one precision; got registers of "
-                f"{[registers.shape for registers in of_each]}. Ask with the same precision."
+                f"a union is of sketches of one precision; got {list(map(len, of_each))} registers. Ask with the same "
+                "precision."
             )
         return Sketch(np.max(of_each, axis=0))
 
     def __float__(self) -> float:
-        return float(self.estimate)
+        return self.estimate
 
 
 def distinct_count(column: str, *, precision: int = 12) -> Question:
@@ -101,7 +100,7 @@ class _Cell(NamedTuple):
         return Entry(cell if x.ndim else jnp.where(jnp.isnan(x), -1, cell))
 
 
-def _sketch(total: Total) -> tuple[Sketch, np.ndarray]:
+def _sketch(total: Total) -> tuple[Sketch, float]:
     is_there = total.table[:, 0].reshape(-1, _NUM_RANKS) > 0
     ranks = np.where(is_there, np.arange(1, _NUM_RANKS + 1), 0)
     found = Sketch(ranks.max(axis=1).astype(np.uint8))

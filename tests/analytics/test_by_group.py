@@ -6,7 +6,20 @@ import jax
 import numpy as np
 import pytest
 
-from fedjx.analytics import Question, ask, by_group, count, histogram, large_groups, maximum, mean, total, variance
+from fedjx.analytics import (
+    Question,
+    ask,
+    by_group,
+    count,
+    hierarchical_histogram,
+    histogram,
+    large_groups,
+    maximum,
+    mean,
+    median,
+    total,
+    variance,
+)
 from fedjx.data import FederatedData, uniform_sampler
 
 GROUPS = 4
@@ -34,6 +47,7 @@ QUESTIONS: dict[str, Question] = {
     "count": count(),
     "clients": count(clients=True),
     "histogram": histogram("k", bins=5),
+    "median": median("x", low=0, high=100, num_bins=50),
     "maximum": maximum("x", low=0, high=100, num_bins=101),
     "of_the_key": histogram("g", bins=[-0.5, 0.5, 3.5]),
 }
@@ -61,6 +75,15 @@ def test_each_answer_is_that_of_the_group(name: str):
         if alone.stddev is not None:
             np.testing.assert_array_equal(answer.stddev[group], alone.stddev)
     assert answer.value.shape == (GROUPS, *np.shape(alone.value))
+
+
+def test_of_a_hierarchy_each_group_has_one():
+    question = hierarchical_histogram("k", bins=5)
+    value = ask(by_group(question, "g", num_groups=GROUPS, shown=[True, True, True, False]), DATA).value
+    assert value[3] is None
+    for group in range(3):
+        alone = ask(question, of_group(group)).value
+        np.testing.assert_allclose(value[group].histogram().value, alone.histogram().value, atol=1e-9)
 
 
 def test_secure_counts_are_the_same_and_means_near():
