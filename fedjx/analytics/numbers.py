@@ -46,7 +46,7 @@ class Range(NamedTuple):
         if jnp.issubdtype(x.dtype, jnp.integer):
             most = jnp.iinfo(x.dtype)
             low, high = (min(max(end, most.min), most.max) for end in (math.ceil(self.low), math.floor(self.high)))
-            return jnp.clip(x, low, high)
+            return jnp.clip(x, *(jnp.asarray(end, x.dtype) for end in (low, high)))
         return jnp.clip(x, self.low, self.high)
 
     def distance(self, x: Array) -> Array:
