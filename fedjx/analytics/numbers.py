@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from fedjx.core.language.checks import check_number
 from fedjx.core.language.names import Array
 
 
@@ -69,13 +68,14 @@ def bounds(low: float | None, high: float | None) -> Range:
     """Returns the range of numbers between two ends, or of all numbers.
 
     Raises:
-      ValueError: If only one end is given, or they are not in order.
+      ValueError: If only one end is given, one is not finite, or they are not in order.
     """
     if (low is None) != (high is None):
         raise ValueError(f"numbers have two bounds, or none; got {low=} and {high=}. Give both.")
     if low is None or high is None:
         return Range(-math.inf, math.inf)
-    check_number("(-inf, inf)", low=low, high=high)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"bounds are finite; got {low=} and {high=}. Pass numbers that make sense, or neither.")
     if not low < high:
         raise ValueError(f"bounds are in order; got {low=} and {high=}. Let low be less than high.")
     return Range(float(low), float(high))

@@ -126,7 +126,9 @@ def _check(question: Question, terms: Terms) -> None:
             "a client's records need as many times the noise."
         )
     if trust in ("local_dp", "shuffled_dp") and terms.max_records not in (None, 1):
-        raise ValueError(f"a client reports on one record, drawn at random; got {terms.max_records=}. Leave it out.")
+        raise ValueError(
+            f"a client reports on one record, drawn at random; got max_records={terms.max_records}. Leave it out."
+        )
 
 
 def _exact(num_answered: int) -> tuple[float, float]:
