@@ -187,9 +187,8 @@ def dialogue(num_rounds: int) -> Dialogue:
     def update(state: Any, round: int, total: Any) -> Any:
         return {"at": np.float32(state["at"] / 2), "seen": np.append(state["seen"], total.table.sum())}
 
-    return Dialogue(
-        num_rounds, {"at": np.float32(4), "seen": np.zeros(0)}, question, update, lambda s: (s["seen"], None)
-    )
+    first = {"at": np.float32(4), "seen": np.zeros(0)}
+    return Dialogue(num_rounds, first, question, update, lambda state: (state["seen"], None))
 
 
 @pytest.mark.parametrize("trust", ["local_dp", "shuffled_dp"])
@@ -237,8 +236,9 @@ def test_noise_is_for_all_rounds_together():
 def test_a_dialogue_goes_on_with_the_same_clients(tmp_path):
     data = people(CROWD)
     ask(dialogue(2), data, path=tmp_path / "a", clients=[1, 2, 3, 4], **NOISE)
+    others: Any
     for others in ({"clients": [1, 2, 3, 5]}, {}, {"clients": [1, 2, 3, 4], "round": 1}):
         with pytest.raises(ValueError, match="a dialogue goes on as it began"):
-            ask(dialogue(2), data, path=tmp_path / "a", **{**NOISE, **others})
+            ask(dialogue(2), data, path=tmp_path / "a", **NOISE, **others)
     again = ask(dialogue(2), data, path=tmp_path / "a", clients=[4, 3, 2, 1], **NOISE)
     assert again.num_clients == 4

@@ -26,6 +26,10 @@ EVERYBODY = fixed_sampler(30, [range(30)])
 TERMS: dict[str, Any] = {"trust": "central_dp", "epsilon": 0.4, "max_records": 1}
 
 
+def terms(epsilon: float) -> Any:
+    return {**TERMS, "epsilon": epsilon}
+
+
 def key(number: int) -> jax.Array:
     return jax.random.key(number)
 
@@ -38,11 +42,10 @@ def test_a_budget_is_spent_to_the_last_bit_and_no_further():
     for parts in (1, 3, 7):
         ledger = Ledger(epsilon=1.0, delta=1e-9)
         for number in range(parts):
-            how: Any = {**TERMS, "epsilon": 1 / parts}
-            ask(count(), DATA, key=key(number), ledger=ledger, **how)
+            ask(count(), DATA, key=key(number), ledger=ledger, **terms(1 / parts))
         assert ledger.spent() == pytest.approx(1, abs=1e-3)
         with pytest.raises(BudgetSpent, match=f"budget of epsilon 1 at delta 1e-09 has paid .* for {parts} questions"):
-            ask(count(), DATA, key=key(99), ledger=ledger, **{**TERMS, "epsilon": 0.01})
+            ask(count(), DATA, key=key(99), ledger=ledger, **terms(0.01))
         assert len(ledger.payments) == parts
 
 
@@ -68,7 +71,7 @@ def test_relations_do_not_mix_and_a_refusal_leaves_nothing():
         ask(count(), DATA, ledger=ledger, **local)
     other = Ledger(epsilon=1, delta=1e-5, relation="replace_one")
     ask(count(), DATA, ledger=other, **local)
-    ask(count(), DATA, ledger=other, **{**TERMS, "key": key(1)})  # noise at the server, for the ledger's relation
+    ask(count(), DATA, ledger=other, key=key(1), **TERMS)  # noise at the server, for the ledger's relation
     assert other.spent() == pytest.approx(0.5, abs=1e-3)
 
 
@@ -163,7 +166,8 @@ def test_who_pays_at_the_same_time_does_not_overspend(tmp_path):
 
 def test_a_dialogue_pays_once_whatever_happens(tmp_path, monkeypatch):
     path, ledger = tmp_path / "dialogue.npz", Ledger(epsilon=1, delta=1e-5, path=tmp_path / "ledger.json")
-    how: Any = {**TERMS, "epsilon": 0.8, "key": key(0), "ledger": ledger, "path": path}
+    how: Any = {**terms(0.8), "key": key(0), "ledger": ledger, "path": path}
+    other: Any = {**how, "path": tmp_path / "other.npz", "key": key(1)}
     whole, calls = front._total, []
 
     def total(*arguments: Any) -> Any:
@@ -177,20 +181,21 @@ def test_a_dialogue_pays_once_whatever_happens(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             ask(dialogue(3), DATA, **how)
         assert (len(calls), len(ledger.payments), ledger.payments[0].times) == (2, 1, 3)
-        ledger = how["ledger"] = Ledger(epsilon=1, delta=1e-5, path=tmp_path / "ledger.json")
+        ledger = how["ledger"] = other["ledger"] = Ledger(epsilon=1, delta=1e-5, path=tmp_path / "ledger.json")
         found = ask(dialogue(3), DATA, **how)
         assert len(calls) == 4  # the first round's answer was there
         again = ask(dialogue(3), DATA, **how)
         assert len(calls) == 4
-    alone = ask(dialogue(3), DATA, **{**how, "ledger": None, "path": None})
+    how |= {"ledger": None, "path": None}
+    alone = ask(dialogue(3), DATA, **how)
     np.testing.assert_array_equal(found.value, alone.value)
     np.testing.assert_array_equal(again.value, alone.value)
     assert len(ledger.payments) == 1
     with pytest.raises(BudgetSpent):
-        ask(dialogue(3), DATA, **{**how, "path": tmp_path / "other.npz", "key": key(1)})
+        ask(dialogue(3), DATA, **other)
     # What could not be paid is not paid by trying again.
     with pytest.raises(BudgetSpent):
-        ask(dialogue(3), DATA, **{**how, "path": tmp_path / "other.npz", "key": key(1)})
+        ask(dialogue(3), DATA, **other)
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def test_questions_are_refused(question, how, sentence):
         (lambda: histogram("x", bins=[1, 1]), r"edges of bins increase, and are at least two; got \[1, 1\]"),
         (lambda: histogram("x", bins=[0, np.inf]), "edges of bins increase"),
         (lambda: histogram_2d(("x",), bins=(2, 2)), "by two columns, with bins of each; got .* Give two"),
-        (lambda: count(where=lambda record: True), "a property is one of columns; got none. Name them"),
+        (lambda: count(where=lambda record: record["x"] > 0), "a property is one of columns; got none. Name them"),
     ],
 )
 def test_questions_that_are_none_are_refused(make, sentence):
