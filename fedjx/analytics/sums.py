@@ -29,7 +29,7 @@ from fedjx.core.language.values import Sequence
 from fedjx.privacy.distributed import distributed_dp_mean
 from fedjx.privacy.local import Randomizer, local_mean
 
-_MOST_MOMENTS = 64  # elements of a table whose second moments are taken too
+_NEVER = 20.0  # of a rounding to be too long: what is rounded again makes the sum of many clients too small
 
 
 class Entries(NamedTuple):
@@ -109,7 +109,8 @@ def entries(asked: Asking, told: PyTree, key: Key, records: Sequence) -> Entries
     """Returns what one client adds: of its records that take part at most so many, by priority or at random."""
     found = jax.vmap(lambda record: asked.entry(record, told))(records.elements)
     bins = found.bins.astype(jnp.int32).reshape(records.mask.shape[0], -1)
-    bins = jnp.where((records.mask & (bins[:, 0] >= 0))[:, None], bins, -1)
+    is_some = records.mask & (bins[:, 0] >= 0) & (bins[:, 0] < asked.num_bins)
+    bins = jnp.where(is_some[:, None], bins, -1)
     if asked.distinct:
         bins = _distinct(bins)
     values = None if found.values is None else found.values.reshape(len(bins), -1).astype(jnp.float32)
@@ -119,7 +120,9 @@ def entries(asked: Asking, told: PyTree, key: Key, records: Sequence) -> Entries
         bins, values = bins[chosen], None if values is None else values[chosen]
     if values is not None:
         values = jnp.where(bins[:, :1] >= 0, values, 0)
-        values = values / jnp.asarray(asked.bounds, jnp.float32)[None] if asked.divides else values
+        if asked.divides:
+            # Whatever a question computes, nobody adds more than noise is made for, and of what is no number nothing.
+            values = jnp.clip(jnp.nan_to_num(values / jnp.asarray(asked.bounds, jnp.float32)[None]), -1, 1)
     return Entries(bins, values)
 
 
@@ -324,7 +327,9 @@ class Shared(NamedTuple):
     def aggregator(self, asked: Asking) -> Aggregator:
         """Returns the aggregator of the sum of clients' tables."""
         num_elements = asked.num_bins * (asked.num_values + int(asked.counts))
-        return distributed_dp_mean(expected_clients=1.0, num_elements=num_elements, **self._asdict())
+        return distributed_dp_mean(
+            expected_clients=1.0, num_elements=num_elements, log_inverse_beta=_NEVER, **self._asdict()
+        )
 
 
 @functools.lru_cache(maxsize=128)
