@@ -4,12 +4,18 @@ from fedjx.analytics.answer import Answer
 from fedjx.analytics.ask import AskArguments, TooFewAnswers, ask
 from fedjx.analytics.count import count
 from fedjx.analytics.dialogue import Dialogue
+from fedjx.analytics.heavy_hitters import heavy_hitters
 from fedjx.analytics.histogram import histogram, histogram_2d
 from fedjx.analytics.ledger import Ledger, Payment
+from fedjx.analytics.lookup_table import Decoded, lookup_table
 from fedjx.analytics.mean import mean
+from fedjx.analytics.prefix_tree import prefix_tree
 from fedjx.analytics.question import Entry, Question, Sensitivity, Total
 from fedjx.analytics.records import Records
+from fedjx.analytics.text import from_bytes, to_bytes
+from fedjx.analytics.top_k import top_k
 from fedjx.analytics.total import total
+from fedjx.analytics.trie_hh import trie_hh
 from fedjx.analytics.trust import SEES, TRUSTS, Trust
 
 __all__ = [
@@ -17,6 +23,7 @@ __all__ = [
     "TRUSTS",
     "Answer",
     "AskArguments",
+    "Decoded",
     "Dialogue",
     "Entry",
     "Ledger",
@@ -29,8 +36,15 @@ __all__ = [
     "Trust",
     "ask",
     "count",
+    "from_bytes",
+    "heavy_hitters",
     "histogram",
     "histogram_2d",
+    "lookup_table",
     "mean",
+    "prefix_tree",
+    "to_bytes",
+    "top_k",
     "total",
+    "trie_hh",
 ]

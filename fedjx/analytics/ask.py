@@ -112,6 +112,7 @@ def _conversed(dialogue: Dialogue, data: ClientData, how: AskArguments) -> Answe
     splits = how.get("trust") in ("local_dp", "shuffled_dp")
     asked = _asked(question, data, how, num_rounds=1 if splits else dialogue.num_rounds)
     number, groups = asked.terms.num_clients, _split(asked, dialogue.num_rounds) if splits else None
+    whole = asked.population if asked.samples else number
     if groups is not None:  # on the terms of the smallest, in which reports hide the least
         asked = _asked(question, data, {**how, "clients": groups[-1], "sampler": None})
     way = prepared(question, asked.terms, with_moments=asked.samples and _has_moments(question))
@@ -122,6 +123,7 @@ def _conversed(dialogue: Dialogue, data: ClientData, how: AskArguments) -> Answe
     for round in range(progress.round, dialogue.num_rounds):
         question = dialogue.question(progress.state, round)
         total, answered, bits = _total(question, way, _of_round(asked, data, how, round, groups))
+        total = total if groups is None else _scaled(total, len(groups[round]) / whole)
         state = dialogue.update(progress.state, round, total)
         if answered is not None:  # in groups these are others in every round
             answered = (sum if splits else max)((answered, progress.num_answered or 0))
@@ -269,8 +271,13 @@ def _for_all(question: Question, asked: _Asked, shown: Shown, total: Total) -> T
             moments = (moments - np.outer(flat, flat) / number) * number / max(number - 1, 1)
         covariance = moments * (1 - share) / share**2 + np.diag(total.variance.reshape(-1)) / share**2
         return Total(total.table / share, np.diag(covariance).reshape(total.table.shape), covariance)
-    # Of a client's table t, whose elements are its records' up to the most that it has, t^2 <= most |t|.
     most = 1 if question.distinct else (asked.terms.max_records or asked.terms.largest)
+    return _scaled(total, share, most)
+
+
+def _scaled(total: Total, share: float, most: int = 1) -> Total:
+    """Returns the estimate for all clients by a share of them, each with at most so many records."""
+    # Of a client's table t, whose elements are its records' up to the most that it has, t^2 <= most |t|.
     squares = most * np.abs(total.table)
     return Total(total.table / share, (squares * (1 - share) + total.variance) / share**2)
 

@@ -14,7 +14,7 @@ from fedjx.aggregation.fixed_point import FixedPoint, decode, encode, fixed_poin
 from fedjx.analytics.question import Entry, Question
 from fedjx.core.execution.computation import Computation, federated_computation
 from fedjx.core.execution.process import Aggregator
-from fedjx.core.language.names import Key, PyTree
+from fedjx.core.language.names import Array, Key, PyTree
 from fedjx.core.language.operators import (
     federated_bin_sum,
     federated_broadcast,
@@ -64,7 +64,7 @@ class Sums(NamedTuple):
     """A table: of one client, or of all.
 
     Attributes:
-      values: float32 ``[num_bins, d]``, or what stands for it in fixed point; None for counts alone.
+      values: float32 ``[num_bins, d]``, or what stands for it in fixed point, or integers; None for counts alone.
       counts: int32 ``[num_bins]``; None if records are not counted.
     """
 
@@ -83,6 +83,7 @@ class Asking(NamedTuple):
       distinct: See there.
       max_records: The most entries of a client, drawn at random by its key; None for all.
       divides: Whether values are divided by their bounds.
+      modular: See there.
     """
 
     entry: Callable[..., Entry]
@@ -92,6 +93,7 @@ class Asking(NamedTuple):
     distinct: bool
     max_records: int | None
     divides: bool
+    modular: bool
 
     @property
     def num_values(self) -> int:
@@ -101,8 +103,8 @@ class Asking(NamedTuple):
 
 def asking(question: Question, max_records: int | None, *, divides: bool) -> Asking:
     """Returns the part of a question that is computed."""
-    of = question
-    return Asking(of.entry, of.num_bins, of.bounds, of.counts, of.distinct, max_records, divides)
+    of, divides = question, divides and not question.modular
+    return Asking(of.entry, of.num_bins, of.bounds, of.counts, of.distinct, max_records, divides, of.modular)
 
 
 def entries(asked: Asking, told: PyTree, key: Key, records: Sequence) -> Entries:
@@ -111,22 +113,25 @@ def entries(asked: Asking, told: PyTree, key: Key, records: Sequence) -> Entries
     bins = found.bins.astype(jnp.int32).reshape(records.mask.shape[0], -1)
     bins = jnp.where((records.mask & (bins[:, 0] >= 0))[:, None], bins, -1)
     if asked.distinct:
-        bins = _distinct(bins)
-    values = None if found.values is None else found.values.reshape(len(bins), -1).astype(jnp.float32)
+        bins = _distinct(bins, bins[:, 0] if found.identity is None else found.identity)
+    dtype = jnp.uint32 if asked.modular else jnp.float32
+    values = None if found.values is None else found.values.reshape(len(bins), -1).astype(dtype)
     most = len(bins) if asked.max_records is None else asked.max_records
     if len(bins) > most:
         chosen = _chosen(key, bins[:, 0] >= 0, most)
         bins, values = bins[chosen], None if values is None else values[chosen]
+    if asked.distinct and values is None and asked.max_records is not None and bins.shape[1] > 1:
+        bins = jax.vmap(lambda column: _distinct(column[:, None], column)[:, 0], 1, 1)(bins)
     if values is not None:
         values = jnp.where(bins[:, :1] >= 0, values, 0)
         values = values / jnp.asarray(asked.bounds, jnp.float32)[None] if asked.divides else values
     return Entries(bins, values)
 
 
-def _distinct(bins: jax.Array) -> jax.Array:
-    """Leaves, of the rows that have the same first bin, one."""
-    order = jnp.argsort(bins[:, 0])
-    ordered = bins[order, 0]
+def _distinct(bins: jax.Array, identity: Array) -> jax.Array:
+    """Leaves, of the rows that have the same identity, one; it takes part if one of them does."""
+    order = jnp.lexsort((bins[:, 0] < 0, identity))
+    ordered = identity[order]
     again = jnp.zeros(len(bins), bool).at[order[1:]].set(ordered[1:] == ordered[:-1])
     return jnp.where(again[:, None], -1, bins)
 
@@ -214,8 +219,8 @@ def secure(asked: Asking, grid: FixedPoint | None) -> Computation[..., Shown]:
 
 
 def grid_of(asked: Asking, num_clients: int) -> FixedPoint | None:
-    """Returns the grid on which so many clients' values are summed; None if they only count."""
-    if asked.num_values == 0:
+    """Returns the grid on which so many clients' values are summed; None if they only count, or add integers."""
+    if asked.num_values == 0 or asked.modular:
         return None
     return fixed_point(bound=float(asked.max_records or 1), max_clients=num_clients)
 
