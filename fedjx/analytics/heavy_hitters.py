@@ -46,8 +46,8 @@ def heavy_hitters(
       min_count: What is estimated to be rarer is not shown; of clients if ``distinct``, of records otherwise.
       num_stddevs: Nor is what is less than so many standard deviations; by default so many that noise alone shows a
         string with a probability of 5%.
-      distinct: Whether a client counts once for a string, however often it has it; and with ``max_records`` once in each
-        counter, so that noise is in proportion to its root.
+      distinct: Whether a client counts once for a string, however often it has it; and with ``max_records`` once in
+        each counter, so that noise is in proportion to its root.
       num_hashes: Rows of counters of a level.
       width: Counters of a row, at least four times ``max_hitters``.
       seed: Of the hash functions.

@@ -37,8 +37,8 @@ class Votes(NamedTuple):
 def votes(*, num_clients: int, num_rounds: int, epsilon: float, delta: float) -> Votes:
     """Returns the numbers for which TrieHH is ``(epsilon, delta)``-private.
 
-    With g = e^(epsilon / L) for L rounds, the threshold t is the smallest integer of at least 5 with ``t! (t - 3) / (t - 2) >=
-    1 / delta`` and ``t >= g - 1``; the sample is ``N (g - 1) / (t g)`` of N clients, rounded down
+    With g = e^(epsilon / L) for L rounds, the threshold t is the smallest integer of at least 5 with
+    ``t! (t - 3) / (t - 2) >= 1 / delta`` and ``t >= g - 1``; the sample is ``N (g - 1) / (t g)`` of N clients, rounded down
     (Zhu et al. 2020, "Federated Heavy Hitters Discovery with Differential Privacy", corollary of theorem 1).
 
     Raises:
