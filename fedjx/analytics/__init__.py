@@ -5,11 +5,13 @@ from fedjx.analytics.ask import AskArguments, TooFewAnswers, ask
 from fedjx.analytics.count import count
 from fedjx.analytics.dialogue import Dialogue
 from fedjx.analytics.heavy_hitters import heavy_hitters
+from fedjx.analytics.hierarchy import Estimate, Hierarchy, hierarchical_histogram
 from fedjx.analytics.histogram import histogram, histogram_2d
 from fedjx.analytics.ledger import Ledger, Payment
 from fedjx.analytics.lookup_table import Decoded, lookup_table
 from fedjx.analytics.mean import mean
 from fedjx.analytics.prefix_tree import prefix_tree
+from fedjx.analytics.quantile import median, quantile, quantile_by_bisection, quantile_online
 from fedjx.analytics.question import Entry, Question, Sensitivity, Total
 from fedjx.analytics.records import Records
 from fedjx.analytics.text import from_bytes, to_bytes
@@ -26,6 +28,8 @@ __all__ = [
     "Decoded",
     "Dialogue",
     "Entry",
+    "Estimate",
+    "Hierarchy",
     "Ledger",
     "Payment",
     "Question",
@@ -38,11 +42,16 @@ __all__ = [
     "count",
     "from_bytes",
     "heavy_hitters",
+    "hierarchical_histogram",
     "histogram",
     "histogram_2d",
     "lookup_table",
     "mean",
+    "median",
     "prefix_tree",
+    "quantile",
+    "quantile_by_bisection",
+    "quantile_online",
     "to_bytes",
     "top_k",
     "total",

@@ -38,8 +38,8 @@ def votes(*, num_clients: int, num_rounds: int, epsilon: float, delta: float) ->
     """Returns the numbers for which TrieHH is ``(epsilon, delta)``-private.
 
     With g = e^(epsilon / L) for L rounds, the threshold t is the smallest integer of at least 5 with
-    ``t! (t - 3) / (t - 2) >= 1 / delta`` and ``t >= g - 1``; the sample is ``N (g - 1) / (t g)`` of N clients, rounded down
-    (Zhu et al. 2020, "Federated Heavy Hitters Discovery with Differential Privacy", corollary of theorem 1).
+    ``t! (t - 3) / (t - 2) >= 1 / delta`` and ``t >= g - 1``; the sample is ``N (g - 1) / (t g)`` of N clients, rounded
+    down (Zhu et al. 2020, "Federated Heavy Hitters Discovery with Differential Privacy", corollary of theorem 1).
 
     Raises:
       ValueError: If a number is out of range, or the sample is less than the threshold.
