@@ -22,17 +22,17 @@ def heavy_hitters(
     column: str,
     *,
     num_bytes: int,
-    max_hitters: int = 1000,
+    max_hitters: int = 500,
     min_count: float = 10.0,
     num_stddevs: float | None = None,
     distinct: bool = False,
     num_hashes: int = 3,
-    width: int = 1 << 14,
+    width: int = 1 << 13,
     seed: int = 0,
 ) -> Question:
     """Asks for the most frequent strings, in one pass over the clients.
 
-    Each string, and each of its prefixes, adds one to a counter in each of ``num_hashes`` rows of its level, which a
+    Each string, and each of its prefixes of two bytes or more, adds one to a counter in each of ``num_hashes`` rows of its level, which a
     hash chooses out of ``width``: count-min sketches (Cormode and Muthukrishnan 2005) of a tree. The server goes down
     the tree, a byte at a time, and keeps the prefixes whose least counter is largest. The counts of the strings at the
     end are those of least squares: c = A f + b, where c are the counters of whole strings, A says whose they are, and
@@ -97,9 +97,14 @@ class _Sketch(NamedTuple):
     seed: int
 
     @property
+    def num_levels(self) -> int:
+        """Prefixes of two bytes and more, and whole strings once more: what survives by chance does not twice."""
+        return max(self.num_bytes, 2)
+
+    @property
     def num_rows(self) -> int:
-        """Of all levels. Once more than prefixes there are whole strings: what survives by chance does not twice."""
-        return (self.num_bytes + 1) * self.num_hashes
+        """Of all levels."""
+        return self.num_levels * self.num_hashes
 
     @property
     def num_bins(self) -> int:
@@ -109,8 +114,8 @@ class _Sketch(NamedTuple):
     def coefficients(self) -> np.ndarray:
         """Returns the hash functions, uint32 ``[num_rows, num_bytes + 1]``, each of a prefix."""
         drawn = hash_coefficients(self.num_rows, self.num_bytes, self.seed)
-        level = np.arange(self.num_rows)[:, None] // self.num_hashes  # 0 for prefixes of one byte
-        return drawn * (np.arange(self.num_bytes + 1) <= level + 1)
+        level = np.arange(self.num_rows)[:, None] // self.num_hashes  # 0 for prefixes of two bytes
+        return drawn * (np.arange(self.num_bytes + 1) <= level + 2)
 
     def __call__(self, record: Mapping[str, Array], told: PyTree) -> Entry:
         string = fitted(record[self.column], self.num_bytes)
@@ -142,12 +147,12 @@ class _Found(NamedTuple):
     def expanded(self, table: np.ndarray) -> np.ndarray:
         """Goes down the tree; returns the strings at its end, uint8 ``[at most max_hitters, num_bytes]``."""
         sketch = self.sketch
-        coefficients = sketch.coefficients().reshape(sketch.num_bytes + 1, sketch.num_hashes, -1)
-        levels = table.reshape(sketch.num_bytes + 1, sketch.num_hashes, -1)
+        coefficients = sketch.coefficients().reshape(sketch.num_levels, sketch.num_hashes, -1)
+        levels = table.reshape(sketch.num_levels, sketch.num_hashes, -1)
         levels = levels - np.median(levels, axis=-1, keepdims=True)
-        found = np.zeros((1, sketch.num_bytes), np.uint8)
+        found = _longer(np.zeros((1, sketch.num_bytes), np.uint8), 0)
         for level, (counters, hashes) in enumerate(zip(levels, coefficients, strict=True)):
-            found = _longer(found, level) if level < sketch.num_bytes else found
+            found = _longer(found, level + 1) if level + 1 < sketch.num_bytes else found
             bins = hash_bytes(found, hashes) % np.uint32(sketch.width)
             least = counters[np.arange(sketch.num_hashes), bins].min(axis=1)
             best = np.argsort(-least, kind="stable")[: self.max_hitters]
