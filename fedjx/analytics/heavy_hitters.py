@@ -32,12 +32,13 @@ def heavy_hitters(
 ) -> Question:
     """Asks for the most frequent strings, in one pass over the clients.
 
-    Each string, and each of its prefixes of two bytes or more, adds one to a counter in each of ``num_hashes`` rows of its level, which a
-    hash chooses out of ``width``: count-min sketches (Cormode and Muthukrishnan 2005) of a tree. The server goes down
-    the tree, a byte at a time, and keeps the prefixes whose least counter is largest. The counts of the strings at the
-    end are those of least squares: c = A f + b, where c are the counters of whole strings, A says whose they are, and
-    b, what all other strings and the noise add, is measured where there is no string that was found, as is its variance
-    v: the stddev is the root of v times the diagonal of (A^T A)^-1, and about that of v over the number of rows.
+    Each string, and each of its prefixes of two bytes or more, adds one to a counter in each of ``num_hashes`` rows of
+    its level, which a hash chooses out of ``width``: count-min sketches (Cormode and Muthukrishnan 2005) of a tree. The
+    server goes down the tree, a byte at a time, and keeps the prefixes whose least counter is largest. The counts of
+    the strings at the end are those of least squares: c = A f + b, where c are the counters of whole strings, A says
+    whose they are, and b, what all other strings and the noise add, is measured where there is no string that was
+    found, as is its variance v: the stddev is the root of v times the diagonal of (A^T A)^-1, and about that of v over
+    the number of rows. Counts are exact if all strings are found.
 
     Args:
       column: Of strings, uint8 ``[length]``; see `to_bytes`. The empty one is left out.
