@@ -61,8 +61,8 @@ def ask(question: Question | Dialogue, data: ClientData, **how: Unpack[AskArgume
 
         - ``trust``: "plain", the server sees what each client sends; "secure", it sees exact sums alone; "central_dp",
           it is trusted to add noise, of Gauss with a delta and of Laplace without; "distributed_dp", clients add noise
-          and it sees the sum; "local_dp", each client's report is private by itself; "shuffled_dp", somebody shuffles
-          such reports. `fedjx.analytics.SEES` says what the server sees.
+          and it sees the sum; "local_dp", the report of each client that has a record is private by itself;
+          "shuffled_dp", somebody shuffles such reports. `fedjx.analytics.SEES` says what the server sees.
         - ``epsilon``, ``delta``: The most that the answer may cost.
         - ``relation``: Which two data sets are to look alike, as in `fedjx.privacy.Account`: those that differ in *all*
           records of one client. That of the mechanism's theorem if not given.

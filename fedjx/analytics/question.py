@@ -14,7 +14,7 @@ class Entry(NamedTuple):
     """What one record adds to a table of ``num_bins`` rows, or to several of them.
 
     Attributes:
-      bins: int32 ``[]`` or ``[m]``; the rows. A record whose first is below 0 takes no part.
+      bins: int32 ``[]`` or ``[m]``; the rows. A record whose first is below 0, or none of the table's, takes no part.
       values: float32 ``[d]``, added to each of these rows, within the question's bounds; or integers, which are added
         modulo 2^32 if the question says so; None if records are only counted.
       priority: A number ``[]``; of a client with more than ``max_records`` those of the highest are taken. None if they
