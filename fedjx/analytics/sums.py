@@ -119,13 +119,9 @@ def entries(asked: Asking, told: PyTree, key: Key, records: Sequence) -> Entries
         bins, values = bins[chosen], None if values is None else values[chosen]
     if values is not None:
         values = jnp.where(bins[:, :1] >= 0, values, 0)
-        values = _in_bounds(values, asked.bounds) if asked.divides else values
+        if asked.divides:  # nothing exceeds its bounds, whatever an entry says: noise is for those
+            values = jnp.clip(jnp.nan_to_num(values / jnp.asarray(asked.bounds, jnp.float32)[None]), -1, 1)
     return Entries(bins, values)
-
-
-def _in_bounds(values: jax.Array, bounds: tuple[float, ...]) -> jax.Array:
-    """Returns values in parts of their bounds, which nothing exceeds whatever an entry says: noise is for those."""
-    return jnp.clip(jnp.nan_to_num(values / jnp.asarray(bounds, jnp.float32)[None]), -1, 1)
 
 
 def _distinct(bins: jax.Array) -> jax.Array:
