@@ -122,12 +122,12 @@ class Asked(NamedTuple):
     Attributes:
       question: For `fedjx.analytics.ask`.
       numpy_pass: ``(store) -> value``, in blocks of clients too.
-      check: ``(ours, theirs) -> bool``, whether both have found the same.
+      check: ``(answer, theirs) -> bool``, whether both have found the same.
     """
 
     question: analytics.Question
     numpy_pass: Callable[[Store], Any]
-    check: Callable[[Any, Any], bool]
+    check: Callable[[analytics.Answer, Any], bool]
 
 
 def asked(name: str, num_clients: int) -> Asked:
@@ -135,9 +135,11 @@ def asked(name: str, num_clients: int) -> Asked:
     edges = np.linspace(LOW, HIGH, NUM_BINS + 1)
     if name == "mean":
         question = analytics.mean("age", low=LOW, high=HIGH)
-        return Asked(question, numpy_mean, lambda ours, theirs: abs(ours - theirs) < 1e-3)
+        return Asked(question, numpy_mean, lambda answer, theirs: abs(answer.value - theirs) < 1e-3)
     if name == "histogram":
-        return Asked(analytics.histogram("age", bins=edges), lambda store: numpy_histogram(store, edges), np.array_equal)
+        question = analytics.histogram("age", bins=edges)
+        same = lambda answer, theirs: np.array_equal(answer.value, theirs)  # noqa: E731
+        return Asked(question, lambda store: numpy_histogram(store, edges), same)
     if name == "quantile":
         question = analytics.quantile("age", SHARES, low=LOW, high=HIGH, num_bins=NUM_BINS)
         width = edges[1] - edges[0]
@@ -146,10 +148,14 @@ def asked(name: str, num_clients: int) -> Asked:
             below = np.append(0, numpy_histogram(store, edges).cumsum())
             return np.interp(np.array(SHARES) * below[-1], below, edges)
 
-        return Asked(question, numpy_quantile, lambda ours, theirs: bool(np.all(np.abs(ours - theirs) < width)))
-    least = MIN_COUNT * num_clients
+        return Asked(
+            question, numpy_quantile, lambda answer, theirs: bool(np.all(np.abs(answer.value - theirs) < width))
+        )
+    least = max(10, MIN_COUNT * num_clients)
     question = analytics.heavy_hitters("word", num_bytes=WORD_BYTES, min_count=least)
-    return Asked(question, lambda store: numpy_words(store, least), same_words)
+    return Asked(
+        question, lambda store: numpy_words(store, least), lambda answer, theirs: same_words(answer, theirs, least)
+    )
 
 
 def blocks(store: Store, column: str) -> Iterator[np.ndarray]:
@@ -185,11 +191,12 @@ def numpy_words(store: Store, least: float) -> dict[str, int]:
     return {words[k].decode(): int(counts[k]) for k in np.flatnonzero(counts >= least)}
 
 
-def same_words(ours: dict[str, float], theirs: dict[str, int]) -> bool:
-    """Tells whether nearly all words of both are the same, with counts to a hundredth; a sketch has errors."""
-    both = ours.keys() & theirs.keys()
-    near = [abs(ours[word] - theirs[word]) < 0.01 * theirs[word] + 1 for word in both]
-    return len(both) > 0.98 * max(len(ours), len(theirs)) and np.mean(near) > 0.98
+def same_words(answer: analytics.Answer, theirs: dict[str, int], least: float) -> bool:
+    """Tells whether the words of both are the same, but for those about as frequent as the least, and their counts."""
+    ours, reach = answer.value, 6 * max(answer.stddev.values(), default=0.0)
+    alone = [{**ours, **theirs}[word] for word in ours.keys() ^ theirs.keys()]
+    near = [abs(ours[word] - theirs[word]) <= reach + 1e-6 * theirs[word] for word in ours.keys() & theirs.keys()]
+    return all(near) and all(count < least + reach for count in alone) and len(near) > 0
 
 
 # --- what is measured -----------------------------------------------------------------------------
@@ -200,11 +207,13 @@ def in_turns(flags: argparse.Namespace) -> dict[str, Any]:
     store, found = Store(path_of(flags)), {}
     for name in flags.questions:
         one = asked(name, store.num_clients)
-        ways = {"seconds": lambda one=one: analytics.ask(one.question, store).value}
-        ways["numpy_seconds"] = lambda one=one: one.numpy_pass(store)
-        ours, theirs = (way() for way in ways.values())
-        if not one.check(ours, theirs):
-            raise SystemExit(f"{name} is not what NumPy finds; got {ours}, NumPy {theirs}.")
+        ways: dict[str, Callable[[], Any]] = {
+            "seconds": lambda one=one: analytics.ask(one.question, store),
+            "numpy_seconds": lambda one=one: one.numpy_pass(store),
+        }
+        answer, theirs = (way() for way in ways.values())
+        if not one.check(answer, theirs):
+            raise SystemExit(f"{name} is not what NumPy finds; got {answer.value}, NumPy {theirs}.")
         seconds: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(flags.turns):
             for way, run in ways.items():

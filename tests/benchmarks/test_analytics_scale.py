@@ -1,4 +1,4 @@
-"""The benchmark of questions to very many clients: what it asks is what NumPy finds, and a wrong answer is found out."""
+"""The benchmark of questions to very many clients: it asks what NumPy is asked, and finds wrong answers out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import analytics_scale
+from fedjx import analytics
 from fedjx.data import Store
 
 CLIENTS = 2000
@@ -51,9 +52,22 @@ def test_a_wrong_answer_is_found_out(folder, monkeypatch):
     monkeypatch.setattr(analytics_scale, "numpy_mean", lambda store: 52.0)
     with pytest.raises(SystemExit, match=r"mean is not what NumPy finds; got 50.*, NumPy 52"):
         analytics_scale.main(flags_of(folder, "--step", "turns", "--questions", "mean"))
-    assert not analytics_scale.same_words({"tea": 100.0}, {"tea": 110})
-    assert not analytics_scale.same_words({"tea": 100.0, "milk": 50.0}, {"tea": 100})
-    assert analytics_scale.same_words({"tea": 100.4}, {"tea": 100})
+
+
+@pytest.mark.parametrize(
+    ("found", "same"),
+    [
+        ({"tea": 100.4, "milk": 50.0}, True),
+        ({"tea": 100.4, "milk": 50.0, "gin": 12.0}, True),  # as frequent as the least, up to six standard deviations
+        ({"tea": 100.4, "milk": 50.0, "gin": 14.0}, False),
+        ({"tea": 104.0, "milk": 50.0}, False),
+        ({"tea": 100.4}, False),
+        ({}, False),
+    ],
+)
+def test_words_are_the_same_up_to_the_errors_of_a_sketch(found, same):
+    answer = analytics.Answer(found, dict.fromkeys(found, 0.5), 9, 9, 1, "", "plain")
+    assert analytics_scale.same_words(answer, {"tea": 100, "milk": 50}, 10) == same
 
 
 def test_memory_of_many_is_compared_with_that_of_few(monkeypatch, capsys, tmp_path):
