@@ -4,9 +4,11 @@ from fedjx.analytics.answer import Answer
 from fedjx.analytics.ask import AskArguments, TooFewAnswers, ask
 from fedjx.analytics.count import count
 from fedjx.analytics.dialogue import Dialogue
+from fedjx.analytics.hierarchy import Estimate, Hierarchy, hierarchical_histogram
 from fedjx.analytics.histogram import histogram, histogram_2d
 from fedjx.analytics.ledger import Ledger, Payment
 from fedjx.analytics.mean import mean
+from fedjx.analytics.quantile import median, quantile, quantile_by_bisection, quantile_online
 from fedjx.analytics.question import Entry, Question, Sensitivity, Total
 from fedjx.analytics.records import Records
 from fedjx.analytics.total import total
@@ -19,6 +21,8 @@ __all__ = [
     "AskArguments",
     "Dialogue",
     "Entry",
+    "Estimate",
+    "Hierarchy",
     "Ledger",
     "Payment",
     "Question",
@@ -29,8 +33,13 @@ __all__ = [
     "Trust",
     "ask",
     "count",
+    "hierarchical_histogram",
     "histogram",
     "histogram_2d",
     "mean",
+    "median",
+    "quantile",
+    "quantile_by_bisection",
+    "quantile_online",
     "total",
 ]
