@@ -96,7 +96,7 @@ def written(flags: argparse.Namespace) -> dict[str, Any]:
         shares = 1 / np.arange(1, NUM_WORDS + 1) ** 1.1
         with StoreWriter(path) as writer:
             for start in range(0, flags.clients, BLOCK):
-                ids = np.arange(start, min(start + BLOCK, flags.clients))
+                ids = range(start, min(start + BLOCK, flags.clients))
                 sizes = 1 + random.poisson(1.0, len(ids))
                 number = int(sizes.sum())
                 ages = random.normal(50, 15, number).clip(LOW, HIGH).astype(np.float32)
