@@ -2,8 +2,13 @@
 
 from fedjx.analytics.answer import Answer
 from fedjx.analytics.ask import AskArguments, TooFewAnswers, ask
+from fedjx.analytics.by_group import by_group, large_groups
+from fedjx.analytics.correlation import correlation, covariance
 from fedjx.analytics.count import count
 from fedjx.analytics.dialogue import Dialogue
+from fedjx.analytics.distinct import Sketch, distinct_count
+from fedjx.analytics.evaluation import evaluation
+from fedjx.analytics.extremes import maximum, minimum
 from fedjx.analytics.hierarchy import Estimate, Hierarchy, hierarchical_histogram
 from fedjx.analytics.histogram import histogram, histogram_2d
 from fedjx.analytics.ledger import Ledger, Payment
@@ -11,8 +16,10 @@ from fedjx.analytics.mean import mean
 from fedjx.analytics.quantile import median, quantile, quantile_by_bisection, quantile_online
 from fedjx.analytics.question import Entry, Question, Sensitivity, Total
 from fedjx.analytics.records import Records
+from fedjx.analytics.regression import Regression, linear_regression
 from fedjx.analytics.total import total
 from fedjx.analytics.trust import SEES, TRUSTS, Trust
+from fedjx.analytics.variance import variance
 
 __all__ = [
     "SEES",
@@ -27,19 +34,31 @@ __all__ = [
     "Payment",
     "Question",
     "Records",
+    "Regression",
     "Sensitivity",
+    "Sketch",
     "TooFewAnswers",
     "Total",
     "Trust",
     "ask",
+    "by_group",
+    "correlation",
     "count",
+    "covariance",
+    "distinct_count",
+    "evaluation",
     "hierarchical_histogram",
     "histogram",
     "histogram_2d",
+    "large_groups",
+    "linear_regression",
+    "maximum",
     "mean",
     "median",
+    "minimum",
     "quantile",
     "quantile_by_bisection",
     "quantile_online",
     "total",
+    "variance",
 ]

@@ -18,7 +18,7 @@ class Answer(NamedTuple):
       value: The answer: a number, an array or what the question says.
       stddev: Its standard deviation by noise and sampling, to first order, like ``value``; 0 if it is exact, None where
         no theory gives it.
-      num_clients: Clients that were asked.
+      num_clients: Clients that were asked; None if they were drawn by Poisson sampling for noise that relies on it.
       num_answered: Of these, clients with a record that counts; None where that is private.
       bits: That one client sent.
       sees: What the server saw.
@@ -29,7 +29,7 @@ class Answer(NamedTuple):
 
     value: Any
     stddev: Any
-    num_clients: int
+    num_clients: int | None
     num_answered: int | None
     bits: int
     sees: str

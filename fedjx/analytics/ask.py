@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, Unpack
 
@@ -21,7 +22,7 @@ from fedjx.core.language.names import Key
 from fedjx.core.language.traffic import traffic
 from fedjx.data.federated_data import ClientData
 from fedjx.data.fingerprint import fingerprint
-from fedjx.data.sampling import Sampler, described
+from fedjx.data.sampling import Described, Sampler, described
 from fedjx.privacy.loss import Relation
 
 _MOST_MOMENTS = 64  # elements of a table of whose clients all products are summed
@@ -39,7 +40,7 @@ class AskArguments(TypedDict, total=False):
     sampler: Sampler | None
     round: int
     min_clients: int | None
-    num_bits: int
+    num_bits: int | None
     key: Key | None
     ledger: Ledger | None
     path: str | Path | None
@@ -72,9 +73,11 @@ def ask(question: Question | Dialogue, data: ClientData, **how: Unpack[AskArgume
           standard deviation has the sampling in it. Drawn by `poisson_sampler`, a sample costs less.
         - ``min_clients``: The fewest of which anything is shown, 2 if not given; of shuffled reports, and of shares of
           noise, which hide the less the fewer there are, all who are asked.
-        - ``num_bits``: Of the ring in which noisy tables are summed, with shares of noise.
+        - ``num_bits``: Of the ring in which noisy tables are summed, with shares of noise; 24 or, of few clients, less
+          if not given. Clients round to a grid that is the finer the more there are.
         - ``key``: A `jax.random.key`, of all that is drawn; ``jax.random.key(0)`` if not given, but for private
-          answers, whose noise nobody may know.
+          answers, whose noise nobody may know. Each question takes one of its own: of two answers with the same noise
+          the difference has none.
         - ``ledger``: Pays for the question, or refuses it.
         - ``path``: A file in which a dialogue keeps, after each round, how far it has come. It goes on from there, to
           the same answer; what was paid is not paid again.
@@ -110,13 +113,18 @@ def _conversed(dialogue: Dialogue, data: ClientData, how: AskArguments) -> Answe
     question, path = dialogue.question(dialogue.first, 0), how.get("path")
     question = question._replace(refuses={**question.refuses, **dialogue.refuses})
     splits = how.get("trust") in ("local_dp", "shuffled_dp")
+    if splits and how.get("sampler") is not None:
+        raise ValueError(
+            "of local reports each client makes one, in a round that is drawn at random; got a sampler besides. Leave "
+            "it out, or name clients=."
+        )
     asked = _asked(question, data, how, num_rounds=1 if splits else dialogue.num_rounds)
     number, groups = asked.terms.num_clients, _split(asked, dialogue.num_rounds) if splits else None
     if groups is not None:  # on the terms of the smallest, in which reports hide the least
-        asked = _asked(question, data, {**how, "clients": groups[-1], "sampler": None})
+        asked = _asked(question, data, {**how, "clients": groups[-1]})
     way = prepared(question, asked.terms, with_moments=asked.samples and _has_moments(question))
     path = None if path is None else Path(path)
-    identity = _identity(dialogue, question, way, asked)
+    identity = _identity(dialogue, question, way, asked, how)
     progress = begun(dialogue, identity, path)
     _pay(question, way, how, asked.terms.num_rounds, progress.token)
     for round in range(progress.round, dialogue.num_rounds):
@@ -129,18 +137,28 @@ def _conversed(dialogue: Dialogue, data: ClientData, how: AskArguments) -> Answe
         progress = Progress(round + 1, state, answered, bits, progress.token)
         save(progress, identity, path)
     found = _answer(dialogue.estimate(progress.state), way, asked, progress.num_answered, progress.bits)
-    return found._replace(num_clients=number, num_rounds=asked.terms.num_rounds)
+    return found._replace(num_clients=found.num_clients and number, num_rounds=asked.terms.num_rounds)
 
 
 def _pay(question: Question, way: Prepared, how: AskArguments, rounds: int, token: str = "") -> None:
     ledger = how.get("ledger")
-    if ledger is not None and way.spent is not None:
-        ledger.pay(f"a question about {', '.join(question.columns) or 'clients'}", way.spent, rounds, token=token)
+    if ledger is None:
+        return
+    name, key = f"a question about {', '.join(question.columns) or 'clients'}", how.get("key")
+    if way.spent is None or key is None:
+        raise ValueError(
+            f"no budget is enough for an answer without noise; got a ledger and trust={how.get('trust', 'plain')!r}. "
+            "Leave the ledger out, or trust less."
+        )
+    drawn = hashlib.sha256(np.asarray(jax.random.key_data(key)).tobytes()).hexdigest()[:16]
+    ledger.pay(name, way.spent, rounds, token=token, drawn=drawn)
 
 
 def _answer(value: tuple[Any, Any], way: Prepared, asked: _Asked, answered: int | None, bits: int) -> Answer:
-    trust = asked.terms.trust
-    return Answer(*value, asked.terms.num_clients, answered, bits, SEES[trust], trust, way.spent)
+    terms, number = asked.terms, asked.terms.num_clients
+    # Who is drawn by himself is hidden by that: not even how many they are is said.
+    is_hidden = terms.trust == "central_dp" and terms.sampler.description["kind"] == "poisson"
+    return Answer(*value, None if is_hidden else number, answered, bits, SEES[terms.trust], terms.trust, way.spent)
 
 
 class _Asked(NamedTuple):
@@ -161,6 +179,13 @@ def _asked(question: Question, data: ClientData, how: AskArguments, *, num_round
     if sampler is not None and clients is not None:
         raise ValueError("clients are named, or drawn by a sampler; got both. Leave one out.")
     ids = None if clients is None else np.asarray(clients)
+    if sampler is not None and trust == "distributed_dp":
+        raise ValueError(
+            "shares of noise are for a number of clients that is known before; got a sampler. Leave it out, name "
+            'clients=, or take trust="central_dp".'
+        )
+    if ids is not None and not ids.size:
+        raise ValueError("a question is to somebody; got clients=[]. Name some, or leave it out to ask all.")
     if sampler is not None:
         ids = _drawn(sampler, data, how.get("round", 0))
     key = how.get("key")
@@ -168,15 +193,12 @@ def _asked(question: Question, data: ClientData, how: AskArguments, *, num_round
         raise ValueError(f"trust={trust!r} draws noise that nobody may know; got no key. Pass jax.random.key(seed).")
     records = Records(data, question.columns, ids)
     number = records.num_clients
-    needs_all = trust in ("shuffled_dp", "distributed_dp")
-    fewest = how.get("min_clients")
-    fewest = (number if needs_all else min(2, number)) if fewest is None else fewest
-    check_integer(f"[1, {number}]", "It is at most the number of clients that are asked.", min_clients=fewest)
-    described_by = (
-        sampler
-        if sampler is not None
-        else _Everybody(number, fewest if trust == "shuffled_dp" else number, trust == "shuffled_dp")
-    )
+    fewest, most = how.get("min_clients"), max(number, 1)
+    fewest = (most if trust in ("shuffled_dp", "distributed_dp") else min(2, most)) if fewest is None else fewest
+    check_integer(f"[1, {most}]", "It is at most the number of clients that are asked.", min_clients=fewest)
+    described_by = _Everybody(number) if sampler is None else sampler
+    if trust == "shuffled_dp":  # reports hide among the fewest of which anything is shown, however they were drawn
+        described_by = _Reports(described_by, fewest)
     ledger = how.get("ledger")
     relation: Relation | None = how.get("relation") or (ledger.relation if ledger is not None else None)
     terms = Terms(
@@ -188,7 +210,7 @@ def _asked(question: Question, data: ClientData, how: AskArguments, *, num_round
         described_by,
         fewest,
         number,
-        how.get("num_bits", 20),
+        how.get("num_bits") or min(24, 19 + (most.bit_length() - 1) // 2),  # finer steps, and noise could not be drawn
         num_rounds,
         data.largest,
     )
@@ -204,25 +226,36 @@ def _check_numbers(how: AskArguments) -> None:
 
 
 class _Everybody(NamedTuple):
-    """Describes that all clients are asked, or that so many answer at least."""
+    """Describes that all clients are asked."""
 
     num_clients: int
-    cohort_size: int
-    are_shuffled: bool
 
     @property
     def description(self) -> dict[str, Any]:
-        others = {"cohort_size": self.cohort_size, "replacement": False, "min_separation": 1}
-        kind = "fixed" if self.cohort_size == self.num_clients and not self.are_shuffled else "uniform"
-        return described(kind, self.num_clients, seed=None, **others)
+        others = {"cohort_size": self.num_clients, "replacement": False, "min_separation": 1}
+        return described("fixed", self.num_clients, seed=None, **others)
+
+
+class _Reports(NamedTuple):
+    """Describes that so many of the clients report at least."""
+
+    of: Described
+    fewest: int
+
+    @property
+    def description(self) -> dict[str, Any]:
+        if self.of.description["kind"] == "poisson":
+            return self.of.description  # of which no account knows what shuffling does
+        return {**self.of.description, "kind": "uniform", "cohort_size": self.fewest}
 
 
 def _drawn(sampler: Sampler, data: ClientData, round: int) -> np.ndarray:
     kind = sampler.description.get("kind")
-    if kind not in ("uniform", "poisson") or sampler.description.get("probabilities") is not None:
+    others = [name for name in ("probabilities", "max_cohort_size") if sampler.description.get(name) is not None]
+    if kind not in ("uniform", "poisson") or others:
         raise ValueError(
-            f"what a sample says of all clients is known of uniform and Poisson samples; got {kind!r}. Use "
-            "uniform_sampler, or poisson_sampler with one probability."
+            f"what a sample says of all clients is known of uniform and Poisson samples; got {kind!r} {others or ''}. "
+            "Use uniform_sampler, or poisson_sampler with one probability and no largest size."
         )
     if sampler.description["num_clients"] != data.num_clients:
         raise ValueError(
@@ -269,9 +302,10 @@ def _for_all(question: Question, asked: _Asked, shown: Shown, total: Total) -> T
             moments = (moments - np.outer(flat, flat) / number) * number / max(number - 1, 1)
         covariance = moments * (1 - share) / share**2 + np.diag(total.variance.reshape(-1)) / share**2
         return Total(total.table / share, np.diag(covariance).reshape(total.table.shape), covariance)
-    # Of a client's table t, whose elements are its records' up to the most that it has, t^2 <= most |t|.
+    # Of n records in a bin, within bounds b, a client's sum is t^2 <= n^2 b^2, and n at most the most that it has.
     most = 1 if question.distinct else (asked.terms.max_records or asked.terms.largest)
-    squares = most * np.abs(total.table)
+    counts = np.maximum(total.table[:, -1:], 0.0) if question.counts else population * share * most
+    squares = most * np.array([*question.bounds, *[1.0] * question.counts]) ** 2 * counts
     return Total(total.table / share, (squares * (1 - share) + total.variance) / share**2)
 
 
@@ -302,10 +336,16 @@ def _of_round(
     return asked._replace(key=key, records=records, terms=asked.terms._replace(num_clients=records.num_clients))
 
 
-def _identity(dialogue: Dialogue, question: Question, way: Prepared, asked: _Asked) -> dict[str, Any]:
+def _identity(
+    dialogue: Dialogue, question: Question, way: Prepared, asked: _Asked, how: AskArguments
+) -> dict[str, Any]:
     """Returns what must be the same for a dialogue to go on, as JSON holds it."""
     terms, data = asked.terms, asked.records.data
+    clients = how.get("clients")
+    ids = None if clients is None else np.asarray(clients, np.int64)
     return {
+        "clients": None if ids is None else hashlib.sha256(np.sort(ids).tobytes()).hexdigest(),
+        "round": how.get("round", 0),
         "columns": list(question.columns),
         "shape": list(question.shape),
         "num_rounds": dialogue.num_rounds,

@@ -40,6 +40,11 @@ class _Counted(NamedTuple):
 
     def __call__(self, record: Mapping[str, Array], told: PyTree) -> Entry:
         is_one = True if self.where is None else self.where(record)
+        if jnp.shape(is_one):
+            raise ValueError(
+                f"a record has a property or not; got {list(jnp.shape(is_one))} answers of where for one. Return a "
+                "single one, such as that of all() or any()."
+            )
         return Entry(jnp.where(is_one, 0, -1).astype(jnp.int32))
 
 

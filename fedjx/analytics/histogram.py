@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fedjx.analytics.numbers import number
 from fedjx.analytics.question import Entry, Question, Total, once
-from fedjx.core.language.names import Array, PyTree
+from fedjx.core.language.names import Array, DType, PyTree
 
 
 class Bins(NamedTuple):
@@ -28,26 +29,51 @@ class Bins(NamedTuple):
 
     def bin_of(self, x: Array) -> Array:
         """Returns the bin of a value, int32 ``[]``; -1 if it is in none."""
+        x = number(x)
         if self.edges is None:
             return jnp.where((x >= 0) & (x < self.size), x, -1).astype(jnp.int32)
-        x, edges = x.astype(jnp.float32), _as_float32(self.edges)
-        low, high = self.edges[0], self.edges[-1]
-        if np.allclose(np.diff(self.edges), (high - low) / self.size, rtol=1e-6, atol=0):
+        if not jnp.issubdtype(x.dtype, jnp.integer):
+            x = x.astype(jnp.float32)
+        edges = jnp.asarray(_rounded_up(self.edges, x.dtype))
+        if self.is_even and len(edges) == self.size + 1:
             # Of even bins the number is known to one, which costs less than a search.
-            about = jnp.floor((x - low) * (self.size / (high - low)))
+            low, high = self.edges[0], self.edges[-1]
+            about = jnp.floor((x.astype(jnp.float32) - low) * (self.size / (high - low)))
             found = jnp.clip(about, 0, self.size - 1).astype(jnp.int32)
             found = found + (x >= edges[1:][found]) - (x < edges[:-1][found])
         else:
             found = jnp.searchsorted(edges, x, side="right").astype(jnp.int32) - 1
-        last = np.float32(high) if np.float32(high) <= high else np.nextafter(np.float32(high), np.float32(-np.inf))
+        last = _rounded_down(self.edges[-1], x.dtype)
+        if last is None or not len(edges):
+            return jnp.full_like(found, -1)
         return jnp.where((x >= edges[0]) & (x <= last), jnp.clip(found, 0, self.size - 1), -1)
 
+    @property
+    def is_even(self) -> bool:
+        """Whether bins between edges are as wide as each other, and so wide that float32 is off by one at most."""
+        edges = np.asarray(self.edges)
+        width = (edges[-1] - edges[0]) / self.size
+        is_coarse = np.abs(edges[[0, -1]]).max() < width * 2**21 and self.size < 1 << 20
+        return bool(is_coarse and np.allclose(np.diff(edges), width, rtol=1e-6, atol=0))
 
-def _as_float32(edges: tuple[float, ...]) -> jax.Array:
-    """Returns edges that no float32 number is on another side of: each rounded up."""
+
+def _rounded_up(edges: tuple[float, ...], dtype: DType) -> np.ndarray:
+    """Returns edges in a dtype, no number of which is on another side of them; fewer, if the last are above all."""
     exact = np.asarray(edges)
+    if jnp.issubdtype(dtype, jnp.integer):
+        most = jnp.iinfo(dtype)
+        return np.ceil(exact[exact <= most.max]).clip(most.min).astype(dtype)
     near = exact.astype(np.float32)
-    return jnp.asarray(np.where(near < exact, np.nextafter(near, np.float32(np.inf)), near))
+    return np.where(near < exact, np.nextafter(near, np.float32(np.inf)), near)
+
+
+def _rounded_down(edge: float, dtype: DType) -> Array | None:
+    """Returns the largest number of a dtype that is not above an edge; None if there is none."""
+    if jnp.issubdtype(dtype, jnp.integer):
+        most = jnp.iinfo(dtype)
+        return None if edge < most.min else np.asarray(min(math.floor(edge), most.max), dtype)
+    near = np.float32(edge)
+    return np.asarray(near if near <= edge else np.nextafter(near, np.float32(-np.inf)))
 
 
 def bins_of(bins: int | ArrayLike) -> Bins:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +18,8 @@ from fedjx.privacy.account import Account
 from fedjx.privacy.budget import BudgetSpent
 from fedjx.privacy.loss import RELATIONS, Loss, Relation, epsilon_together
 
+_ROUNDING = 1 + 1e-9  # of a budget: a third, three times, is all of it
+
 
 class Payment(NamedTuple):
     """What was paid for a question.
@@ -23,18 +29,21 @@ class Payment(NamedTuple):
       loss: What it cost, so many times.
       times: See there.
       token: Names a question of several rounds that may go on after a crash, and is paid once.
+      drawn: What its noise was drawn from, a digest of the key.
     """
 
     question: str
     loss: Loss
     times: int
     token: str = ""
+    drawn: str = ""
 
 
 class Ledger:
     """Keeps what was paid for questions to the same clients, and refuses to pay more than there is.
 
     What is paid is on disk, if it has a file, before clients are asked: a crash may lose an answer, never a payment.
+    Several processes may pay out of one file, one after the other.
     Losses compose, so that many questions cost less than the sum of theirs.
 
     Attributes:
@@ -50,9 +59,9 @@ class Ledger:
     >>> ledger = Ledger(epsilon=1.0, delta=1e-6)
     >>> ages = fedjx.data.FederatedData.from_clients([{"age": [k % 90]} for k in range(1000)])
     >>> count = fedjx.analytics.count()
-    >>> for _ in range(3):
+    >>> for seed in range(3):
     ...     answer = fedjx.analytics.ask(
-    ...         count, ages, trust="central_dp", epsilon=0.4, max_records=1, key=jax.random.key(0), ledger=ledger
+    ...         count, ages, trust="central_dp", epsilon=0.4, max_records=1, key=jax.random.key(seed), ledger=ledger
     ...     )
     Traceback (most recent call last):
     fedjx.privacy.budget.BudgetSpent: ...
@@ -72,42 +81,65 @@ class Ledger:
         self.epsilon, self.delta, self.relation = float(epsilon), float(delta), relation
         self.path = None if path is None else Path(path)
         self.payments: list[Payment] = []
-        if self.path is not None:
-            self._open(self.path)
+        self._lock = threading.Lock()
+        with self._held():
+            pass
 
-    def spent(self, *more: Payment) -> float:
-        """Returns epsilon of all that was paid, and of some more, at the ledger's delta."""
-        paid = [(one.loss, one.times) for one in (*self.payments, *more)]
-        return epsilon_together(paid, self.delta, self.relation) if paid and self.relation else 0.0
+    def spent(self) -> float:
+        """Returns epsilon of all that was paid, at the ledger's delta."""
+        return _together(self.payments, self.delta, self.relation)
 
-    def pay(self, question: str, account: Account, rounds: int, *, token: str = "") -> None:
+    def pay(self, question: str, account: Account, rounds: int, *, token: str = "", drawn: str = "") -> None:
         """Pays for so many rounds; nothing, if the same token has paid before.
+
+        Args:
+          question: Its name.
+          account: What a round costs.
+          rounds: How many.
+          token: As in `Payment`.
+          drawn: As in `Payment`; none is paid twice, for of two answers with the same noise the difference has none.
 
         Raises:
           BudgetSpent: With what has been spent and what the question would make of it; nothing is paid then.
-          ValueError: If the account is about other data sets that are to look alike.
+          ValueError: If the account is about other data sets that are to look alike, or noise was there before.
         """
-        if token and any(one.token == token for one in self.payments):
-            return
+        with self._held():
+            if not (token and any(one.token == token for one in self.payments)):
+                self._pay(question, account, rounds, token, drawn)
+
+    def _pay(self, question: str, account: Account, rounds: int, token: str, drawn: str) -> None:
+        if drawn and any(one.drawn == drawn for one in self.payments):
+            raise ValueError(
+                f"noise is drawn anew for each question; got a key for {question} that another one had. Pass "
+                "jax.random.fold_in(key, number)."
+            )
         if self.relation not in (None, account.relation):
             raise ValueError(
                 f"all that a ledger pays for is about the same two data sets, {self.relation!r}; got "
                 f"{account.relation!r} for {question}. Pass relation= to the Ledger: replace_one is known of local "
                 "reports and of noise at the server, zero_out_one of noise at the server and of shares."
             )
-        count = account._count(rounds, self.delta)
-        payment, before = Payment(question, account.loss, count, token), self.spent()
-        relation, self.relation = self.relation, account.relation
-        after = self.spent(payment)
-        if after > self.epsilon:
-            self.relation = relation
+        payment = Payment(question, account.loss, account._count(rounds, self.delta), token, drawn)
+        after = _together([*self.payments, payment], self.delta, account.relation)
+        if not after <= self.epsilon * _ROUNDING:
             raise BudgetSpent(
-                f"a budget of epsilon {self.epsilon:g} at delta {self.delta:g} has paid {before:.6g} for "
+                f"a budget of epsilon {self.epsilon:g} at delta {self.delta:g} has paid {self.spent():.6g} for "
                 f"{len(self.payments)} questions; {question} would make it {after:.6g}. Ask with more noise, or stop."
             )
+        self.relation = account.relation
         self.payments.append(payment)
         if self.path is not None:
             self._save(self.path)
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
+        """Keeps others out of the file, and reads what they have paid; of one without a file, other threads."""
+        with self._lock, contextlib.ExitStack() as held:
+            if self.path is not None:
+                file = held.enter_context(open(self.path.with_name(f"{self.path.name}.lock"), "a"))
+                fcntl.flock(file, fcntl.LOCK_EX)
+                self._open(self.path)
+            yield
 
     def _open(self, path: Path) -> None:
         if not path.exists():
@@ -129,6 +161,11 @@ class Ledger:
         payments = [{**one._asdict(), "loss": [type(one.loss).__name__, *one.loss]} for one in self.payments]
         head = {"epsilon": self.epsilon, "delta": self.delta, "relation": self.relation}
         replace_file(path, json.dumps({**head, "payments": payments}, indent=1).encode())
+
+
+def _together(payments: Sequence[Payment], delta: float, relation: Relation | None) -> float:
+    paid = [(one.loss, one.times) for one in payments]
+    return epsilon_together(paid, delta, relation) if paid and relation else 0.0
 
 
 def _loss_of(entry: list[Any]) -> Loss:

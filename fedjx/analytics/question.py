@@ -17,10 +17,13 @@ class Entry(NamedTuple):
       bins: int32 ``[]`` or ``[m]``; the rows. A record whose first is below 0 takes no part.
       values: float32 ``[d]``, added to each of these rows, within the question's bounds; None if records are only
         counted.
+      priority: A number ``[]``; of a client with more than ``max_records`` those of the highest are taken. None if they
+        are drawn at random.
     """
 
     bins: Array
     values: Array | None = None
+    priority: Array | None = None
 
 
 class Total(NamedTuple):

@@ -48,7 +48,7 @@ class Records:
                 f"a question is about columns of the data; got {unknown[0]!r}. They have {sorted(data.schema)}."
             )
         self.ids = None if ids is None else np.sort(np.asarray(ids))
-        if self.ids is not None and len(np.unique(data.places(self.ids))) < len(self.ids):
+        if self.ids is not None and len(self.ids) and len(np.unique(data.places(self.ids))) < len(self.ids):
             raise ValueError("each client is asked once; got ids that are there twice. Sample without replacement.")
 
     @property
@@ -65,6 +65,8 @@ class Records:
         return _rectangle(self._read(ids, sizes), ids, sizes, first, width)
 
     def __iter__(self) -> Iterator[Clients]:
+        if not self.num_clients:  # of a sample that may be empty: there is noise on nothing, too
+            yield self._nobody()
         waiting: dict[int, list[Clients]] = {}  # by the most records of one, clients that do not yet fill a chunk
         are_full: set[int] = set()
         for ids, sizes in self._blocks():
@@ -84,6 +86,14 @@ class Records:
                 most = _most(width)
                 number = _joined(parts).num_clients
                 yield _filled(_joined(parts), most if width in are_full else min(_places(number), most))
+
+    def _nobody(self) -> Clients:
+        columns = {
+            name: np.zeros((0, *self.data.schema[name].shape), self.data.schema[name].dtype) for name in self.columns
+        }
+        nothing = np.zeros(16, np.int32)
+        padding = _rectangle(_narrowed(columns), nothing, nothing, nothing, 1)
+        return Clients(padding.value, nothing > 0, nothing - 1)
 
     def _blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields neighbours, whose records are read at once, and their numbers of records."""
@@ -108,7 +118,11 @@ class Records:
         out = {name: np.empty((total, *schema[name].shape), schema[name].dtype) for name in self.columns}
         are_neighbours = len(ids) and ids[-1] - ids[0] == len(ids) - 1
         self.data.read(range(int(ids[0]), int(ids[-1]) + 1) if are_neighbours else ids, out)
-        return {name: narrowed(column, f"column {name!r}", may_round=True) for name, column in out.items()}
+        return _narrowed(out)
+
+
+def _narrowed(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: narrowed(column, f"column {name!r}", may_round=True) for name, column in columns.items()}
 
 
 def _narrowest(data: ClientData) -> str:

@@ -14,7 +14,7 @@ from fedjx.aggregation.fixed_point import FixedPoint, decode, encode, fixed_poin
 from fedjx.analytics.question import Entry, Question
 from fedjx.core.execution.computation import Computation, federated_computation
 from fedjx.core.execution.process import Aggregator
-from fedjx.core.language.names import Key, PyTree
+from fedjx.core.language.names import Array, Key, PyTree
 from fedjx.core.language.operators import (
     federated_bin_sum,
     federated_broadcast,
@@ -29,7 +29,7 @@ from fedjx.core.language.values import Sequence
 from fedjx.privacy.distributed import distributed_dp_mean
 from fedjx.privacy.local import Randomizer, local_mean
 
-_MOST_MOMENTS = 64  # elements of a table whose second moments are taken too
+_NEVER = 20.0  # of a rounding to be too long: what is rounded again makes the sum of many clients too small
 
 
 class Entries(NamedTuple):
@@ -106,20 +106,22 @@ def asking(question: Question, max_records: int | None, *, divides: bool) -> Ask
 
 
 def entries(asked: Asking, told: PyTree, key: Key, records: Sequence) -> Entries:
-    """Returns what one client adds: of its records at most so many, drawn at random, which take part."""
+    """Returns what one client adds: of its records that take part at most so many, by priority or at random."""
     found = jax.vmap(lambda record: asked.entry(record, told))(records.elements)
     bins = found.bins.astype(jnp.int32).reshape(records.mask.shape[0], -1)
-    bins = jnp.where((records.mask & (bins[:, 0] >= 0))[:, None], bins, -1)
+    is_some = records.mask & (bins[:, 0] >= 0) & (bins[:, 0] < asked.num_bins)
+    bins = jnp.where(is_some[:, None], bins, -1)
     if asked.distinct:
         bins = _distinct(bins)
     values = None if found.values is None else found.values.reshape(len(bins), -1).astype(jnp.float32)
     most = len(bins) if asked.max_records is None else asked.max_records
     if len(bins) > most:
-        chosen = _chosen(key, bins[:, 0] >= 0, most)
+        chosen = _chosen(key, bins[:, 0] >= 0, most, found.priority)
         bins, values = bins[chosen], None if values is None else values[chosen]
     if values is not None:
         values = jnp.where(bins[:, :1] >= 0, values, 0)
-        if asked.divides:  # nothing exceeds its bounds, whatever an entry says: noise is for those
+        if asked.divides:
+            # Whatever a question computes, nobody adds more than noise is made for, and of what is no number nothing.
             values = jnp.clip(jnp.nan_to_num(values / jnp.asarray(asked.bounds, jnp.float32)[None]), -1, 1)
     return Entries(bins, values)
 
@@ -132,8 +134,10 @@ def _distinct(bins: jax.Array) -> jax.Array:
     return jnp.where(again[:, None], -1, bins)
 
 
-def _chosen(key: Key, real: jax.Array, number: int) -> jax.Array:
-    """Returns so many places, at random among those that are real; the same however many follow them."""
+def _chosen(key: Key, real: jax.Array, number: int, priority: Array | None) -> jax.Array:
+    """Returns so many places of those that are real, the same however many follow them; at random without priority."""
+    if priority is not None:
+        return jnp.lexsort((-priority, ~real))[:number]
     words = jax.vmap(lambda place: jax.random.bits(jax.random.fold_in(key, place)))(jnp.arange(len(real)))
     priority = jnp.where(real, words >> 1, jnp.uint32(2**32 - 1)).astype(jnp.uint32)
     if number == 1:
@@ -323,7 +327,9 @@ class Shared(NamedTuple):
     def aggregator(self, asked: Asking) -> Aggregator:
         """Returns the aggregator of the sum of clients' tables."""
         num_elements = asked.num_bins * (asked.num_values + int(asked.counts))
-        return distributed_dp_mean(expected_clients=1.0, num_elements=num_elements, **self._asdict())
+        return distributed_dp_mean(
+            expected_clients=1.0, num_elements=num_elements, log_inverse_beta=_NEVER, **self._asdict()
+        )
 
 
 @functools.lru_cache(maxsize=128)

@@ -15,6 +15,7 @@ from fedjx.analytics.question import Question, Sensitivity
 from fedjx.analytics.sums import Asking, Shared
 from fedjx.core.execution.computation import Computation
 from fedjx.data.sampling import Described
+from fedjx.privacy import events
 from fedjx.privacy.account import Account, account
 from fedjx.privacy.calibration import noise_within
 from fedjx.privacy.events import Event, Laplacian, Local
@@ -125,7 +126,9 @@ def _check(question: Question, terms: Terms) -> None:
             "a client's records need as many times the noise."
         )
     if trust in ("local_dp", "shuffled_dp") and terms.max_records not in (None, 1):
-        raise ValueError(f"a client reports on one record, drawn at random; got {terms.max_records=}. Leave it out.")
+        raise ValueError(
+            f"a client reports on one record, drawn at random; got max_records={terms.max_records}. Leave it out."
+        )
 
 
 def _exact(num_answered: int) -> tuple[float, float]:
@@ -194,8 +197,12 @@ def _distributed(asked: Asking, terms: Terms, sensitivity: Sensitivity) -> Prepa
         return event
 
     z = _gaussian_multiplier(terms, event_of)
-    variance = (z * sensitivity.l2) ** 2
-    spent = account(event_of(z), terms.sampler, relation=terms.relation)
+    event = event_of(z)
+    assert isinstance(event.noise, events.Shared)
+    # Each client rounds to the grid at random besides: by at most so much, which of many clients is no little.
+    step = sensitivity.l2 / event.noise.clip
+    variance = (z * sensitivity.l2) ** 2 + terms.num_clients * step**2 / 4
+    spent = account(event, terms.sampler, relation=terms.relation)
     return Prepared(sums.distributed(asked, noise_of(z)), (), spent, lambda _: (variance, variance))
 
 

@@ -87,6 +87,7 @@ class Shared(NamedTuple):
       max_clients: The shares in the noise of a result.
       clip: What `Event.clip` is on the grid.
       size: Integers that each client sends.
+      log_inverse_beta: Clients round again what is too long, as a part of beta of all roundings is at most.
     """
 
     mechanism: Mechanism
@@ -95,6 +96,7 @@ class Shared(NamedTuple):
     max_clients: int
     clip: float
     size: int
+    log_inverse_beta: float = 0.5
 
 
 Kind = Independent | Laplacian | Local | Stated | Tree | Matrix | Shared

@@ -90,7 +90,7 @@ def of_cohorts(
     """
     _check_covered(sampler, relation)
     separation = max(1, sampler["min_separation"])
-    norms = norms_after_rounding(shared.clip, shared.size)
+    norms = norms_after_rounding(shared.clip, shared.size, log_inverse_beta=shared.log_inverse_beta)
     least, most, probability = shared.min_clients, shared.max_clients, sampler.get("probability", 1.0)
     loss = IntegerSum(noise_multiplier, shared.mechanism, shared.stddev, least, most, norms, shared.size)
     if probability < 1:

@@ -139,7 +139,20 @@ def epsilon(loss: Loss, count: int, delta: float, relation: Relation, accountant
         return float(_imported().get_epsilon_gaussian(_of_relation(loss, relation) / math.sqrt(count), delta))
     if isinstance(loss, Shuffled):
         return min(_shuffled(loss, count, delta), epsilon(Response(loss.epsilon), count, delta, relation))
-    return float(_single(loss, relation).self_compose(count).get_epsilon_for_delta(delta))
+    found = float(_single(loss, relation).self_compose(count).get_epsilon_for_delta(delta))
+    return min(found, count * pure_epsilon(loss, relation))  # which a PLD rounds up
+
+
+def pure_epsilon(loss: Loss, relation: Relation) -> float:
+    """Returns what a loss costs without a delta; infinity of those that need one.
+
+    >>> pure_epsilon(Laplace(2.0, 1.0), "add_or_remove_one"), pure_epsilon(Gaussian(2.0), "add_or_remove_one")
+    (0.5, inf)
+    """
+    if isinstance(loss, Laplace):
+        of_all = 1 / _of_relation(loss, relation)
+        return of_all if loss.probability == 1 else math.log1p(loss.probability * math.expm1(of_all))
+    return loss.epsilon if isinstance(loss, Response) else math.inf
 
 
 def epsilon_so_far(loss: Loss, count: int, delta: float, relation: Relation) -> float:
@@ -172,7 +185,8 @@ def epsilon_together(losses: Sequence[tuple[Loss, int]], delta: float, relation:
     finite = [one for one in found if one is not None]
     if len(finite) < len(found):
         return math.inf
-    return float(functools.reduce(lambda one, other: one.compose(other), finite).get_epsilon_for_delta(delta))
+    made = float(functools.reduce(lambda one, other: one.compose(other), finite).get_epsilon_for_delta(delta))
+    return min(made, sum(count * pure_epsilon(loss, relation) for loss, count in kept))
 
 
 def _repeated(loss: Loss, count: int, share: float, relation: Relation) -> Any | None:

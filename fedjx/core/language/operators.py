@@ -237,6 +237,12 @@ def federated_bin_sum(bins: PyTree, values: PyTree, num_bins: int, *, secure: bo
     kinds, hint = (jnp.integer,) if secure else (jnp.number, jnp.bool_), "Encode them first."
     check_numeric("the values of federated_bin_sum", placed[1], kinds, "integer" if secure else "numeric", hint)
     check_integer("[1, 2^31)", num_bins=num_bins)
+    of_bins, of_values = (one.type.member.shape for one in placed)
+    if of_values[: len(of_bins)] != of_bins:
+        raise ValueError(
+            f"federated_bin_sum takes a bin for each of the values; got bins {list(of_bins)} and values "
+            f"{list(of_values)}. Let the values' first axes be those of the bins."
+        )
     reduction, both = bin_sum(num_bins, secure), federated_zip(tuple(placed))
     total = jax.eval_shape(lambda: reduction.zero(both.type.member))
     return _reduced(name, reduction, both, sent=_packed(total, 32) if secure else total)

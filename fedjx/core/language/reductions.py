@@ -20,6 +20,9 @@ from fedjx.core.language.names import DType, PyTree
 from fedjx.core.language.passes import Merge, Reduction
 from fedjx.core.language.trees import number_dtype, wide_dtype
 
+_MANY, _BLOCK = 4096, 512  # of so many clients, floats are summed in blocks of so many
+_TABLES, _CELLS = 256, 1 << 16  # of floats that are summed by bins: at most so many tables, of so many numbers together
+
 
 def _select(mask: jax.Array, members: jax.Array, other: ArrayLike) -> jax.Array:
     return jnp.where(mask.reshape(-1, *[1] * (members.ndim - 1)), members, jnp.asarray(other, members.dtype))
@@ -30,8 +33,12 @@ def _masked_sum(members: jax.Array, mask: jax.Array) -> jax.Array:
     members = _select(mask, members.astype(wide_dtype(members.dtype)), 0)
     if not jnp.issubdtype(members.dtype, jnp.inexact):
         return members.sum(axis=0, dtype=members.dtype)
-    # As a product with the mask: XLA's sum over the leading axis is tens of times slower on a CPU.
-    return jnp.tensordot(mask.astype(members.dtype), members, axes=1, precision=lax.Precision.HIGHEST)
+    # As a product with the mask: XLA's sum over the leading axis is tens of times slower on a CPU. A product adds one
+    # after the other, and a float that is added to very many loses its last digits: so of very many, in blocks.
+    if len(mask) < _MANY or len(mask) % _BLOCK:
+        return jnp.tensordot(mask.astype(members.dtype), members, axes=1, precision=lax.Precision.HIGHEST)
+    blocks, masks = members.reshape(-1, _BLOCK, *members.shape[1:]), mask.astype(members.dtype).reshape(-1, _BLOCK)
+    return jnp.einsum("kb,kb...->k...", masks, blocks, precision=lax.Precision.HIGHEST).sum(axis=0)
 
 
 def _zero_sum(member: PyTree) -> PyTree:
@@ -60,9 +67,17 @@ def bin_sum(num_bins: int, secure: bool) -> Reduction:
 
     def update(total: PyTree, members: PyTree, mask: jax.Array) -> PyTree:
         bins, values = members
+        bins = bins.astype(jnp.promote_types(bins.dtype, jnp.int32))  # a narrow one has no number for what is left out
         real = mask.reshape(-1, *[1] * (bins.ndim - 1)) & (bins >= 0)
         rows = jnp.where(real, bins, num_bins).reshape(-1)
-        return total.at[rows].add(values.astype(total.dtype).reshape(-1, *total.shape[1:]), mode="drop")
+        each = values.astype(total.dtype).reshape(-1, *total.shape[1:])
+        if not jnp.issubdtype(total.dtype, jnp.inexact):
+            return total.at[rows].add(each, mode="drop")
+        # Not to the running total, and to few others, in several tables if they are small: see `_masked_sum`.
+        num_tables = min(max(_CELLS // max(total.size, 1), 1), _TABLES)
+        table = jnp.arange(len(rows)) % num_tables
+        tables = jnp.zeros((num_tables, *total.shape), total.dtype)
+        return total + tables.at[table, rows].add(each, mode="drop").sum(axis=0, dtype=total.dtype)
 
     return Reduction(zero, update, "sum", secure=secure)
 
