@@ -152,7 +152,7 @@ def asked(name: str, num_clients: int) -> Asked:
             question, numpy_quantile, lambda answer, theirs: bool(np.all(np.abs(answer.value - theirs) < width))
         )
     least = max(10, MIN_COUNT * num_clients)
-    question = analytics.heavy_hitters("word", num_bytes=WORD_BYTES, min_count=least, max_hitters=500)
+    question = analytics.heavy_hitters("word", num_bytes=WORD_BYTES, min_count=least)
     return Asked(
         question, lambda store: numpy_words(store, least), lambda answer, theirs: same_words(answer, theirs, least)
     )
