@@ -44,6 +44,8 @@ bench: $(VENV)/.runtime ## Run the quickstart and the benchmarks, shortened.
 	$(BIN)/python -m benchmarks.scaling --parts cohort devices recompilation --cohorts 10 100 --device-numbers 1 2 \
 	  --rounds 2 --many-rounds 5 --output runs/bench/scaling.json
 	$(BIN)/python -m benchmarks.data_scale --twins tiny --share 0.01 --rounds 3 --output runs/bench/data_scale.json
+	$(BIN)/python -m benchmarks.analytics_scale --clients 100000 --few 10000 --turns 1 \
+	  --output runs/bench/analytics_scale.json
 	$(BIN)/python -m benchmarks.input_pipeline --population 200 --clients 50 --rounds 3 --cold-rounds 1 --turns 1 \
 	  --readers fedjx fedjx_float32 tff_sqlite --training-clients 2 --output runs/bench/input_pipeline.json
 

@@ -26,6 +26,8 @@ def test_a_notebook_runs(path, capsys):
         exec(compile("".join(cell["source"]), f"{path.name}[{number}]", "exec"), namespace)
     if path.name == "compression.ipynb":
         bills_like_the_tutorial(namespace["bits"], capsys.readouterr().out)
+    if path.name == "analytics.ipynb":
+        answers_at_equal_epsilon(namespace)
 
 
 def bills_like_the_tutorial(bits, printed):
@@ -41,3 +43,17 @@ def bills_like_the_tutorial(bits, printed):
         assert "\n".join([f"{name}: round, broadcasted, aggregated", *rows]) in printed
     assert "8 bits         146.46 Mibit or 18.31 MiB down, 3.4659 times less" in printed
     assert "8 bits, dense  128.40 Mibit or 16.05 MiB down, 3.9533 times less" in printed
+
+
+def answers_at_equal_epsilon(namespace):
+    """Answers are near the truth and no dearer than they say; more epsilon is less error; the ledger has refused."""
+    drawn, exact = namespace["drawn"], namespace["exact"]
+    assert drawn.keys() == namespace["decades"].keys() == {"central_dp", "distributed_dp", "local_dp", "shuffled_dp"}
+    for answer in [*namespace["decades"].values(), *(one for answers in drawn.values() for one in answers)]:
+        assert answer.epsilon(1e-6) <= 1.0001
+    for answers in drawn.values():
+        mean, few = sum(one.value for one in answers) / len(answers), 4 * answers[0].stddev / len(answers) ** 0.5
+        assert exact - few < mean < exact + few
+    for error in namespace["errors"].values():
+        assert error == sorted(error, reverse=True)
+    assert len(namespace["ledger"].payments) == 3
