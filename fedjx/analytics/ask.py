@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, Unpack
 
@@ -23,6 +24,7 @@ from fedjx.core.language.traffic import traffic
 from fedjx.data.federated_data import ClientData
 from fedjx.data.fingerprint import fingerprint
 from fedjx.data.sampling import Described, Sampler, described
+from fedjx.privacy.local import Randomizer
 from fedjx.privacy.loss import Relation
 
 _MOST_MOMENTS = 64  # elements of a table of whose clients all products are summed
@@ -41,6 +43,7 @@ class AskArguments(TypedDict, total=False):
     round: int
     min_clients: int | None
     num_bits: int | None
+    randomizer: Callable[..., Randomizer] | None
     key: Key | None
     ledger: Ledger | None
     path: str | Path | None
@@ -75,6 +78,9 @@ def ask(question: Question | Dialogue, data: ClientData, **how: Unpack[AskArgume
           noise, which hide the less the fewer there are, all who are asked.
         - ``num_bits``: Of the ring in which noisy tables are summed, with shares of noise; 24 or, of few clients, less
           if not given. Clients round to a grid that is the finer the more there are.
+        - ``randomizer``: How clients report, in place of what has the least variance: of counts a function of
+          ``(epsilon, num_categories)`` such as `fedjx.privacy.hadamard_response`, of one number of ``(epsilon, bound)``
+          such as `piecewise_response`, of several of ``(epsilon, bounds)``.
         - ``key``: A `jax.random.key`, of all that is drawn; ``jax.random.key(0)`` if not given, but for private
           answers, whose noise nobody may know. Each question takes one of its own: of two answers with the same noise
           the difference has none.
@@ -216,6 +222,7 @@ def _asked(question: Question, data: ClientData, how: AskArguments, *, num_round
         how.get("num_bits") or min(24, 19 + (most.bit_length() - 1) // 2),  # finer steps, and noise could not be drawn
         num_rounds,
         data.largest,
+        how.get("randomizer"),
     )
     return _Asked(terms, records, jax.random.key(0) if key is None else key, data.num_clients, sampler is not None)
 

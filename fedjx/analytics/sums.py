@@ -352,8 +352,8 @@ def local(asked: Asking, make: Callable[..., Randomizer], epsilon: float) -> Com
     def ask(key: FederatedValue, told: FederatedValue, records: FederatedValue) -> Shown:
         of_client = _at_clients(asked._replace(max_records=1), key, told, records)
         value = federated_map(functools.partial(_one_bin, asked) if of_bins else _one_value, of_client)
-        # Who has a record reports, whatever is in it: or who reports would say that.
-        weight = federated_map(_has_records, records)
+        # Who reports must not say what: of bins everybody does, of numbers who has a record, whatever is in it.
+        weight = federated_map(functools.partial(_reports, of_bins), records)
         noise_key = federated_map(functools.partial(_folded, 3), key)
         _, mean, measured = reports.next(noise_key, federated_value((), SERVER), value, weight)
 
@@ -372,8 +372,8 @@ def report_size(asked: Asking) -> int:
     return asked.num_values or asked.num_bins + 1
 
 
-def _has_records(records: Sequence) -> jax.Array:
-    return (records.length > 0).astype(jnp.float32)
+def _reports(of_bins: bool, records: Sequence) -> jax.Array:
+    return jnp.float32(1) if of_bins else (records.length > 0).astype(jnp.float32)
 
 
 def _one_bin(asked: Asking, of_client: Entries) -> jax.Array:

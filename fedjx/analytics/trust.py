@@ -19,7 +19,7 @@ from fedjx.privacy import events
 from fedjx.privacy.account import Account, account
 from fedjx.privacy.calibration import noise_within
 from fedjx.privacy.events import Event, Laplacian, Local
-from fedjx.privacy.local import Randomizer, sampled_response
+from fedjx.privacy.local import Randomizer, number_response, sampled_response
 from fedjx.privacy.local_frequency import frequency_response
 from fedjx.privacy.loss import Relation
 
@@ -51,6 +51,7 @@ class Terms(NamedTuple):
       num_bits: See there.
       num_rounds: How often the same clients answer, at the same terms.
       largest: The most records that a client has.
+      randomizer: See there.
     """
 
     trust: Trust
@@ -64,6 +65,7 @@ class Terms(NamedTuple):
     num_bits: int
     num_rounds: int
     largest: int
+    randomizer: Callable[..., Randomizer] | None
 
 
 class Prepared(NamedTuple):
@@ -210,8 +212,7 @@ def _local(asked: Asking, terms: Terms) -> Prepared:
     is_shuffled = terms.trust == "shuffled_dp"
     assert terms.epsilon is not None
     each = _shuffled_report(terms) if is_shuffled else terms.epsilon / terms.num_rounds
-    make = _of_category if asked.num_values == 0 else _of_numbers
-    size = sums.report_size(asked)
+    make, size = _Report(terms.randomizer, asked.num_values == 0), sums.report_size(asked)
     variance = make(each, size).variance
     spent = account(Event(0.0, Local(each)), terms.sampler, relation=terms.relation, shuffled=is_shuffled)
     computation = sums.local(asked, make, each)
@@ -222,12 +223,23 @@ def _local(asked: Asking, terms: Terms) -> Prepared:
     return Prepared(computation, (), spent, noise)
 
 
-def _of_category(epsilon: float, size: int) -> Randomizer:
-    return frequency_response(epsilon=epsilon, num_categories=size)
+class _Report(NamedTuple):
+    """How a client reports a bin, or numbers in ``[-1, 1]``: as it is asked to, or with the least variance."""
 
+    randomizer: Callable[..., Randomizer] | None
+    of_bins: bool
 
-def _of_numbers(epsilon: float, size: int) -> Randomizer:
-    return sampled_response(epsilon=epsilon, bounds=np.ones(size))
+    def __call__(self, epsilon: float, size: int) -> Randomizer:
+        if self.of_bins:
+            return (self.randomizer or frequency_response)(epsilon=epsilon, num_categories=size)
+        if size > 1:
+            return (self.randomizer or sampled_response)(epsilon=epsilon, bounds=np.ones(size))
+        one = (self.randomizer or number_response)(epsilon=epsilon, bound=1.0)
+        return one._replace(
+            check=lambda member: None,
+            report=lambda key, value: one.report(key, value[0]),
+            decode=lambda message: one.decode(message)[None],
+        )
 
 
 def _shuffled_report(terms: Terms) -> float:
