@@ -120,6 +120,7 @@ def _conversed(dialogue: Dialogue, data: ClientData, how: AskArguments) -> Answe
         )
     asked = _asked(question, data, how, num_rounds=1 if splits else dialogue.num_rounds)
     number, groups = asked.terms.num_clients, _split(asked, dialogue.num_rounds) if splits else None
+    whole = asked.population if asked.samples else number
     if groups is not None:  # on the terms of the smallest, in which reports hide the least
         asked = _asked(question, data, {**how, "clients": groups[-1]})
     way = prepared(question, asked.terms, with_moments=asked.samples and _has_moments(question))
@@ -130,6 +131,8 @@ def _conversed(dialogue: Dialogue, data: ClientData, how: AskArguments) -> Answe
     for round in range(progress.round, dialogue.num_rounds):
         question = dialogue.question(progress.state, round)
         total, answered, bits = _total(question, way, _of_round(asked, data, how, round, groups))
+        if groups is not None:  # of records in bins, one of a client: its square is its count
+            total = _scaled(total, len(groups[round]) / whole, np.maximum(total.table, 0.0))
         state = dialogue.update(progress.state, round, total)
         if answered is not None:  # in groups these are others in every round
             answered = (sum if splits else max)((answered, progress.num_answered or 0))
@@ -305,7 +308,11 @@ def _for_all(question: Question, asked: _Asked, shown: Shown, total: Total) -> T
     # Of n records in a bin, within bounds b, a client's sum is t^2 <= n^2 b^2, and n at most the most that it has.
     most = 1 if question.distinct else (asked.terms.max_records or asked.terms.largest)
     counts = np.maximum(total.table[:, -1:], 0.0) if question.counts else population * share * most
-    squares = most * np.array([*question.bounds, *[1.0] * question.counts]) ** 2 * counts
+    return _scaled(total, share, most * np.array([*question.bounds, *[1.0] * question.counts]) ** 2 * counts)
+
+
+def _scaled(total: Total, share: float, squares: np.ndarray) -> Total:
+    """Returns the estimate for all clients by a share of them, the squares of whose tables sum up to that at most."""
     return Total(total.table / share, (squares * (1 - share) + total.variance) / share**2)
 
 

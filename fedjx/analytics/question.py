@@ -15,15 +15,18 @@ class Entry(NamedTuple):
 
     Attributes:
       bins: int32 ``[]`` or ``[m]``; the rows. A record whose first is below 0 takes no part.
-      values: float32 ``[d]``, added to each of these rows, within the question's bounds; None if records are only
-        counted.
+      values: float32 ``[d]``, added to each of these rows, within the question's bounds; or integers, which are added
+        modulo 2^32 if the question says so; None if records are only counted.
       priority: A number ``[]``; of a client with more than ``max_records`` those of the highest are taken. None if they
         are drawn at random.
+      identity: Integer ``[]``; of a client's records with the same one a distinct question takes one. The first bin if
+        not given.
     """
 
     bins: Array
     values: Array | None = None
     priority: Array | None = None
+    identity: Array | None = None
 
 
 class Total(NamedTuple):
@@ -71,9 +74,11 @@ class Question(NamedTuple):
         values are counted in bounds.
       bounds: The largest magnitude of each of the d numbers in an entry; infinite ones are for plain answers alone.
       counts: Whether the table has the numbers of records too.
-      distinct: Whether a client adds to each bin once, however many of its records are there.
+      distinct: Whether of a client's records with the same `Entry.identity` one takes part; and what ``max_records``
+        bounds and is only counted adds to each bin once, however many records are there.
       told: Arrays that the server tells everybody, as the second argument of `entry`.
       refuses: Why, by the model of trust, for those in which it cannot be asked.
+      modular: Whether values are integers, added modulo 2^32, in plain and secure sums.
     """
 
     columns: tuple[str, ...]
@@ -86,6 +91,7 @@ class Question(NamedTuple):
     distinct: bool = False
     told: PyTree = ()
     refuses: Mapping[str, str] = {}
+    modular: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:

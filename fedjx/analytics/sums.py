@@ -64,7 +64,7 @@ class Sums(NamedTuple):
     """A table: of one client, or of all.
 
     Attributes:
-      values: float32 ``[num_bins, d]``, or what stands for it in fixed point; None for counts alone.
+      values: float32 ``[num_bins, d]``, or what stands for it in fixed point, or integers; None for counts alone.
       counts: int32 ``[num_bins]``; None if records are not counted.
     """
 
@@ -83,6 +83,7 @@ class Asking(NamedTuple):
       distinct: See there.
       max_records: The most entries of a client, drawn at random by its key; None for all.
       divides: Whether values are divided by their bounds.
+      modular: See there.
     """
 
     entry: Callable[..., Entry]
@@ -92,6 +93,7 @@ class Asking(NamedTuple):
     distinct: bool
     max_records: int | None
     divides: bool
+    modular: bool
 
     @property
     def num_values(self) -> int:
@@ -101,8 +103,8 @@ class Asking(NamedTuple):
 
 def asking(question: Question, max_records: int | None, *, divides: bool) -> Asking:
     """Returns the part of a question that is computed."""
-    of = question
-    return Asking(of.entry, of.num_bins, of.bounds, of.counts, of.distinct, max_records, divides)
+    of, divides = question, divides and not question.modular
+    return Asking(of.entry, of.num_bins, of.bounds, of.counts, of.distinct, max_records, divides, of.modular)
 
 
 def entries(asked: Asking, told: PyTree, key: Key, records: Sequence) -> Entries:
@@ -112,12 +114,15 @@ def entries(asked: Asking, told: PyTree, key: Key, records: Sequence) -> Entries
     is_some = records.mask & (bins[:, 0] >= 0) & (bins[:, 0] < asked.num_bins)
     bins = jnp.where(is_some[:, None], bins, -1)
     if asked.distinct:
-        bins = _distinct(bins)
-    values = None if found.values is None else found.values.reshape(len(bins), -1).astype(jnp.float32)
+        bins = _distinct(bins, bins[:, 0] if found.identity is None else found.identity)
+    dtype = jnp.uint32 if asked.modular else jnp.float32
+    values = None if found.values is None else found.values.reshape(len(bins), -1).astype(dtype)
     most = len(bins) if asked.max_records is None else asked.max_records
     if len(bins) > most:
         chosen = _chosen(key, bins[:, 0] >= 0, most, found.priority)
         bins, values = bins[chosen], None if values is None else values[chosen]
+    if asked.distinct and values is None and asked.max_records is not None and bins.shape[1] > 1:
+        bins = jax.vmap(lambda column: _distinct(column[:, None], column)[:, 0], 1, 1)(bins)
     if values is not None:
         values = jnp.where(bins[:, :1] >= 0, values, 0)
         if asked.divides:
@@ -126,10 +131,10 @@ def entries(asked: Asking, told: PyTree, key: Key, records: Sequence) -> Entries
     return Entries(bins, values)
 
 
-def _distinct(bins: jax.Array) -> jax.Array:
-    """Leaves, of the rows that have the same first bin, one."""
-    order = jnp.argsort(bins[:, 0])
-    ordered = bins[order, 0]
+def _distinct(bins: jax.Array, identity: Array) -> jax.Array:
+    """Leaves, of the rows that have the same identity, one; it takes part if one of them does."""
+    order = jnp.lexsort((bins[:, 0] < 0, identity))
+    ordered = identity[order]
     again = jnp.zeros(len(bins), bool).at[order[1:]].set(ordered[1:] == ordered[:-1])
     return jnp.where(again[:, None], -1, bins)
 
@@ -219,8 +224,8 @@ def secure(asked: Asking, grid: FixedPoint | None) -> Computation[..., Shown]:
 
 
 def grid_of(asked: Asking, num_clients: int) -> FixedPoint | None:
-    """Returns the grid on which so many clients' values are summed; None if they only count."""
-    if asked.num_values == 0:
+    """Returns the grid on which so many clients' values are summed; None if they only count, or add integers."""
+    if asked.num_values == 0 or asked.modular:
         return None
     return fixed_point(bound=float(asked.max_records or 1), max_clients=num_clients)
 

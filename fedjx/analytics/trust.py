@@ -136,7 +136,7 @@ def _exact(num_answered: int) -> tuple[float, float]:
 
 
 def _secure(asked: Asking, terms: Terms) -> Prepared:
-    if asked.num_values:
+    if asked.num_values and not asked.modular:
         asked = asked._replace(max_records=asked.max_records or terms.largest)
     grid = sums.grid_of(asked, terms.num_clients)
 
