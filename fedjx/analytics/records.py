@@ -15,7 +15,7 @@ from fedjx.data.federated_data import ClientData
 
 _CLIENTS = 1 << 18  # whose sizes are read at once
 _ROWS = 1 << 20  # of which the records are
-_CELLS = 1 << 18  # of a chunk, clients times the most records of one
+_CELLS = 1 << 17  # of a chunk, clients times the most records of one
 
 
 class Records:

@@ -308,7 +308,7 @@ class Store:
         first, count, place = first[order], count[order], place[order]
         starts = np.array([shard["first_example"] for shard in self.manifest["shards"]])
         shards = np.searchsorted(starts, first, side="right") - 1
-        for shard in np.unique(shards):
+        for shard in range(shards[0], shards[-1] + 1) if len(shards) else ():
             part = slice(*np.searchsorted(shards, [shard, shard + 1]))
             for name in out:
                 self._column(name, shard).read(first[part] - starts[shard], count[part], out[name], place[part])

@@ -164,10 +164,12 @@ def test_no_answer_costs_more_than_was_allowed(trust):
 def test_shuffled_reports_hide_among_the_fewest_that_are_shown():
     data = people([*CROWD, []])
     how: Any = {"trust": "shuffled_dp", "epsilon": 1.0, "delta": 1e-3, "key": KEY}
+    numbers = mean("x", low=0, high=1)  # of which nobody without a record reports
     with pytest.raises(TooFewAnswers, match="at least min_clients=31 clients; got 30"):
-        ask(count(), data, **how)
+        ask(numbers, data, **how)
+    assert ask(count(), data, **how).num_answered == 31  # of bins there is one for what is in none
     for sampler, fewest in ((None, 30), (None, 7), (uniform_sampler(31, 20, seed=0), 7)):
-        answer = ask(count(), data, sampler=sampler, min_clients=fewest, **how)
+        answer = ask(numbers, data, sampler=sampler, min_clients=fewest, **how)
         assert answer.account is not None
         assert answer.account.loss[1:] == (fewest,)
 

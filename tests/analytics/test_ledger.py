@@ -16,6 +16,7 @@ import pytest
 from fedjx.analytics.ask import TooFewAnswers, ask
 from fedjx.analytics.count import count
 from fedjx.analytics.ledger import Ledger
+from fedjx.analytics.mean import mean
 from fedjx.data import FederatedData, fixed_sampler
 from fedjx.privacy import BudgetSpent, Event, Laplacian, account, together
 from tests.analytics.test_attacks import dialogue
@@ -109,7 +110,7 @@ def test_what_was_paid_is_on_disk_before_anybody_is_asked(tmp_path, monkeypatch)
     how: Any = {"trust": "local_dp", "epsilon": 0.1}
     empty, other = FederatedData({"x": np.zeros(1, np.float32)}, np.array([0, 1, 1])), Ledger(epsilon=1, delta=1e-5)
     with pytest.raises(TooFewAnswers):  # nor is it given back if there is no answer
-        ask(count(), empty, key=key(5), ledger=other, min_clients=2, **how)
+        ask(mean("x", low=0, high=1), empty, key=key(5), ledger=other, min_clients=2, **how)
     assert len(other.payments) == 1
 
 
