@@ -20,7 +20,7 @@ from fedjx.analytics.quantile import median, quantile, quantile_by_bisection, qu
 from fedjx.analytics.question import Entry, Question, Sensitivity, Total
 from fedjx.analytics.records import Records
 from fedjx.analytics.regression import Regression, linear_regression
-from fedjx.analytics.text import from_bytes, to_bytes
+from fedjx.analytics.text import from_bytes, is_text, to_bytes
 from fedjx.analytics.top_k import top_k
 from fedjx.analytics.total import total
 from fedjx.analytics.trie_hh import trie_hh
@@ -59,6 +59,7 @@ __all__ = [
     "hierarchical_histogram",
     "histogram",
     "histogram_2d",
+    "is_text",
     "large_groups",
     "linear_regression",
     "lookup_table",

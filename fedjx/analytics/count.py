@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from fedjx.analytics.question import Entry, Question, Total, once
@@ -39,11 +40,12 @@ class _Counted(NamedTuple):
     where: Predicate | None
 
     def __call__(self, record: Mapping[str, Array], told: PyTree) -> Entry:
-        is_one = True if self.where is None else self.where(record)
-        if jnp.shape(is_one):
+        is_one = jnp.bool_(True) if self.where is None else self.where(record)
+        if not isinstance(is_one, jax.Array) or is_one.shape or is_one.dtype != bool:
+            got = f"{is_one.dtype}{list(is_one.shape)}" if isinstance(is_one, jax.Array) else repr(is_one)
             raise ValueError(
-                f"a record has a property or not; got {list(jnp.shape(is_one))} answers of where for one. Return a "
-                "single one, such as that of all() or any()."
+                f"a record has a property or not, bool []; got {got} of where. Compare numbers, join by & and |, take "
+                'all() of several, and is_text(record[...], "asthma") of text.'
             )
         return Entry(jnp.where(is_one, 0, -1).astype(jnp.int32))
 

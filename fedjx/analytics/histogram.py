@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fedjx.analytics.numbers import number
+from fedjx.analytics.numbers import category, number
 from fedjx.analytics.question import Entry, Question, Total, once
 from fedjx.core.language.names import Array, DType, PyTree
 
@@ -29,9 +29,10 @@ class Bins(NamedTuple):
 
     def bin_of(self, x: Array) -> Array:
         """Returns the bin of a value, int32 ``[]``; -1 if it is in none."""
-        x = number(x)
         if self.edges is None:
+            x = category(x)
             return jnp.where((x >= 0) & (x < self.size), x, -1).astype(jnp.int32)
+        x = number(x)
         if not jnp.issubdtype(x.dtype, jnp.integer):
             x = x.astype(jnp.float32)
         edges = jnp.asarray(_rounded_up(self.edges, x.dtype))
@@ -131,8 +132,8 @@ def histogram_2d(columns: Sequence[str], *, bins: Sequence[int | ArrayLike], dis
     array([[1., 0.],
            [1., 1.]])
     """
-    if len(columns) != 2 or len(bins) != 2:
-        raise ValueError(f"a table is by two columns, with bins of each; got {columns} and {len(bins)}. Give two.")
+    if np.ndim(bins) == 0 or len(columns) != 2 or len(bins) != 2:
+        raise ValueError(f"a table is by two columns, with bins of each; got {columns=} and {bins=}. Give two of both.")
     of = tuple(map(bins_of, bins))
     shape = tuple(each.size for each in of)
     entry = _Binned(tuple(columns), of)

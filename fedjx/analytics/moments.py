@@ -102,7 +102,7 @@ def products(columns: Sequence[str], within: Bounds | None) -> Products:
     Raises:
       ValueError: If a column is there twice or lacks bounds.
     """
-    if not columns or len(set(columns)) < len(columns):
+    if isinstance(columns, str) or not columns or len(set(columns)) < len(columns):
         raise ValueError(f"columns are some, each once; got {list(columns)}. Name them.")
     if within is not None and set(columns) - set(within):
         raise ValueError(

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from fedjx.core.language.checks import check_number
 from fedjx.core.language.names import Array
 
 
@@ -74,8 +75,7 @@ def bounds(low: float | None, high: float | None) -> Range:
         raise ValueError(f"numbers have two bounds, or none; got {low=} and {high=}. Give both.")
     if low is None or high is None:
         return Range(-math.inf, math.inf)
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError(f"bounds are finite; got {low=} and {high=}. Pass numbers that make sense, or neither.")
+    check_number("(-inf, inf)", "Pass numbers that make sense, or neither bound.", low=low, high=high)
     if not low < high:
         raise ValueError(f"bounds are in order; got {low=} and {high=}. Let low be less than high.")
     return Range(float(low), float(high))
@@ -94,6 +94,19 @@ def number(x: Array) -> Array:
         )
     is_narrow = x.dtype == bool or (jnp.issubdtype(x.dtype, jnp.integer) and jnp.iinfo(x.dtype).bits < 32)
     return x.astype(jnp.int32) if is_narrow else x
+
+
+def category(x: Array) -> Array:
+    """Returns a category, an integer of at least 32 bits.
+
+    Raises:
+      ValueError: If it is a fraction, or several: a record would add more than noise is made for.
+    """
+    if not (x.dtype == bool or jnp.issubdtype(x.dtype, jnp.integer)):
+        raise ValueError(
+            f"categories and groups are integers; got a column of {x.dtype}. Number them from 0, or give edges of bins."
+        )
+    return number(x)
 
 
 def finite(x: Array) -> Array:

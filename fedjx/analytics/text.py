@@ -34,6 +34,10 @@ def to_bytes(strings: Iterable[str], max_bytes: int) -> np.ndarray:
            [ 99,  97, 102,   0]], dtype=uint8)
     """
     check_integer("[1, inf)", max_bytes=max_bytes)
+    strings = list(strings)
+    others = [string for string in strings if not isinstance(string, str)]
+    if others:
+        raise TypeError(f'text is strings; got {others[0]!r} ({len(others)} of such). Replace what is missing by "".')
     encoded = [string.encode()[: max_bytes + 1] for string in strings]
     if any(0 in row for row in encoded):
         raise ValueError("strings must not have the character of number 0, which pads them; got one. Replace it.")
@@ -64,6 +68,18 @@ def from_bytes(rows: np.ndarray) -> list[str]:
     ['tea', 'café']
     """
     return [row.tobytes().rstrip(b"\0").decode(errors="backslashreplace") for row in np.asarray(rows, np.uint8)]
+
+
+def is_text(x: Array, string: str) -> Array:
+    """Tells whether a record's bytes, uint8 ``[L]``, are a string, bool ``[]``: for ``where`` of a count.
+
+    >>> from fedjx.analytics import ask, count, is_text, to_bytes
+    >>> notes = fedjx.data.FederatedData.from_clients([{"word": to_bytes(["gout", "tea"], 5)}])
+    >>> float(ask(count("word", where=lambda record: is_text(record["word"], "tea")), notes).value)
+    1.0
+    """
+    row = np.frombuffer(string.encode(), np.uint8)
+    return jnp.all(fitted(x, max(len(row), x.shape[-1])) == fitted(row, max(len(row), x.shape[-1])))
 
 
 def hash_coefficients(num_hashes: int, num_bytes: int, seed: int) -> np.ndarray:

@@ -85,8 +85,8 @@ def test_laws(name: str, monkeypatch: pytest.MonkeyPatch):
     found = once.streamed()
     trust = once.asked.terms.trust
 
-    # Who has no record changes nothing; but he makes a share of noise or reports that he is in no bin, and he makes room
-    # on the grid of a secure sum.
+    # Who has no record changes nothing; but he makes a share of noise or reports that he is in no bin, and he makes
+    # room on the grid of a secure sum.
     shares = trust == "distributed_dp" or (trust in ("local_dp", "shuffled_dp") and not once.question.bounds)
     clients = disordered(once.asked.records, one_more=not shares)
     assert_agree(case, found, once.in_one_program(clients))
