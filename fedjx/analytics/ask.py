@@ -19,6 +19,7 @@ from fedjx.analytics.records import Records
 from fedjx.analytics.sums import Shown
 from fedjx.analytics.trust import SEES, TRUSTS, Prepared, Terms, Trust, prepared
 from fedjx.core.language.checks import check_choice, check_integer, check_number
+from fedjx.core.language.fingerprint import of_values
 from fedjx.core.language.names import Key
 from fedjx.core.language.traffic import traffic
 from fedjx.data.federated_data import ClientData
@@ -105,6 +106,9 @@ def ask(question: Question | Dialogue, data: ClientData, **how: Unpack[AskArgume
     >>> round(float(answer.value), 4), answer.num_answered, answer.sees
     (42.8, 3, "every client's entries")
     """
+    unknown = sorted(set(how) - set(AskArguments.__annotations__))
+    if unknown:
+        raise TypeError(f"arguments are those of AskArguments; got {unknown[0]!r}. Name one that is there.")
     if isinstance(question, Dialogue):
         return _conversed(question, data, how)
     asked = _asked(question, data, how)
@@ -313,7 +317,8 @@ def _for_all(question: Question, asked: _Asked, shown: Shown, total: Total) -> T
         covariance = moments * (1 - share) / share**2 + np.diag(total.variance.reshape(-1)) / share**2
         return Total(total.table / share, np.diag(covariance).reshape(total.table.shape), covariance)
     # Of n records in a bin, within bounds b, a client's sum is t^2 <= n^2 b^2, and n at most the most that it has.
-    most = 1 if question.distinct else (asked.terms.max_records or asked.terms.largest)
+    is_one = question.distinct or asked.terms.trust in ("local_dp", "shuffled_dp")
+    most = 1 if is_one else (asked.terms.max_records or asked.terms.largest)
     counts = np.maximum(total.table[:, -1:], 0.0) if question.counts else population * share * most
     return _scaled(total, share, most * np.array([*question.bounds, *[1.0] * question.counts]) ** 2 * counts)
 
@@ -339,7 +344,8 @@ def _of_round(
     asked: _Asked, data: ClientData, how: AskArguments, round: int, groups: list[np.ndarray] | None
 ) -> _Asked:
     """Returns who is asked in a round, with the round's key."""
-    key = jax.random.fold_in(asked.key, 16 + round)
+    # Folded twice, so that no question has it whose key is folded out of the dialogue's.
+    key = jax.random.fold_in(jax.random.fold_in(asked.key, 5), round)
     sampler = how.get("sampler")
     if groups is not None:
         records = Records(data, asked.records.columns, groups[round])
@@ -360,6 +366,7 @@ def _identity(
     return {
         "clients": None if ids is None else hashlib.sha256(np.sort(ids).tobytes()).hexdigest(),
         "round": how.get("round", 0),
+        "first": of_values(dict(dialogue.first)),
         "columns": list(question.columns),
         "shape": list(question.shape),
         "num_rounds": dialogue.num_rounds,

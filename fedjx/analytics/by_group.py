@@ -15,6 +15,7 @@ from fedjx.analytics.question import Entry, Question, Total
 from fedjx.core.language.checks import check_integer
 from fedjx.core.language.names import Array, PyTree
 
+_ODD = 0x9E3779B1  # by which numbers of groups become words of 32 bits that differ in many of them
 _WHY = (
     "a report says of which group it is, or has a number of it, not both. Ask for numbers of one group at a time, or "
     "for counts"
@@ -36,7 +37,8 @@ def by_group(question: Question, column: str, *, num_groups: int, shown: ArrayLi
 
     Returns:
       A `Question`; its answer is that of each group: arrays ``[num_groups, ...]`` in place of ``[...]``, and for a
-      `Sketch`, a `Regression` or a `Hierarchy` a tuple with one for each group, None where it is not shown.
+      `Sketch`, a `Regression`, a `Hierarchy` or counts by string a tuple with one for each group, None where it is not
+      shown.
 
     >>> from fedjx.analytics import ask, by_group, mean
     >>> ages = fedjx.data.FederatedData.from_clients([{"age": [31, 53], "city": [0, 2]}, {"age": [7], "city": [2]}])
@@ -56,7 +58,7 @@ def by_group(question: Question, column: str, *, num_groups: int, shown: ArrayLi
         columns=columns,
         entry=_Grouped(question.entry, question.columns, column, num_groups, question.num_bins),
         num_bins=num_groups * question.num_bins,
-        estimate=_OfEach(question.estimate, tells),
+        estimate=_OfEach(question.estimate, tells, bool(question.bounds)),
         told=(question.told, tells),
         refuses={**local, **question.refuses},
     )
@@ -107,12 +109,18 @@ class _Grouped(NamedTuple):
         is_one = (group >= 0) & (group < self.num_groups)
         group = jnp.where(is_one, group, 0).astype(jnp.int32)
         takes_part = is_one & tells[group] & (found.bins >= 0)
-        return found._replace(bins=jnp.where(takes_part, group * self.num_bins + found.bins, -1))
+        bins = jnp.where(takes_part, group * self.num_bins + found.bins, -1)
+        if found.identity is None:
+            return found._replace(bins=bins)
+        # The same in another group is another one.
+        identity = found.identity.astype(jnp.uint32) ^ (group.astype(jnp.uint32) * np.uint32(_ODD))
+        return found._replace(bins=bins, identity=identity)
 
 
 class _OfEach(NamedTuple):
     estimate: Callable[[Total], tuple[Any, Any]]
     tells: np.ndarray
+    of_values: bool  # whose dicts have the same names in every group; those of strings have not
 
     def __call__(self, total: Total) -> tuple[Any, Any]:
         num_groups = len(self.tells)
@@ -126,7 +134,7 @@ class _OfEach(NamedTuple):
         return self._together(values), self._together(stddevs)
 
     def _together(self, of_each: tuple[Any, ...]) -> Any:
-        if isinstance(of_each[0], tuple):
+        if isinstance(of_each[0], tuple) or (isinstance(of_each[0], dict) and not self.of_values):
             return tuple(one if is_shown else None for one, is_shown in zip(of_each, self.tells, strict=True))
 
         def stacked(*of_each: Any) -> np.ndarray:

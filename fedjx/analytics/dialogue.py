@@ -22,7 +22,8 @@ class Dialogue(NamedTuple):
 
     Attributes:
       num_rounds: How many.
-      first: The state before the first, arrays by name.
+      first: The state before the first, arrays by name; what it has goes on from a file only where it began the same,
+        so that all that the questions depend on is in it.
       question: ``(state, round) -> Question``, from round 0 on. What changes is `Question.told`, so that nothing is
         compiled again.
       update: ``(state, round, total) -> state``, from the sums over the clients.

@@ -102,9 +102,9 @@ class Tree(NamedTuple):
         >>> Tree(1024, 2).sensitivity(3, distinct=False).l2 ** 2, Tree(1024, 2).sensitivity(3, distinct=True).l2 ** 2
         (90.0, 81.0)
         """
-        most = min(max_records, self.num_leaves) if distinct else max_records
-        below = [min(most, self.arity**level) if distinct else most for level in range(len(self.sizes))]
-        return Sensitivity(float(most * len(below)), float(most * sum(below)) ** 0.5)
+        # Not at most `num_leaves`: by group, a client has as many distinct leaves in each group.
+        below = [min(max_records, self.arity**level) if distinct else max_records for level in range(len(self.sizes))]
+        return Sensitivity(float(max_records * len(below)), float(max_records * sum(below)) ** 0.5)
 
 
 class Estimate(NamedTuple):

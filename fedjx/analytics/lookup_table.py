@@ -133,7 +133,7 @@ class _Table(NamedTuple):
         places, checksum = self.hashed(string)
         padded = fitted(string, 2 * (self.num_values - 1)).astype(jnp.uint32)
         values = jnp.concatenate([(padded[0::2] << 8) + padded[1::2], checksum])
-        return Entry(jnp.where(string[0] > 0, places, -1), values, checksum[0])
+        return Entry(jnp.where(string[0] > 0, places, -1), values, identity=checksum[0])
 
     def read(self, sums: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns what string a cell has if it has one, uint8 ``[n, num_bytes]``, and whether it has, bool ``[n]``.

@@ -69,12 +69,14 @@ def prefix_tree(
 
     def update(state: State, round: int, total: Total) -> State:
         counts, stddevs = total.table[:, 0], np.sqrt(total.variance[:, 0])
-        return tree.grown(state, round, counts, stddevs, np.maximum(min_count, num_stddevs * stddevs))
+        least = np.maximum(min_count, num_stddevs * stddevs)
+        return {**state, **tree.grown(state, round, counts, stddevs, least)}
 
     def question(state: State, round: int) -> Question:
         return tree.question(state, round)._replace(distinct=distinct)
 
-    return Dialogue(tree.num_rounds, tree.root(), question, update, _found)
+    first = {**tree.root(), "least": np.array([min_count, num_stddevs]), "distinct": np.array(distinct)}
+    return Dialogue(tree.num_rounds, first, question, update, _found)
 
 
 class Tree(NamedTuple):

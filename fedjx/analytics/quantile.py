@@ -152,7 +152,7 @@ def quantile_by_bisection(column: str, q: ArrayLike, *, low: float, high: float,
         low, high = state["ends"]
         is_above = rounds[1, round] < shares.reshape(-1)
         ends = np.where(is_above, [thresholds, high], [low, thresholds])
-        return {"ends": ends, "rounds": rounds}
+        return {**state, "ends": ends, "rounds": rounds}
 
     def estimate(state: State) -> tuple[Any, Any]:
         columns = zip(shares.reshape(-1), np.moveaxis(state["rounds"], 2, 0), strict=True)
@@ -160,7 +160,8 @@ def quantile_by_bisection(column: str, q: ArrayLike, *, low: float, high: float,
         value = np.where(np.isnan(off), np.nan, state["ends"].mean(0))
         return value.reshape(shares.shape)[()], off.reshape(shares.shape)[()]
 
-    return Dialogue(num_rounds, {"ends": ends, "rounds": rounds}, question, update, estimate)
+    begin = {"ends": ends, "rounds": rounds, "shares": shares}
+    return Dialogue(num_rounds, begin, question, update, estimate)
 
 
 def quantile_online(
@@ -211,12 +212,13 @@ def quantile_online(
     def update(state: State, round: int, total: Total) -> State:
         guess, below = state["guess"], _at_most(state["guess"], total)[0]
         step = learning_rate * (np.where(np.isnan(below), shares.reshape(-1), below) - shares.reshape(-1))
-        return {"guess": guess * np.exp(-step) if geometric else guess - step}
+        return {**state, "guess": guess * np.exp(-step) if geometric else guess - step}
 
     def estimate(state: State) -> tuple[Any, None]:
         return state["guess"].reshape(shares.shape)[()], None
 
-    return Dialogue(num_rounds, {"guess": first}, question, update, estimate)
+    begin = {"guess": first, "shares": shares, "rule": np.array([learning_rate, geometric])}
+    return Dialogue(num_rounds, begin, question, update, estimate)
 
 
 def _exceeding(column: str, thresholds: np.ndarray) -> Question:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -121,7 +122,7 @@ def entries(asked: Asking, told: PyTree, key: Key, records: Sequence) -> Entries
     if len(bins) > most:
         chosen = _chosen(key, bins[:, 0] >= 0, most, found.priority)
         bins, values = bins[chosen], None if values is None else values[chosen]
-    if asked.distinct and values is None and asked.max_records is not None and bins.shape[1] > 1:
+    if asked.distinct and values is None and asked.max_records is not None and found.identity is not None:
         bins = jax.vmap(lambda column: _distinct(column[:, None], column)[:, 0], 1, 1)(bins)
     if values is not None:
         values = jnp.where(bins[:, :1] >= 0, values, 0)
@@ -227,7 +228,11 @@ def grid_of(asked: Asking, num_clients: int) -> FixedPoint | None:
     """Returns the grid on which so many clients' values are summed; None if they only count, or add integers."""
     if asked.num_values == 0 or asked.modular:
         return None
-    return fixed_point(bound=float(asked.max_records or 1), max_clients=num_clients)
+    most = float(asked.max_records or 1)
+    if asked.num_bins > 1 and most > 1:
+        # Each entry is rounded by itself: with room for six standard deviations of that, and for float32.
+        most *= 1 + 1e-6 + 3 * math.sqrt(most * num_clients) / 2**31
+    return fixed_point(bound=most, max_clients=num_clients)
 
 
 def _encoded(grid: FixedPoint, key: Key, sent: Any) -> Any:

@@ -68,7 +68,7 @@ def bin_sum(num_bins: int, secure: bool) -> Reduction:
     def update(total: PyTree, members: PyTree, mask: jax.Array) -> PyTree:
         bins, values = members
         bins = bins.astype(jnp.promote_types(bins.dtype, jnp.int32))  # a narrow one has no number for what is left out
-        real = mask.reshape(-1, *[1] * (bins.ndim - 1)) & (bins >= 0)
+        real = mask.reshape(-1, *[1] * (bins.ndim - 1)) & (bins >= 0) & (bins < num_bins)
         rows = jnp.where(real, bins, num_bins).reshape(-1)
         each = values.astype(total.dtype).reshape(-1, *total.shape[1:])
         if not jnp.issubdtype(total.dtype, jnp.inexact):

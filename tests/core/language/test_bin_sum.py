@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fedjx import Clients, check_secure, federated_bin_sum, federated_client_ids, federated_computation, federated_map
+from fedjx.core.language.reductions import bin_sum
 from tests.algorithms.test_laws import mesh
 
 NUM_BINS = 6
@@ -159,3 +160,10 @@ def test_only_secure_ones_hide_the_entries():
 def test_mistakes_are_refused(bins, values, others, error, sentence):
     with pytest.raises(error, match=sentence):
         summed(**others)(Clients.of(bins), Clients.of(values))
+
+
+def test_a_bin_of_64_bits_is_none_of_the_first():
+    with jax.enable_x64(True):
+        bins, reduction = jnp.array([2**32, 2**32 + 1, 1], jnp.int64), bin_sum(4, False)
+        found = reduction.update(jnp.zeros(4, jnp.int64), (bins, jnp.ones(3, jnp.int64)), jnp.ones(3, bool))
+    assert found.tolist() == [0, 1, 0, 0]
