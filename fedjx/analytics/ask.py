@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -18,13 +19,14 @@ from fedjx.analytics.question import Question, Total
 from fedjx.analytics.records import Records
 from fedjx.analytics.sums import Shown
 from fedjx.analytics.trust import SEES, TRUSTS, Prepared, Terms, Trust, prepared
+from fedjx.analytics.who import Everybody, Reports, drawn
 from fedjx.core.language.checks import check_choice, check_integer, check_number
 from fedjx.core.language.fingerprint import of_values
 from fedjx.core.language.names import Key
 from fedjx.core.language.traffic import traffic
 from fedjx.data.federated_data import ClientData
 from fedjx.data.fingerprint import fingerprint
-from fedjx.data.sampling import Described, Sampler, described
+from fedjx.data.sampling import Sampler
 from fedjx.privacy.local import Randomizer
 from fedjx.privacy.loss import Relation
 
@@ -111,10 +113,13 @@ def ask(question: Question | Dialogue, data: ClientData, **how: Unpack[AskArgume
         raise TypeError(f"arguments are those of AskArguments; got {unknown[0]!r}. Name one that is there.")
     if isinstance(question, Dialogue):
         return _conversed(question, data, how)
+    if how.get("path") is not None:
+        raise ValueError("what goes on after a crash is a Dialogue; got path= for one question. Leave it out.")
     asked = _asked(question, data, how)
     way = prepared(question, asked.terms, with_moments=asked.samples and _has_moments(question))
+    bits = _bits(question, way, asked)
     _pay(question, way, how, 1)
-    total, answered, bits = _total(question, way, asked)
+    total, answered = _total(question, way, asked)
     return _answer(question.estimate(total), way, asked, answered, bits)
 
 
@@ -136,20 +141,20 @@ def _conversed(dialogue: Dialogue, data: ClientData, how: AskArguments) -> Answe
     way = prepared(question, asked.terms, with_moments=asked.samples and _has_moments(question))
     path = None if path is None else Path(path)
     identity = _identity(dialogue, question, way, asked, how)
+    bits = _bits(question, way, asked) * asked.terms.num_rounds
     progress = begun(dialogue, identity, path)
     _pay(question, way, how, asked.terms.num_rounds, progress.token)
     for round in range(progress.round, dialogue.num_rounds):
         question = dialogue.question(progress.state, round)
-        total, answered, bits = _total(question, way, _of_round(asked, data, how, round, groups))
+        total, answered = _total(question, way, _of_round(asked, data, how, round, groups))
         if groups is not None:  # of records in bins, one of a client: its square is its count
             total = _scaled(total, len(groups[round]) / whole, np.maximum(total.table, 0.0))
         state = dialogue.update(progress.state, round, total)
         if answered is not None:  # in groups these are others in every round
             answered = (sum if splits else max)((answered, progress.num_answered or 0))
-        bits = max(bits, progress.bits) if splits else bits + progress.bits
-        progress = Progress(round + 1, state, answered, bits, progress.token)
+        progress = Progress(round + 1, state, answered, progress.token)
         save(progress, identity, path)
-    found = _answer(dialogue.estimate(progress.state), way, asked, progress.num_answered, progress.bits)
+    found = _answer(dialogue.estimate(progress.state), way, asked, progress.num_answered, bits)
     return found._replace(num_clients=found.num_clients and number, num_rounds=asked.terms.num_rounds)
 
 
@@ -163,8 +168,12 @@ def _pay(question: Question, way: Prepared, how: AskArguments, rounds: int, toke
             f"no budget is enough for an answer without noise; got a ledger and trust={how.get('trust', 'plain')!r}. "
             "Leave the ledger out, or trust less."
         )
-    drawn = hashlib.sha256(np.asarray(jax.random.key_data(key)).tobytes()).hexdigest()[:16]
-    ledger.pay(name, way.spent, rounds, token=token, drawn=drawn)
+    ledger.pay(name, way.spent, rounds, token=token, drawn=_digest(key))
+
+
+def _digest(key: Key) -> str:
+    """Names a key, and does not tell it: who knows it knows the noise."""
+    return hashlib.sha256(np.asarray(jax.random.key_data(key)).tobytes()).hexdigest()[:16]
 
 
 def _answer(value: tuple[Any, Any], way: Prepared, asked: _Asked, answered: int | None, bits: int) -> Answer:
@@ -186,6 +195,11 @@ class _Asked(NamedTuple):
 
 def _asked(question: Question, data: ClientData, how: AskArguments, *, num_rounds: int = 1) -> _Asked:
     """Resolves and checks how a question is asked."""
+    if not isinstance(question, Question) or not hasattr(data, "schema"):
+        raise TypeError(
+            "ask takes a question, or a Dialogue, and then client data, FederatedData or a Store; got "
+            f"{type(question).__name__} and {type(data).__name__}. Import other data with fedjx.data first."
+        )
     trust, sampler, clients = how.get("trust", "plain"), how.get("sampler"), how.get("clients")
     check_choice(TRUSTS, trust=trust)
     _check_numbers(how)
@@ -200,18 +214,21 @@ def _asked(question: Question, data: ClientData, how: AskArguments, *, num_round
     if ids is not None and not ids.size:
         raise ValueError("a question is to somebody; got clients=[]. Name some, or leave it out to ask all.")
     if sampler is not None:
-        ids = _drawn(sampler, data, how.get("round", 0))
+        ids = drawn(sampler, data, how.get("round", 0))
     key = how.get("key")
+    if key is not None and not jnp.issubdtype(getattr(key, "dtype", int), jax.dtypes.prng_key):
+        raise TypeError(f"a key is a random key of JAX; got {key!r}. Pass jax.random.key(42).")
     if key is None and trust not in ("plain", "secure"):
         raise ValueError(f"trust={trust!r} draws noise that nobody may know; got no key. Pass jax.random.key(seed).")
     records = Records(data, question.columns, ids)
     number = records.num_clients
-    fewest, most = how.get("min_clients"), max(number, 1)
+    # Of a sample it is not said how many they are.
+    fewest, most = how.get("min_clients"), max(data.num_clients if sampler is not None else number, 1)
     fewest = (most if trust in ("shuffled_dp", "distributed_dp") else min(2, most)) if fewest is None else fewest
     check_integer(f"[1, {most}]", "It is at most the number of clients that are asked.", min_clients=fewest)
-    described_by = _Everybody(number) if sampler is None else sampler
+    described_by = Everybody(number) if sampler is None else sampler
     if trust == "shuffled_dp":  # reports hide among the fewest of which anything is shown, however they were drawn
-        described_by = _Reports(described_by, fewest)
+        described_by = Reports(described_by, fewest)
     ledger = how.get("ledger")
     relation: Relation | None = how.get("relation") or (ledger.relation if ledger is not None else None)
     terms = Terms(
@@ -226,6 +243,7 @@ def _asked(question: Question, data: ClientData, how: AskArguments, *, num_round
         how.get("num_bits") or min(24, 19 + (most.bit_length() - 1) // 2),  # finer steps, and noise could not be drawn
         num_rounds,
         data.largest,
+        data.num_examples,
         how.get("randomizer"),
     )
     return _Asked(terms, records, jax.random.key(0) if key is None else key, data.num_clients, sampler is not None)
@@ -239,66 +257,36 @@ def _check_numbers(how: AskArguments) -> None:
         check_integer("[1, inf)", max_records=how.get("max_records"))
 
 
-class _Everybody(NamedTuple):
-    """Describes that all clients are asked."""
-
-    num_clients: int
-
-    @property
-    def description(self) -> dict[str, Any]:
-        others = {"cohort_size": self.num_clients, "replacement": False, "min_separation": 1}
-        return described("fixed", self.num_clients, seed=None, **others)
+def _arguments(question: Question, way: Prepared, asked: _Asked) -> tuple[Any, ...]:
+    return asked.key, question.told, *way.extra, asked.records
 
 
-class _Reports(NamedTuple):
-    """Describes that so many of the clients report at least."""
-
-    of: Described
-    fewest: int
-
-    @property
-    def description(self) -> dict[str, Any]:
-        if self.of.description["kind"] == "poisson":
-            return self.of.description  # of which no account knows what shuffling does
-        return {**self.of.description, "kind": "uniform", "cohort_size": self.fewest}
+def _bits(question: Question, way: Prepared, asked: _Asked) -> int:
+    """Returns how much a client sends, and raises what the question's own code raises, before anybody is asked."""
+    return traffic(way.computation, *_arguments(question, way, asked)).up
 
 
-def _drawn(sampler: Sampler, data: ClientData, round: int) -> np.ndarray:
-    kind = sampler.description.get("kind")
-    others = [name for name in ("probabilities", "max_cohort_size") if sampler.description.get(name) is not None]
-    if kind not in ("uniform", "poisson") or others:
-        raise ValueError(
-            f"what a sample says of all clients is known of uniform and Poisson samples; got {kind!r} {others or ''}. "
-            "Use uniform_sampler, or poisson_sampler with one probability and no largest size."
-        )
-    if sampler.description["num_clients"] != data.num_clients:
-        raise ValueError(
-            f"the sampler is one of {sampler.description['num_clients']} clients; got data of {data.num_clients}. "
-            "Make it for these."
-        )
-    return np.asarray(data.ids[np.asarray(sampler(round), np.int64)])
-
-
-def _total(question: Question, way: Prepared, asked: _Asked) -> tuple[Total, int | None, int]:
-    """Asks; returns the table, with what is known of its error, how many have answered, and the bits that each sent."""
-    arguments = asked.key, question.told, *way.extra, asked.records
-    bits = traffic(way.computation, *arguments).up
-    shown, terms = jax.tree.map(np.asarray, way.computation(*arguments)), asked.terms
+def _total(question: Question, way: Prepared, asked: _Asked) -> tuple[Total, int | None]:
+    """Asks; returns the table, with what is known of its error, and how many have answered."""
+    shown = jax.tree.map(np.asarray, way.computation(*_arguments(question, way, asked)))
+    terms = asked.terms
     answered = None if shown.answered is None else int(shown.answered)
     if answered is not None and answered < terms.min_clients and terms.trust != "plain":
         raise TooFewAnswers(
             f"an answer is shown of at least min_clients={terms.min_clients} clients; got {answered} that have a "
             "record for it. Ask more, or about something more common."
         )
-    of_values, of_counts = way.noise(terms.num_clients if answered is None else answered)
+    counts = None if shown.sums.counts is None else np.asarray(shown.sums.counts, np.float64)
+    of_values, of_counts = way.noise(terms.num_clients if answered is None else answered, counts)
     columns, variances = [], []
     unit = np.array(question.bounds) if way.divides else np.ones(len(question.bounds))
-    for part, variance, scale in ((shown.sums.values, of_values, unit), (shown.sums.counts, of_counts, np.ones(1))):
+    values = None if shown.sums.values is None else way.read(shown.sums.values)
+    for part, variance, scale in ((values, of_values, unit), (counts, of_counts, np.ones(1))):
         if part is not None:
             columns.append(np.asarray(part, np.float64).reshape(question.num_bins, -1) * scale)
-            variances.append(np.full(columns[-1].shape, variance) * scale**2)
+            variances.append(np.broadcast_to(np.reshape(variance, (-1, 1)), columns[-1].shape) * scale**2)
     total = Total(np.concatenate(columns, axis=1), np.concatenate(variances, axis=1))
-    return (_for_all(question, asked, shown, total) if asked.samples else total), answered, bits
+    return (_for_all(question, asked, shown, total) if asked.samples else total), answered
 
 
 def _has_moments(question: Question) -> bool:
@@ -350,7 +338,7 @@ def _of_round(
     if groups is not None:
         records = Records(data, asked.records.columns, groups[round])
     elif sampler is not None:
-        records = Records(data, asked.records.columns, _drawn(sampler, data, how.get("round", 0) + round))
+        records = Records(data, asked.records.columns, drawn(sampler, data, how.get("round", 0) + round))
     else:
         return asked._replace(key=key)
     return asked._replace(key=key, records=records, terms=asked.terms._replace(num_clients=records.num_clients))
@@ -372,7 +360,8 @@ def _identity(
         "num_rounds": dialogue.num_rounds,
         "terms": [terms.trust, terms.epsilon, terms.delta, terms.max_records, terms.min_clients],
         "relation": None if way.spent is None else way.spent.relation,
-        "key": np.asarray(jax.random.key_data(asked.key)).tolist(),
+        "key": _digest(asked.key),
+        "num_bits": terms.num_bits,
         "sampler": dict(terms.sampler.description),
         "data": fingerprint(data),
     }

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fedjx.analytics.histogram import histogram
+from fedjx.analytics.numbers import category
 from fedjx.analytics.question import Entry, Question, Total
 from fedjx.core.language.checks import check_integer
 from fedjx.core.language.names import Array, PyTree
@@ -46,6 +47,11 @@ def by_group(question: Question, column: str, *, num_groups: int, shown: ArrayLi
     array([31., nan, 30.])
     """
     check_integer("[1, 2^30)", num_groups=num_groups)
+    if not isinstance(question, Question):
+        raise TypeError(
+            f"each group is asked the same question, of which the answer is one sum; got a {type(question).__name__}. "
+            "Ask a Dialogue of one group at a time: of data with these records alone."
+        )
     tells = np.ones(num_groups, bool) if shown is None else np.asarray(shown)
     if tells.shape != (num_groups,) or tells.dtype != bool:
         raise ValueError(
@@ -56,7 +62,7 @@ def by_group(question: Question, column: str, *, num_groups: int, shown: ArrayLi
     columns = question.columns if column in question.columns else (*question.columns, column)
     return question._replace(
         columns=columns,
-        entry=_Grouped(question.entry, question.columns, column, num_groups, question.num_bins),
+        entry=_Grouped(question.entry, column, num_groups, question.num_bins),
         num_bins=num_groups * question.num_bins,
         estimate=_OfEach(question.estimate, tells, bool(question.bounds)),
         told=(question.told, tells),
@@ -97,15 +103,13 @@ def large_groups(column: str, *, num_groups: int, min_clients: int) -> Question:
 
 class _Grouped(NamedTuple):
     entry: Callable[[Mapping[str, Array], PyTree], Entry]
-    columns: tuple[str, ...]
     column: str
     num_groups: int
     num_bins: int
 
     def __call__(self, record: Mapping[str, Array], told: PyTree) -> Entry:
         told, tells = told
-        found = self.entry({name: record[name] for name in self.columns}, told)
-        group = record[self.column]
+        found, group = self.entry(record, told), category(record[self.column])
         is_one = (group >= 0) & (group < self.num_groups)
         group = jnp.where(is_one, group, 0).astype(jnp.int32)
         takes_part = is_one & tells[group] & (found.bins >= 0)

@@ -46,14 +46,12 @@ class Progress(NamedTuple):
       round: How many questions have been answered.
       state: After them.
       num_answered: The most clients that have answered one; None where that is private.
-      bits: That a client has sent at most.
       token: Names it for the ledger.
     """
 
     round: int
     state: State
     num_answered: int | None
-    bits: int
     token: str
 
 
@@ -64,7 +62,7 @@ def begun(dialogue: Dialogue, identity: dict[str, Any], path: Path | None) -> Pr
       ValueError: If the file is of another dialogue, or of this one on other terms.
     """
     if path is None or not path.exists():
-        progress = Progress(0, dict(dialogue.first), None, 0, secrets.token_hex(8))
+        progress = Progress(0, dict(dialogue.first), None, secrets.token_hex(8))
         save(progress, identity, path)
         return progress
     with np.load(io.BytesIO(path.read_bytes())) as saved:
@@ -76,7 +74,7 @@ def begun(dialogue: Dialogue, identity: dict[str, Any], path: Path | None) -> Pr
         raise ValueError(
             f"a dialogue goes on as it began; {path} has {was}, got {got}. Repeat what it was, or take another file."
         )
-    return Progress(head["round"], arrays, head["num_answered"], head["bits"], head["token"])
+    return Progress(head["round"], arrays, head["num_answered"], head["token"])
 
 
 def save(progress: Progress, identity: dict[str, Any], path: Path | None) -> None:

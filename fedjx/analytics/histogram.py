@@ -132,7 +132,7 @@ def histogram_2d(columns: Sequence[str], *, bins: Sequence[int | ArrayLike], dis
     array([[1., 0.],
            [1., 1.]])
     """
-    if np.ndim(bins) == 0 or len(columns) != 2 or len(bins) != 2:
+    if isinstance(bins, int) or len(columns) != 2 or len(bins) != 2:
         raise ValueError(f"a table is by two columns, with bins of each; got {columns=} and {bins=}. Give two of both.")
     of = tuple(map(bins_of, bins))
     shape = tuple(each.size for each in of)

@@ -116,8 +116,9 @@ class Ledger:
         if self.relation not in (None, account.relation):
             raise ValueError(
                 f"all that a ledger pays for is about the same two data sets, {self.relation!r}; got "
-                f"{account.relation!r} for {question}. Pass relation= to the Ledger: replace_one is known of local "
-                "reports and of noise at the server, zero_out_one of noise at the server and of shares."
+                f"{account.relation!r} for {question}. That of the first question is the ledger's: begin with "
+                'Ledger(relation="replace_one") for local reports and noise at the server, with "zero_out_one" for '
+                "noise at the server and shares of it."
             )
         payment = Payment(question, account.loss, account._count(rounds, self.delta), token, drawn)
         after = _together([*self.payments, payment], self.delta, account.relation)

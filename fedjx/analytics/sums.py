@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjx.aggregation.fixed_point import FixedPoint, decode, encode, fixed_point
+from fedjx.analytics.digits import Digits, encode
 from fedjx.analytics.question import Entry, Question
 from fedjx.core.execution.computation import Computation, federated_computation
 from fedjx.core.execution.process import Aggregator
@@ -65,7 +65,7 @@ class Sums(NamedTuple):
     """A table: of one client, or of all.
 
     Attributes:
-      values: float32 ``[num_bins, d]``, or what stands for it in fixed point, or integers; None for counts alone.
+      values: float32 ``[num_bins, d]``, or integers, or the digits ``[num_bins, d, number]``; None for counts alone.
       counts: int32 ``[num_bins]``; None if records are not counted.
     """
 
@@ -85,6 +85,7 @@ class Asking(NamedTuple):
       max_records: The most entries of a client, drawn at random by its key; None for all.
       divides: Whether values are divided by their bounds.
       modular: See there.
+      most_bins: The most bins of a record, by what the question says of its sensitivity.
     """
 
     entry: Callable[..., Entry]
@@ -95,6 +96,7 @@ class Asking(NamedTuple):
     max_records: int | None
     divides: bool
     modular: bool
+    most_bins: float
 
     @property
     def num_values(self) -> int:
@@ -105,13 +107,19 @@ class Asking(NamedTuple):
 def asking(question: Question, max_records: int | None, *, divides: bool) -> Asking:
     """Returns the part of a question that is computed."""
     of, divides = question, divides and not question.modular
-    return Asking(of.entry, of.num_bins, of.bounds, of.counts, of.distinct, max_records, divides, of.modular)
+    most_bins = max(round(of.sensitivity(1, False).l1 / of.shape[1], 6), 1) if divides else math.inf
+    return Asking(of.entry, of.num_bins, of.bounds, of.counts, of.distinct, max_records, divides, of.modular, most_bins)
 
 
 def entries(asked: Asking, told: PyTree, key: Key, records: Sequence) -> Entries:
     """Returns what one client adds: of its records that take part at most so many, by priority or at random."""
-    found = jax.vmap(lambda record: asked.entry(record, told))(records.elements)
+    found = jax.vmap(lambda record: asked.entry(_Named(record), told))(records.elements)
     bins = found.bins.astype(jnp.int32).reshape(records.mask.shape[0], -1)
+    if bins.shape[1] > asked.most_bins:
+        raise ValueError(
+            f"a record adds to at most {asked.most_bins:g} bins, by the question's sensitivity; got {bins.shape[1]} of "
+            f"{asked.entry}. Ask about columns of one value a record, or say what more of them change."
+        )
     is_some = records.mask & (bins[:, 0] >= 0) & (bins[:, 0] < asked.num_bins)
     bins = jnp.where(is_some[:, None], bins, -1)
     if asked.distinct:
@@ -125,11 +133,18 @@ def entries(asked: Asking, told: PyTree, key: Key, records: Sequence) -> Entries
     if asked.distinct and values is None and asked.max_records is not None and found.identity is not None:
         bins = jax.vmap(lambda column: _distinct(column[:, None], column)[:, 0], 1, 1)(bins)
     if values is not None:
-        values = jnp.where(bins[:, :1] >= 0, values, 0)
+        values = jnp.where((bins[:, :1] >= 0) & ~jnp.isnan(values), values, 0)
         if asked.divides:
-            # Whatever a question computes, nobody adds more than noise is made for, and of what is no number nothing.
-            values = jnp.clip(jnp.nan_to_num(values / jnp.asarray(asked.bounds, jnp.float32)[None]), -1, 1)
+            # Whatever a question computes, nobody adds more than noise is made for.
+            values = jnp.clip(values / jnp.asarray(asked.bounds, jnp.float32)[None], -1, 1)
     return Entries(bins, values)
+
+
+class _Named(dict[str, Any]):
+    """A record, which says which columns it has when it is asked for another one."""
+
+    def __missing__(self, name: str) -> Any:
+        raise ValueError(f"a question names all columns that it reads, {sorted(self)}; got {name!r}. Name it too.")
 
 
 def _distinct(bins: jax.Array, identity: Array) -> jax.Array:
@@ -204,10 +219,11 @@ def noisy(asked: Asking, laplace: bool) -> Computation[..., Shown]:
 
 
 @functools.lru_cache(maxsize=128)
-def secure(asked: Asking, grid: FixedPoint | None) -> Computation[..., Shown]:
+def secure(asked: Asking, digits: Digits | None) -> Computation[..., Shown]:
     """Returns ``(key, told, records) -> Shown``, of sums of integers of which the server sees the totals alone.
 
-    Counts are exact. Values are rounded at random, without bias, to a grid that the sum of all clients fits into.
+    Values are rounded at random, without bias, and written with digits if there are such: of what each client adds to
+    one bin once, of several bins entry by entry.
     """
 
     @federated_computation
@@ -215,32 +231,15 @@ def secure(asked: Asking, grid: FixedPoint | None) -> Computation[..., Shown]:
         of_client = _at_clients(asked, key, told, records)
         keys = federated_keys(federated_map(functools.partial(_folded, 2), key))
         sent = _sent(asked, of_client)
-        if grid is not None:
-            sent = federated_map(functools.partial(_encoded, grid), keys, sent)
-        sums = _summed(asked, sent, secure=True)
-        shown = sums if grid is None else federated_map(functools.partial(_decoded, grid), sums)
-        return Shown(shown, federated_secure_sum(federated_map(_has_answered, of_client)))
+        if digits is not None:
+            sent = federated_map(functools.partial(_encoded, digits), keys, sent)
+        return Shown(_summed(asked, sent, secure=True), federated_secure_sum(federated_map(_has_answered, of_client)))
 
     return ask
 
 
-def grid_of(asked: Asking, num_clients: int) -> FixedPoint | None:
-    """Returns the grid on which so many clients' values are summed; None if they only count, or add integers."""
-    if asked.num_values == 0 or asked.modular:
-        return None
-    most = float(asked.max_records or 1)
-    if asked.num_bins > 1 and most > 1:
-        # Each entry is rounded by itself: with room for six standard deviations of that, and for float32.
-        most *= 1 + 1e-6 + 3 * math.sqrt(most * num_clients) / 2**31
-    return fixed_point(bound=most, max_clients=num_clients)
-
-
-def _encoded(grid: FixedPoint, key: Key, sent: Any) -> Any:
-    return sent._replace(values=encode(grid, sent.values, key))
-
-
-def _decoded(grid: FixedPoint, sums: Sums) -> Sums:
-    return sums._replace(values=decode(grid, sums.values))
+def _encoded(digits: Digits, key: Key, sent: Any) -> Any:
+    return sent._replace(values=encode(digits, sent.values, key))
 
 
 def _folded(number: int, key: Key) -> Key:
@@ -294,7 +293,7 @@ def _summed(asked: Asking, sent: FederatedValue, *, secure: bool) -> Any:
 
 def _for_each_bin(sent: Entries) -> jax.Array:
     assert sent.values is not None
-    return jnp.broadcast_to(sent.values[:, None], (*sent.bins.shape, sent.values.shape[1]))
+    return jnp.broadcast_to(sent.values[:, None], (*sent.bins.shape, *sent.values.shape[1:]))
 
 
 # --- private by what clients themselves add -------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, cast
@@ -9,8 +10,8 @@ from typing import Any, Literal, NamedTuple, cast
 import numpy as np
 from scipy.optimize import brentq
 
-from fedjx.aggregation.fixed_point import FixedPoint
 from fedjx.analytics import sums
+from fedjx.analytics.digits import decode, digits_for
 from fedjx.analytics.question import Question, Sensitivity
 from fedjx.analytics.sums import Asking, Shared
 from fedjx.core.execution.computation import Computation
@@ -33,6 +34,7 @@ SEES: dict[Trust, str] = {
     "local_dp": "of each client a report that is random enough by itself",
     "shuffled_dp": "such reports, and not whose is whose, since somebody shuffles them",
 }
+Variance = float | np.ndarray
 _MOST_LOCAL = 12.0  # epsilon of a report
 
 
@@ -51,6 +53,7 @@ class Terms(NamedTuple):
       num_bits: See there.
       num_rounds: How often the same clients answer, at the same terms.
       largest: The most records that a client has.
+      num_records: Of all clients together.
       randomizer: See there.
     """
 
@@ -65,6 +68,7 @@ class Terms(NamedTuple):
     num_bits: int
     num_rounds: int
     largest: int
+    num_records: int
     randomizer: Callable[..., Randomizer] | None
 
 
@@ -75,15 +79,17 @@ class Prepared(NamedTuple):
       computation: ``(key, told, *extra, records) -> Shown``.
       extra: What it takes besides.
       spent: What a round costs, as an account; None if nothing is promised.
-      noise: ``(num_answered) -> (of values, of counts)``, the variance of an element of the table that is not due to
-        who is asked; of values in their bounds.
+      noise: ``(num_answered, counts) -> (of values, of counts)``, the variance of an element of the table that is not
+        due to who is asked; of values in their bounds.
+      read: From values as the server has them to numbers.
       divides: Whether values are in their bounds.
     """
 
     computation: Computation[..., sums.Shown]
     extra: tuple[Any, ...]
     spent: Account | None
-    noise: Callable[[int], tuple[float, float]]
+    noise: Callable[[int, np.ndarray | None], tuple[Variance, Variance]]
+    read: Callable[[np.ndarray], np.ndarray] = np.asarray
     divides: bool = True
 
 
@@ -133,25 +139,23 @@ def _check(question: Question, terms: Terms) -> None:
         )
 
 
-def _exact(num_answered: int) -> tuple[float, float]:
+def _exact(num_answered: int, counts: np.ndarray | None) -> tuple[float, float]:
     return 0.0, 0.0
 
 
 def _secure(asked: Asking, terms: Terms) -> Prepared:
-    if asked.num_values and not asked.modular:
-        asked = asked._replace(max_records=asked.max_records or terms.largest)
-    grid = sums.grid_of(asked, terms.num_clients)
+    if asked.num_values == 0 or asked.modular:
+        return Prepared(sums.secure(asked, None), (), None, _exact)
+    most = asked.max_records or terms.largest
+    if asked.num_bins == 1:  # what is sent is a client's sum
+        digits, each = digits_for(most, terms.num_clients), 1
+    else:
+        digits, each = digits_for(1.0, min(most * terms.num_clients, terms.num_records)), most
 
-    def noise(num_answered: int) -> tuple[float, float]:
-        # Rounded at random between two points of the grid; of several bins each entry is.
-        roundings = num_answered * (1 if asked.num_bins == 1 else asked.max_records or 1)
-        return (0.0 if grid is None else roundings * _step(grid) ** 2 / 4), 0.0
+    def noise(num_answered: int, counts: np.ndarray | None) -> tuple[float, float]:
+        return num_answered * each * digits.step**2 / 4, 0.0  # at most, of what is rounded at random
 
-    return Prepared(sums.secure(asked, grid), (), None, noise)
-
-
-def _step(grid: FixedPoint) -> float:
-    return grid.bound / grid.num_levels
+    return Prepared(sums.secure(asked, digits), (), None, noise, functools.partial(decode, digits))
 
 
 def _central(asked: Asking, terms: Terms, sensitivity: Sensitivity) -> Prepared:
@@ -166,7 +170,7 @@ def _central(asked: Asking, terms: Terms, sensitivity: Sensitivity) -> Prepared:
         variance = (multiplier * norm) ** 2
         spent = account(Event(multiplier, clip=norm), terms.sampler, relation=terms.relation)
     computation = sums.noisy(asked, terms.delta == 0)
-    return Prepared(computation, (np.float32(multiplier * norm),), spent, lambda _: (variance, variance))
+    return Prepared(computation, (np.float32(multiplier * norm),), spent, lambda *_: (variance, variance))
 
 
 def _gaussian_multiplier(terms: Terms, event: Callable[[float], Event]) -> float:
@@ -205,7 +209,7 @@ def _distributed(asked: Asking, terms: Terms, sensitivity: Sensitivity) -> Prepa
     step = sensitivity.l2 / event.noise.clip
     variance = (z * sensitivity.l2) ** 2 + terms.num_clients * step**2 / 4
     spent = account(event, terms.sampler, relation=terms.relation)
-    return Prepared(sums.distributed(asked, noise_of(z)), (), spent, lambda _: (variance, variance))
+    return Prepared(sums.distributed(asked, noise_of(z)), (), spent, lambda *_: (variance, variance))
 
 
 def _local(asked: Asking, terms: Terms) -> Prepared:
@@ -213,14 +217,16 @@ def _local(asked: Asking, terms: Terms) -> Prepared:
     assert terms.epsilon is not None
     each = _shuffled_report(terms) if is_shuffled else terms.epsilon / terms.num_rounds
     make, size = _Report(terms.randomizer, asked.num_values == 0), sums.report_size(asked)
-    variance = make(each, size).variance
+    of_one = make(each, size)
     spent = account(Event(0.0, Local(each)), terms.sampler, relation=terms.relation, shuffled=is_shuffled)
-    computation = sums.local(asked, make, each)
 
-    def noise(num_answered: int) -> tuple[float, float]:
-        return num_answered * variance, (num_answered * variance if asked.num_values == 0 else 0.0)
+    def noise(num_answered: int, counts: np.ndarray | None) -> tuple[float, Variance]:
+        rare = num_answered * of_one.variance
+        if asked.num_values or counts is None or of_one.variance_held is None:
+            return rare, 0.0 if asked.num_values else rare
+        return rare, rare + np.clip(counts, 0, num_answered) * (of_one.variance_held - of_one.variance)
 
-    return Prepared(computation, (), spent, noise)
+    return Prepared(sums.local(asked, make, each), (), spent, noise)
 
 
 class _Report(NamedTuple):

@@ -43,6 +43,7 @@ class Randomizer(NamedTuple):
         the indicator of a category, where the client's is another one; of other values, of an element.
       decode: ``message -> estimate``, floats whose mean over clients estimates the mean of their values, or of the
         indicators of their categories. The message itself if not given.
+      variance_held: Of the indicator of a category, where it is the client's; None of other values.
     """
 
     check: Callable[[PyTree], None]
@@ -51,6 +52,7 @@ class Randomizer(NamedTuple):
     noise_multiplier: float | None
     variance: float
     decode: Callable[[PyTree], PyTree] = _as_it_is
+    variance_held: float | None = None
 
 
 def local_mean(randomizer: Randomizer) -> Aggregator:

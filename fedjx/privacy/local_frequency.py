@@ -7,6 +7,7 @@ Decoded, each message estimates the indicators of all categories, float32 ``[k]`
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ def category_response(*, epsilon: float, num_categories: int) -> Randomizer:
     def decode(message: jax.Array) -> jax.Array:
         return ((jnp.arange(k) == message).astype(jnp.float32) - other) / (truth - other)
 
-    return Randomizer(_category, report, float(epsilon), None, (k - 2 + grown) / (grown - 1) ** 2, decode)
+    return _of_category(report, decode, epsilon, truth, other)
 
 
 def unary_response(*, epsilon: float, num_categories: int) -> Randomizer:
@@ -61,7 +62,7 @@ def unary_response(*, epsilon: float, num_categories: int) -> Randomizer:
     def decode(message: jax.Array) -> jax.Array:
         return (message.astype(jnp.float32) - other) / (0.5 - other)
 
-    return Randomizer(_category, report, float(epsilon), None, 4 * grown / (grown - 1) ** 2, decode)
+    return _of_category(report, decode, epsilon, 0.5, other)
 
 
 def hash_response(*, epsilon: float, num_categories: int) -> Randomizer:
@@ -92,8 +93,7 @@ def hash_response(*, epsilon: float, num_categories: int) -> Randomizer:
         is_said = hashes(message["seed"]) == message["said"]
         return (is_said.astype(jnp.float32) - 1 / g) / (truth - 1 / g)
 
-    variance = (grown + g - 1) ** 2 / ((g - 1) * (grown - 1) ** 2)
-    return Randomizer(_category, report, float(epsilon), None, variance, decode)
+    return _of_category(report, decode, epsilon, truth, 1 / g)
 
 
 def hadamard_response(*, epsilon: float, num_categories: int) -> Randomizer:
@@ -122,7 +122,7 @@ def hadamard_response(*, epsilon: float, num_categories: int) -> Randomizer:
         negative = _is_negative(message.astype(jnp.int32), jnp.arange(k) + 1)
         return jnp.where(negative, -1, 1) * jnp.float32((grown + 1) / (grown - 1))
 
-    return Randomizer(_category, report, float(epsilon), None, ((grown + 1) / (grown - 1)) ** 2, decode)
+    return _of_category(report, decode, epsilon, grown / (grown + 1), 0.5)
 
 
 def frequency_response(*, epsilon: float, num_categories: int) -> Randomizer:
@@ -138,6 +138,18 @@ def frequency_response(*, epsilon: float, num_categories: int) -> Randomizer:
     made = [make(epsilon=epsilon, num_categories=num_categories) for make in makers]
     most = _ALMOST * min(one.variance for one in made)
     return min((one for one in made if one.variance <= most), key=lambda one: (_num_bits(one), one.variance))
+
+
+def _of_category(
+    report: Callable[[jax.Array, PyTree], PyTree],
+    decode: Callable[[PyTree], PyTree],
+    epsilon: float,
+    held: float,
+    other: float,
+) -> Randomizer:
+    """Makes a randomizer of what speaks for a category with one likelihood where it is held, and else with another."""
+    of_other, of_held = (chance * (1 - chance) / (held - other) ** 2 for chance in (other, held))
+    return Randomizer(_category, report, float(epsilon), None, of_other, decode, of_held)
 
 
 def _said(key: jax.Array, value: jax.Array, num: int, truth: float) -> jax.Array:

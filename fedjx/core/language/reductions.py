@@ -35,7 +35,8 @@ def _masked_sum(members: jax.Array, mask: jax.Array) -> jax.Array:
         return members.sum(axis=0, dtype=members.dtype)
     # As a product with the mask: XLA's sum over the leading axis is tens of times slower on a CPU. A product adds one
     # after the other, and a float that is added to very many loses its last digits: so of very many, in blocks.
-    if len(mask) < _MANY or len(mask) % _BLOCK:
+    number = mask.shape[0]  # not known where a program is exported for any
+    if not isinstance(number, int) or number < _MANY or number % _BLOCK:
         return jnp.tensordot(mask.astype(members.dtype), members, axes=1, precision=lax.Precision.HIGHEST)
     blocks, masks = members.reshape(-1, _BLOCK, *members.shape[1:]), mask.astype(members.dtype).reshape(-1, _BLOCK)
     return jnp.einsum("kb,kb...->k...", masks, blocks, precision=lax.Precision.HIGHEST).sum(axis=0)
@@ -75,7 +76,7 @@ def bin_sum(num_bins: int, secure: bool) -> Reduction:
             return total.at[rows].add(each, mode="drop")
         # Not to the running total, and to few others, in several tables if they are small: see `_masked_sum`.
         num_tables = min(max(_CELLS // max(total.size, 1), 1), _TABLES)
-        table = jnp.arange(len(rows)) % num_tables
+        table = jnp.arange(rows.shape[0]) % num_tables
         tables = jnp.zeros((num_tables, *total.shape), total.dtype)
         return total + tables.at[table, rows].add(each, mode="drop").sum(axis=0, dtype=total.dtype)
 

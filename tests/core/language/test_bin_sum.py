@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import fedjx
 from fedjx import Clients, check_secure, federated_bin_sum, federated_client_ids, federated_computation, federated_map
 from fedjx.core.language.reductions import bin_sum
 from tests.algorithms.test_laws import mesh
@@ -167,3 +168,16 @@ def test_a_bin_of_64_bits_is_none_of_the_first():
         bins, reduction = jnp.array([2**32, 2**32 + 1, 1], jnp.int64), bin_sum(4, False)
         found = reduction.update(jnp.zeros(4, jnp.int64), (bins, jnp.ones(3, jnp.int64)), jnp.ones(3, bool))
     assert found.tolist() == [0, 1, 0, 0]
+
+
+def test_is_exported_for_any_number_of_clients():
+    types = fedjx.FederatedType(jax.ShapeDtypeStruct((2,), jnp.int32), fedjx.CLIENTS)
+
+    @fedjx.federated_computation(types)
+    def histogram(bins):
+        return fedjx.federated_bin_sum(bins, fedjx.federated_map(jnp.ones_like, bins), 3)
+
+    loaded = fedjx.load(fedjx.export(histogram))
+    for number in (1, 5):
+        bins = np.arange(2 * number, dtype=np.int32).reshape(number, 2) % 4
+        np.testing.assert_array_equal(loaded(fedjx.Clients.of(bins)), np.bincount(bins.ravel(), minlength=4)[:3])
