@@ -168,10 +168,10 @@ def _pay(question: Question, way: Prepared, how: AskArguments, rounds: int, toke
             f"no budget is enough for an answer without noise; got a ledger and trust={how.get('trust', 'plain')!r}. "
             "Leave the ledger out, or trust less."
         )
-    ledger.pay(name, way.spent, rounds, token=token, drawn=_digest(key))
+    ledger.pay(name, way.spent, rounds, token=token, drawn=digest(key))
 
 
-def _digest(key: Key) -> str:
+def digest(key: Key) -> str:
     """Names a key, and does not tell it: who knows it knows the noise."""
     return hashlib.sha256(np.asarray(jax.random.key_data(key)).tobytes()).hexdigest()[:16]
 
@@ -360,7 +360,7 @@ def _identity(
         "num_rounds": dialogue.num_rounds,
         "terms": [terms.trust, terms.epsilon, terms.delta, terms.max_records, terms.min_clients],
         "relation": None if way.spent is None else way.spent.relation,
-        "key": _digest(asked.key),
+        "key": digest(asked.key),
         "num_bits": terms.num_bits,
         "sampler": dict(terms.sampler.description),
         "data": fingerprint(data),

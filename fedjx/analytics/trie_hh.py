@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from fedjx.analytics.answer import Answer
-from fedjx.analytics.ask import ask
+from fedjx.analytics.ask import TooFewAnswers, ask, digest
 from fedjx.analytics.ledger import Ledger
 from fedjx.analytics.prefix_tree import Tree
 from fedjx.analytics.text import from_bytes
@@ -116,7 +116,7 @@ def trie_hh(
     sampler = uniform_sampler(number, sample, seed=seed)
     spent = account(Event(0.0, Stated(float(epsilon), float(delta))), sampler, relation="zero_out_one")
     if ledger is not None:
-        ledger.pay(f"votes about {column}", spent, 1)
+        ledger.pay(f"votes about {column}", spent, 1, drawn=digest(key))
     tree = Tree(column, num_bytes, max_candidates=sample // threshold, bits=8)
     state, bits = tree.root(), 0
     for round in range(num_bytes):
@@ -124,7 +124,10 @@ def trie_hh(
             break
         voters, key_round = np.asarray(data.ids[sampler(round).astype(np.int64)]), jax.random.fold_in(key, round)
         question = tree.question(state, round)
-        answer = ask(question, data, clients=voters, max_records=1, trust=trust, min_clients=1, key=key_round)
+        try:
+            answer = ask(question, data, clients=voters, max_records=1, trust=trust, min_clients=1, key=key_round)
+        except TooFewAnswers:  # nobody has a string
+            break
         counts, bits = answer.value, bits + answer.bits
         state = tree.grown(state, round, counts, np.zeros(len(counts)), np.full(len(counts), threshold))
     found = state["strings"]

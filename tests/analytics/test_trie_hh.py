@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 import jax
+import numpy as np
 import pytest
 
-from fedjx.analytics import Ledger, trie_hh
+from fedjx.analytics import Answer, Ledger, trie_hh
 from fedjx.analytics.trie_hh import votes
+from fedjx.privacy import BudgetSpent
 from tests.analytics.strings import clients, most_common, random_words, zipf_words
 
 
@@ -57,9 +62,35 @@ def test_is_paid_and_refused():
     how = {"num_bytes": 4, "delta": 1e-4, "key": jax.random.key(0)}
     ledger = Ledger(epsilon=5.0, delta=2e-4, relation="zero_out_one")
     trie_hh(data, "word", epsilon=3, ledger=ledger, **how)
-    with pytest.raises(RuntimeError):
-        trie_hh(data, "word", epsilon=3, ledger=ledger, **how)
+    with pytest.raises(BudgetSpent):
+        trie_hh(data, "word", epsilon=3, ledger=ledger, **{**how, "key": jax.random.key(1)})
     with pytest.raises(ValueError, match="trust must be"):
         trie_hh(data, "word", epsilon=3, trust="central_dp", **how)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="needs 7 votes"):
         trie_hh(clients([["a"]] * 20), "word", epsilon=0.1, **{**how, "delta": 1e-3})
+
+
+def test_of_every_round_others_vote_and_a_threshold_of_votes_is_needed(monkeypatch):
+    threshold, sample = votes(num_clients=3000, num_rounds=2, epsilon=4, delta=1e-3)
+    voters: list[np.ndarray] = []
+
+    def voted(question: Any, data: Any, **how: Any) -> Any:
+        voters.append(how["clients"])
+        counts = np.zeros(256 * 300)
+        counts[[ord("a"), ord("b"), ord("c")]] = threshold, threshold - 1, threshold + 1
+        return Answer(counts, None, sample, None, 1, "", "plain")
+
+    monkeypatch.setattr(sys.modules[votes.__module__], "ask", voted)
+    data = clients([["aa"]] * 3000, 2)
+    answer = trie_hh(data, "word", num_bytes=2, epsilon=4, delta=1e-3, key=jax.random.key(0))
+    assert {string[0] for string in answer.value} == {"a", "c"}
+    assert [len(np.unique(of_round)) for of_round in voters] == [sample, sample]
+    assert not np.array_equal(*voters)
+
+
+def test_of_no_strings_finds_none_and_pays_with_a_key_once():
+    ledger, key = Ledger(epsilon=9.0, delta=1e-2), jax.random.key(0)
+    how: Any = {"num_bytes": 1, "epsilon": 2, "delta": 1e-3, "key": key, "ledger": ledger}
+    assert trie_hh(clients([[""]] * 500, 1), "word", **how).value == []
+    with pytest.raises(ValueError, match="key"):
+        trie_hh(clients([["a"]] * 500, 1), "word", **how)

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -287,3 +288,20 @@ def test_mistakes_are_refused(options, sentence):
 def test_larger_values_than_was_said_are_refused():
     with pytest.raises(ValueError, match=r"at most num_elements=64; got one of 65\. Pass num_elements=65"):
         private().init(jnp.zeros(65))
+
+
+def test_the_account_is_of_the_rounding_that_is_done():
+    how: Any = {"clip": 1.0, "noise_multiplier": 1.0, "expected_clients": 30, "num_elements": 8}
+    how |= {"min_clients": 20, "max_clients": 30}
+    found = {}
+    for log_inverse_beta in (0.5, 20.0):
+        private = distributed_dp_mean(log_inverse_beta=log_inverse_beta, **how)
+        event = private.event
+        assert isinstance(event, Event)
+        assert isinstance(event.noise, Shared)
+        loss = account(private, fixed_sampler(30, [range(30)])).loss
+        assert isinstance(loss, IntegerSum)
+        expected = norms_after_rounding(event.noise.clip, event.noise.size, log_inverse_beta=log_inverse_beta)
+        assert loss.norms == expected
+        found[log_inverse_beta] = loss.norms.l2
+    assert found[20.0] > found[0.5]

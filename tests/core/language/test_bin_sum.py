@@ -12,6 +12,7 @@ import pytest
 import fedjx
 from fedjx import Clients, check_secure, federated_bin_sum, federated_client_ids, federated_computation, federated_map
 from fedjx.core.language.reductions import bin_sum
+from fedjx.core.language.types import parse_type
 from tests.algorithms.test_laws import mesh
 
 NUM_BINS = 6
@@ -171,13 +172,11 @@ def test_a_bin_of_64_bits_is_none_of_the_first():
 
 
 def test_is_exported_for_any_number_of_clients():
-    types = fedjx.FederatedType(jax.ShapeDtypeStruct((2,), jnp.int32), fedjx.CLIENTS)
-
-    @fedjx.federated_computation(types)
+    @fedjx.federated_computation
     def histogram(bins):
         return fedjx.federated_bin_sum(bins, fedjx.federated_map(jnp.ones_like, bins), 3)
 
-    loaded = fedjx.load(fedjx.export(histogram))
+    loaded = fedjx.load(fedjx.export(histogram, parse_type("{int32[2]}@CLIENTS")))
     for number in (1, 5):
         bins = np.arange(2 * number, dtype=np.int32).reshape(number, 2) % 4
         np.testing.assert_array_equal(loaded(fedjx.Clients.of(bins)), np.bincount(bins.ravel(), minlength=4)[:3])
