@@ -17,7 +17,7 @@ def mean(column: str, *, low: float | None = None, high: float | None = None) ->
 
     It is the sum of the numbers' distances from the middle over their count, each with noise of its own if there is
     any. Of local reports the count is known: it is the mean over clients, of a record each. What is not finite is left
-    out.
+    out; in a local report it counts as the middle, for who reports would tell.
 
     Args:
       column: Of numbers ``[]``.
@@ -25,7 +25,7 @@ def mean(column: str, *, low: float | None = None, high: float | None = None) ->
       high: The largest.
 
     Returns:
-      A `Question`; its answer is a number, NaN if there is nothing to average.
+      A `Question`; its answer is a number, NaN if there is nothing to average, or noise has the count so.
 
     >>> from fedjx.analytics import ask, mean
     >>> ages = fedjx.data.FederatedData.from_clients([{"age": [k % 90, 40]} for k in range(2000)])
