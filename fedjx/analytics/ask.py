@@ -200,27 +200,10 @@ def _asked(question: Question, data: ClientData, how: AskArguments, *, num_round
             "ask takes a question, or a Dialogue, and then client data, FederatedData or a Store; got "
             f"{type(question).__name__} and {type(data).__name__}. Import other data with fedjx.data first."
         )
-    trust, sampler, clients = how.get("trust", "plain"), how.get("sampler"), how.get("clients")
+    trust, sampler, ledger = how.get("trust", "plain"), how.get("sampler"), how.get("ledger")
     check_choice(TRUSTS, trust=trust)
     _check_numbers(how)
-    if sampler is not None and clients is not None:
-        raise ValueError("clients are named, or drawn by a sampler; got both. Leave one out.")
-    ids = None if clients is None else np.asarray(clients)
-    if sampler is not None and trust == "distributed_dp":
-        raise ValueError(
-            "shares of noise are for a number of clients that is known before; got a sampler. Leave it out, name "
-            'clients=, or take trust="central_dp".'
-        )
-    if ids is not None and not ids.size:
-        raise ValueError("a question is to somebody; got clients=[]. Name some, or leave it out to ask all.")
-    if sampler is not None:
-        ids = drawn(sampler, data, how.get("round", 0))
-    key = how.get("key")
-    if key is not None and not jnp.issubdtype(getattr(key, "dtype", int), jax.dtypes.prng_key):
-        raise TypeError(f"a key is a random key of JAX; got {key!r}. Pass jax.random.key(42).")
-    if key is None and trust not in ("plain", "secure"):
-        raise ValueError(f"trust={trust!r} draws noise that nobody may know; got no key. Pass jax.random.key(seed).")
-    records = Records(data, question.columns, ids)
+    key, records = _key(trust, how), Records(data, question.columns, _ids(trust, data, how))
     number = records.num_clients
     # Of a sample it is not said how many they are.
     fewest, most = how.get("min_clients"), max(data.num_clients if sampler is not None else number, 1)
@@ -229,7 +212,6 @@ def _asked(question: Question, data: ClientData, how: AskArguments, *, num_round
     described_by = Everybody(number) if sampler is None else sampler
     if trust == "shuffled_dp":  # reports hide among the fewest of which anything is shown, however they were drawn
         described_by = Reports(described_by, fewest)
-    ledger = how.get("ledger")
     relation: Relation | None = how.get("relation") or (ledger.relation if ledger is not None else None)
     terms = Terms(
         trust,
@@ -246,7 +228,36 @@ def _asked(question: Question, data: ClientData, how: AskArguments, *, num_round
         data.num_examples,
         how.get("randomizer"),
     )
-    return _Asked(terms, records, jax.random.key(0) if key is None else key, data.num_clients, sampler is not None)
+    return _Asked(terms, records, key, data.num_clients, sampler is not None)
+
+
+def _ids(trust: Trust, data: ClientData, how: AskArguments) -> np.ndarray | None:
+    """Returns the clients that are asked, if they are not all."""
+    sampler, clients = how.get("sampler"), how.get("clients")
+    if sampler is not None and clients is not None:
+        raise ValueError("clients are named, or drawn by a sampler; got both. Leave one out.")
+    if sampler is not None and trust == "distributed_dp":
+        raise ValueError(
+            "shares of noise are for a number of clients that is known before; got a sampler. Leave it out, name "
+            'clients=, or take trust="central_dp".'
+        )
+    if sampler is not None:
+        return drawn(sampler, data, how.get("round", 0))
+    ids = None if clients is None else np.asarray(clients)
+    if ids is not None and not ids.size:
+        raise ValueError("a question is to somebody; got clients=[]. Name some, or leave it out to ask all.")
+    return ids
+
+
+def _key(trust: Trust, how: AskArguments) -> Key:
+    key = how.get("key")
+    if key is None and trust not in ("plain", "secure"):
+        raise ValueError(f"trust={trust!r} draws noise that nobody may know; got no key. Pass jax.random.key(seed).")
+    if key is None:
+        return jax.random.key(0)
+    if not jnp.issubdtype(getattr(key, "dtype", int), jax.dtypes.prng_key):
+        raise TypeError(f"a key is a random key of JAX; got {key!r}. Pass jax.random.key(42).")
+    return key
 
 
 def _check_numbers(how: AskArguments) -> None:
