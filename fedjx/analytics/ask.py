@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -328,14 +329,15 @@ def _scaled(total: Total, share: float, squares: np.ndarray) -> Total:
 
 
 def _split(asked: _Asked, num_rounds: int) -> list[np.ndarray]:
-    """Divides the clients among rounds at random, as evenly as it goes."""
+    """Divides the clients among rounds at random, each by its own key, as evenly as it goes."""
     records = asked.records
     ids = np.asarray(records.data.ids[:] if records.ids is None else records.ids)
     if len(ids) < num_rounds:
         raise ValueError(
             f"each client reports in one round; got {len(ids)} clients for {num_rounds}. Ask more of them."
         )
-    order = np.argsort(np.asarray(jax.random.bits(jax.random.fold_in(asked.key, 4), (len(ids),))), kind="stable")
+    own = jax.vmap(functools.partial(jax.random.fold_in, jax.random.fold_in(asked.key, 4)))(ids.astype(np.int32))
+    order = np.argsort(np.asarray(jax.vmap(jax.random.bits)(own)), kind="stable")
     return np.array_split(ids[order], num_rounds)
 
 

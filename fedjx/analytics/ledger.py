@@ -85,6 +85,10 @@ class Ledger:
         with self._held():
             pass
 
+    def __repr__(self) -> str:
+        spent = f"{self.spent():.3g} of epsilon {self.epsilon:g} at delta {self.delta:g} are spent"
+        return f"Ledger({spent}, by {len(self.payments)} questions, {self.relation})"
+
     def spent(self) -> float:
         """Returns epsilon of all that was paid, at the ledger's delta."""
         return _together(self.payments, self.delta, self.relation)

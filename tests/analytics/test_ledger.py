@@ -210,3 +210,9 @@ def test_a_dialogue_pays_once_whatever_happens(tmp_path, monkeypatch):
 def test_mistakes_are_refused(arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
         Ledger(**{"epsilon": 1.0, "delta": 1e-5, **arguments})
+
+
+def test_a_ledger_says_how_much_is_left():
+    ledger = Ledger(epsilon=1, delta=1e-5)
+    ask(count(), DATA, key=key(0), ledger=ledger, **TERMS)
+    assert repr(ledger) == "Ledger(0.4 of epsilon 1 at delta 1e-05 are spent, by 1 questions, zero_out_one)"
