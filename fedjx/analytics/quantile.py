@@ -224,7 +224,7 @@ def quantile_online(
 def _exceeding(column: str, thresholds: np.ndarray) -> Question:
     """Asks how many records exceed so many of the thresholds, as float32."""
     number = len(thresholds) + 1
-    return Question((column,), _Exceeded(column), number, _unused, once, told=thresholds.astype(np.float32))
+    return Question((column,), _Exceeded(column), number, _counts, once, told=thresholds.astype(np.float32))
 
 
 class _Exceeded(NamedTuple):
@@ -235,8 +235,8 @@ class _Exceeded(NamedTuple):
         return Entry(jnp.where(jnp.isnan(x), -1, jnp.sum(x > told, dtype=jnp.int32)))
 
 
-def _unused(total: Total) -> tuple[Any, Any]:
-    raise NotImplementedError("a dialogue makes its own answer")
+def _counts(total: Total) -> tuple[Any, Any]:
+    return total.table[:, 0], np.sqrt(total.variance[:, 0])
 
 
 def _at_most(thresholds: np.ndarray, total: Total) -> tuple[np.ndarray, np.ndarray]:

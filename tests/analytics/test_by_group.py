@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -169,3 +171,11 @@ def test_mistakes_are_named():
         by_group(count(), "g", num_groups=0)
     with pytest.raises(ValueError, match="min_clients must be"):
         large_groups("g", num_groups=2, min_clients=0)
+
+
+def test_groups_are_integers():
+    how: Any = {"trust": "central_dp", "epsilon": 1.0, "max_records": 1, "key": jax.random.key(0)}
+    for column, sentence in ((np.zeros((3, 2), np.uint8), "one number a record"), (np.zeros(3), "groups are integers")):
+        data = FederatedData({"g": column}, np.arange(4))
+        with pytest.raises(ValueError, match=sentence):
+            ask(by_group(count(), "g", num_groups=2), data, **how)

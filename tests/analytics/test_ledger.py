@@ -17,6 +17,7 @@ from fedjx.analytics.ask import TooFewAnswers, ask
 from fedjx.analytics.count import count
 from fedjx.analytics.ledger import Ledger
 from fedjx.analytics.mean import mean
+from fedjx.analytics.quantile import quantile_by_bisection
 from fedjx.data import FederatedData, fixed_sampler
 from fedjx.privacy import BudgetSpent, Event, Laplacian, account, together
 from tests.analytics.test_attacks import dialogue
@@ -216,3 +217,22 @@ def test_a_ledger_says_how_much_is_left():
     ledger = Ledger(epsilon=1, delta=1e-5)
     ask(count(), DATA, key=key(0), ledger=ledger, **TERMS)
     assert repr(ledger) == "Ledger(0.4 of epsilon 1 at delta 1e-05 are spent, by 1 questions, zero_out_one)"
+
+
+def test_a_question_that_cannot_be_asked_is_not_paid():
+    ledger = Ledger(epsilon=1, delta=1e-5)
+    wrong = count("x", where=lambda record: record["y"] > 0)
+    with pytest.raises(ValueError, match=r"names all columns that it reads, \['x'\]; got 'y'"):
+        ask(wrong, DATA, key=key(0), ledger=ledger, **TERMS)
+    assert ledger.payments == []
+    ask(count(), DATA, key=key(0), ledger=ledger, **TERMS)  # nor has the key been used
+    assert len(ledger.payments) == 1
+
+
+def test_the_file_of_a_dialogue_does_not_tell_the_key(tmp_path):
+    how: Any = {**TERMS, "path": tmp_path / "median.npz"}
+    question = quantile_by_bisection("x", 0.5, low=0, high=4, num_rounds=2)
+    ask(question, DATA, key=jax.random.key(123_456_789), **how)
+    head = np.load(tmp_path / "median.npz")["dialogue"].item()
+    assert "identity" in head
+    assert "123456789" not in head
