@@ -2,6 +2,12 @@
 
 from fedjx.experiment.checkpointing import Checkpointer
 from fedjx.experiment.checkpoints import Best, Checkpoint, best_checkpoint, last_checkpoint, save_checkpoint
+from fedjx.experiment.evaluations import (
+    Evaluation,
+    central_evaluation,
+    client_evaluation,
+    personalised_evaluation,
+)
 from fedjx.experiment.events import EventWriter, event_writer
 from fedjx.experiment.log import Log
 from fedjx.experiment.loop import Result, run
@@ -14,6 +20,7 @@ __all__ = [
     "Best",
     "Checkpoint",
     "Checkpointer",
+    "Evaluation",
     "EventWriter",
     "Log",
     "Result",
@@ -22,6 +29,8 @@ __all__ = [
     "Sink",
     "StopRule",
     "best_checkpoint",
+    "central_evaluation",
+    "client_evaluation",
     "csv_table",
     "event_writer",
     "json_lines",
@@ -30,6 +39,7 @@ __all__ = [
     "limit",
     "open_run",
     "patience",
+    "personalised_evaluation",
     "progress_bar",
     "read_rows",
     "rounds_to",
