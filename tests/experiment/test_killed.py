@@ -30,9 +30,7 @@ def ended(path: Path) -> dict[str, object]:
         "round": about["round"],
         "state": state_of(newest),
         "client_states": about["client_states"],
-        "rows": [
-            {name: repr(x) for name, x in row.items() if name != "total/seconds"} for row in read_rows(path)
-        ],
+        "rows": [{name: repr(x) for name, x in row.items() if name != "total/seconds"} for row in read_rows(path)],
         "table": len((path / "metrics.csv").read_text().splitlines()),
     }
 
