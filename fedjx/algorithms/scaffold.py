@@ -57,8 +57,8 @@ def scaffold(
     Guarantees: With uniform weights and the mean, c stays the mean of all N clients' controls.
 
     Raises:
-      ValueError: If ``num_clients`` or ``participation`` is not positive, or the option another; when initialised, if the model has batch
-        statistics.
+      ValueError: If ``num_clients`` or ``participation`` is not positive, or the option another; when initialised, if
+        the model has batch statistics.
     """
     check_integer("[1, inf)", num_clients=num_clients)
     check_choice(("I", "II"), option=option)

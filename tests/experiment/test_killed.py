@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import orbax.checkpoint as ocp
 
 from fedjx.experiment import read_rows
 from fedjx.experiment.run_directory import checkpoints
@@ -28,19 +29,16 @@ def ended(path: Path) -> dict[str, object]:
     about = json.loads((newest / "about.json").read_text())
     return {
         "round": about["round"],
-        "state": state_of(newest),
+        "state": hashlib.sha256(b"".join(x.tobytes() for x in arrays_of(newest))).hexdigest(),
         "client_states": about["client_states"],
         "rows": [{name: repr(x) for name, x in row.items() if name != "total/seconds"} for row in read_rows(path)],
         "table": len((path / "metrics.csv").read_text().splitlines()),
     }
 
 
-def state_of(checkpoint: Path) -> str:
-    import orbax.checkpoint as ocp
-
+def arrays_of(checkpoint: Path) -> list[np.ndarray]:
     named = ocp.PyTreeCheckpointer().restore(checkpoint / "state")
-    arrays = [np.asarray(named[name]) for name in sorted(named)]
-    return hashlib.sha256(b"".join(x.tobytes() for x in arrays)).hexdigest()
+    return [np.asarray(named[name]) for name in sorted(named)]
 
 
 def whole(path: Path, num_rounds: int) -> dict[str, object]:
