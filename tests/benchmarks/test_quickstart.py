@@ -100,7 +100,7 @@ def test_a_run_reports_writes_and_resumes_bitwise(tmp_path, capsys, monkeypatch)
 
     with pytest.raises(
         RunError,
-        match=r"needs what it began with; got \{'flags.seed': 1, 'algorithm': .*, 'key': .*, 'data': .*, 'sampler.seed': 1\}, was",
+        match=r"needs what it began with; got \{'flags.seed': 1, 'algorithm': .*, 'key': .*, 'sampler.seed': 1\}, was",
     ):
         run(tmp_path / "parts", "--resume", "--seed", "1")
     with pytest.raises(RunError, match=r"holds a run. Resume it, or overwrite it"):
