@@ -123,6 +123,11 @@ def of_tokens(
     return from_flax(network, inputs=_tokens, loss=loss, metrics=metrics, input_spec=spec, compute_dtype=compute_dtype)
 
 
+def token_vectors(num_tokens: int, width: int, compute_dtype: DType, *, rngs: nnx.Rngs) -> nnx.Embed:
+    """Makes a vector for each token, from -.05 to .05; Flax's would be widened again unless it is told the dtype."""
+    return nnx.Embed(num_tokens, width, embedding_init=uniform(0.05), dtype=compute_dtype, rngs=rngs)
+
+
 def group_norm(num_features: int, *, num_groups: int, rngs: nnx.Rngs) -> nnx.GroupNorm:
     """Makes a group normalisation that adds .001 to variances, as Keras does."""
     return nnx.GroupNorm(num_features, num_groups=num_groups, epsilon=1e-3, rngs=rngs)

@@ -59,9 +59,10 @@ def mobilenet(
     Raises:
       ValueError: If the channels cannot be divided among the groups.
 
-    >>> params = jax.eval_shape(mobilenet(1000, input_shape=(224, 224, 3)).init, jax.random.key(0))
+    >>> model = mobilenet(10, input_shape=(32, 32, 3), blocks=((1, 16, 1, 1), (6, 24, 1, 2)), last=64)
+    >>> params = jax.eval_shape(model.init, jax.random.key(0))
     >>> sum(x.size for x in jax.tree.leaves(params))
-    3504872
+    9274
     """
     widths = (first, *(channels for _, channels, _, _ in blocks), last)
     if any(width % num_groups for width in widths):

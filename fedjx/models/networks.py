@@ -20,7 +20,7 @@ from fedjx.models.layers import (
     max_pool,
     of_arrays,
     of_tokens,
-    uniform,
+    token_vectors,
 )
 from fedjx.models.losses import Loss, cross_entropy, squared_error
 from fedjx.models.model import Model
@@ -242,7 +242,7 @@ def lstm(
     """
 
     def network(rngs: nnx.Rngs) -> nnx.Module:
-        layers: list[Layer] = [nnx.Embed(num_tokens, embedding, embedding_init=uniform(0.05), rngs=rngs)]
+        layers: list[Layer] = [token_vectors(num_tokens, embedding, compute_dtype, rngs=rngs)]
         layers += [Recurrent(*pair, rngs=rngs) for pair in itertools.pairwise((embedding, *hidden))]
         if projection is not None:
             layers.append(nnx.Linear(hidden[-1], projection, kernel_init=GLOROT_UNIFORM, rngs=rngs))

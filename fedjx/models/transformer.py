@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 from flax import nnx
 
 from fedjx.core.language.names import DType
-from fedjx.models.layers import Metrics, of_tokens, uniform
+from fedjx.models.layers import Metrics, of_tokens, token_vectors, uniform
 from fedjx.models.model import Model
 
 
@@ -57,25 +58,15 @@ def transformer(
         raise ValueError(f"width must be even and a multiple of num_heads; got {width=} and {num_heads=}. Change one.")
 
     def network(rngs: nnx.Rngs) -> nnx.Module:
-        return _Transformer(num_tokens, width, num_heads, feed_forward, num_layers, dropout, rngs=rngs)
+        blocks = [_Block(width, num_heads, feed_forward, dropout, rngs=rngs) for _ in range(num_layers)]
+        return _Transformer(token_vectors(num_tokens, width, compute_dtype, rngs=rngs), blocks)
 
     return of_tokens(network, num_tokens, ignored=ignored, metrics=metrics, compute_dtype=compute_dtype)
 
 
 class _Transformer(nnx.Module):
-    def __init__(
-        self,
-        num_tokens: int,
-        width: int,
-        num_heads: int,
-        feed_forward: int,
-        num_layers: int,
-        dropout: float,
-        *,
-        rngs: nnx.Rngs,
-    ):
-        self.embed = nnx.Embed(num_tokens, width, embedding_init=uniform(0.05), rngs=rngs)
-        self.blocks = nnx.List([_Block(width, num_heads, feed_forward, dropout, rngs=rngs) for _ in range(num_layers)])
+    def __init__(self, embed: nnx.Embed, blocks: Sequence[_Block]):
+        self.embed, self.blocks = embed, nnx.List(blocks)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         x = self.embed(tokens)
