@@ -135,6 +135,19 @@ def test_recurrent_networks_begin_as_in_keras():
     np.testing.assert_array_equal(recurrent["dense_h"]["bias"], np.repeat([0, 1, 0, 0], 16))
 
 
+def test_networks_of_images_begin_as_in_keras():
+    networks = published.fedavg_2nn(9, input_shape=(4, 4, 1)), published.fedavg_cnn(9, input_shape=(4, 4, 1))
+    models = *networks, SMALL["emnist_cnn"](), published.stack_overflow_tagger(9, 40)
+    dense, cnn, dropout, tagger = jax.jit(lambda key: [model.init(key) for model in models])(KEY)
+    assert_even(dense["layers"][1]["kernel"], np.sqrt(6 / (16 + 200)))
+    assert_even(dense["head"]["kernel"], np.sqrt(6 / (200 + 9)))
+    assert_even(cnn["layers"][3]["kernel"], np.sqrt(6 / (25 * 32 + 25 * 64)))
+    assert_even(cnn["layers"][7]["kernel"], np.sqrt(6 / (64 + 512)))
+    assert_even(dropout["layers"][2]["kernel"], np.sqrt(6 / (9 * 32 + 9 * 64)))
+    assert_even(dropout["layers"][7]["kernel"], np.sqrt(6 / (64 + 128)))
+    assert_even(tagger["head"]["kernel"], np.sqrt(6 / (9 + 40)))
+
+
 def test_transformers_begin_as_in_pytorch():
     params = jax.jit(transformer(40, width=16, num_heads=2, feed_forward=25, num_layers=1).init)(KEY)
     block = params["blocks"][0]
