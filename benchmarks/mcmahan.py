@@ -267,8 +267,15 @@ def main(flags: argparse.Namespace) -> dict[str, Any]:
     print(show(curves))
     if curves:
         draw(flags.output.with_suffix(".png"), curves)
-    best = [{**c._asdict(), "cell": str(c.cell), "rounds_to_target": rounds_to_target(c)} for c in best_curves(curves)]
-    return finish({**environment(client_mesh()), "seed": flags.seed, "best": best}, flags.output)
+    return finish(
+        {**environment(client_mesh()), "best": [summary(curve) for curve in best_curves(curves)]}, flags.output
+    )
+
+
+def summary(curve: Curve) -> dict[str, Any]:
+    """Returns what is reported of the best curve of a cell; all curves are in the file beside the report."""
+    kept = {name: getattr(curve, name) for name in ("seed", "initial", "rate", "seconds_per_round")}
+    return {**curve.cell._asdict(), **kept, "rounds": rounds_to_target(curve), "published": published(curve.cell)}
 
 
 if __name__ == "__main__":

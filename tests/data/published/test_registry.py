@@ -88,7 +88,7 @@ MRS. WITCH. When it's done.
 ALL and DUNCAN.
 SONG.
 I.
-Fair is foul.
+Fair [Aside.} is foul.
 
 Exeunt with drums.
 
