@@ -80,24 +80,27 @@ class Problem(NamedTuple):
 def problem(network: str, split: str, directory: Path, seed: int, num_tested: int) -> Problem:
     """Reads and distributes the data; the networks have the paper's numbers of parameters, the LSTM nearly."""
     if network == "lstm":
-        stores = open(shakespeare_plays(), directory)
-        train, test = (_sequences(store.read(store.ids[:])["tokens"]) for store in stores.values())
-        data = FederatedData(train, np.append(0, np.cumsum(stores["train"].sizes[:])))
-        chosen = np.random.default_rng(0).permutation(len(test["x"]))[:num_tested]
-        model, test, lanes = lstm(90, ignored=0), {name: column[chosen] for name, column in test.items()}, 4
-        partition = iid_partition(data.num_examples, data.num_clients, seed=seed)
-    else:
-        train, test = mnist(directory)
-        shape = {"input_shape": (28, 28, 1), "scale": 1 / 255}
-        convolutional = functools.partial(cnn, channels=(32, 64), kernel_size=5, hidden=(512,))
-        model = mlp(10, hidden=(200, 200), **shape) if network == "2nn" else convolutional(10, **shape)
-        lanes, data = 5 if network == "2nn" else 1, None
-        partition = iid_partition(len(train["y"]), 100, seed=seed)
-        if split == "non-iid":
-            partition = shards_partition(train["y"], 100, shards_per_client=2, seed=seed)
-    if data is None or split == "iid":
-        data = FederatedData.from_partition(train, partition)
-    return Problem(model, data, test, lanes)
+        return _of_roles(split, directory, seed, num_tested)
+    train, test = mnist(directory)
+    shape = {"input_shape": (28, 28, 1), "scale": 1 / 255}
+    partition = iid_partition(len(train["y"]), 100, seed=seed)
+    if split == "non-iid":
+        partition = shards_partition(train["y"], 100, shards_per_client=2, seed=seed)
+    data = FederatedData.from_partition(train, partition)
+    if network == "2nn":
+        return Problem(mlp(10, hidden=(200, 200), **shape), data, test, lanes=5)
+    return Problem(cnn(10, channels=(32, 64), kernel_size=5, hidden=(512,), **shape), data, test, lanes=1)
+
+
+def _of_roles(split: str, directory: Path, seed: int, num_tested: int) -> Problem:
+    """Reads the roles of Shakespeare; i.i.d. their sequences are dealt out to as many clients."""
+    stores = open(shakespeare_plays(), directory)
+    train, test = (_sequences(store.read(store.ids[:])["tokens"]) for store in stores.values())
+    data = FederatedData(train, np.append(0, np.cumsum(stores["train"].sizes[:])))
+    if split == "iid":
+        data = FederatedData.from_partition(train, iid_partition(data.num_examples, data.num_clients, seed=seed))
+    tested = np.random.default_rng(0).permutation(len(test["x"]))[:num_tested]
+    return Problem(lstm(90, ignored=0), data, {name: column[tested] for name, column in test.items()}, lanes=4)
 
 
 def _sequences(tokens: np.ndarray) -> dict[str, np.ndarray]:
@@ -202,6 +205,8 @@ def search(cell: Cell, curves: list[Curve], flags: argparse.Namespace, deadline:
         rate = next(tried(cell, mine, flags), None)
         if rate is None:
             return True
+        if time.monotonic() > deadline:
+            return False
         reached = [rounds for curve in mine if (rounds := rounds_to_target(curve)) is not None]
         longest = flags.most_rounds * max((rounds or 0 for rounds in published(cell)), default=0)
         curve = train(cell, rate, math.ceil(min(reached, default=longest or 1000)), flags, deadline)

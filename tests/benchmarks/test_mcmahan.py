@@ -113,6 +113,37 @@ def test_a_run_that_was_killed_goes_on_where_it_was_and_ends_alike(tiny, tmp_pat
     assert os.stat(tmp_path / "b.jsonl").st_size == before
 
 
+def test_problems_have_the_clients_and_the_networks_of_the_paper(tmp_path):
+    for part in ("train", "t10k"):
+        for what, shape in (("images-idx3", (400, 28, 28)), ("labels-idx1", (400,))):
+            header = bytes([0, 0, 8, len(shape)]) + b"".join(n.to_bytes(4, "big") for n in shape)
+            content = np.arange(400) % 10 if len(shape) == 1 else np.zeros(shape)
+            (tmp_path / f"{part}-{what}-ubyte").write_bytes(header + content.astype(np.uint8).tobytes())
+    said = "".join(f"{role}.\n{'I say ' * 30}{n}.\n\n" for role, num in (("ANN", 5), ("BOB", 15)) for n in range(num))
+    (tmp_path / "play_gut.txt").write_text(f"SCENE.\n\n{said}")
+
+    def found(network, split):
+        return mcmahan.problem.__wrapped__(network, split, tmp_path, 0, 4)
+
+    def num_params(model):
+        return sum(x.size for x in jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0))))
+
+    num_labels = {}
+    for split in ("iid", "non-iid"):
+        data = found("2nn", split).data
+        assert data.sizes.tolist() == [4] * 100
+        num_labels[split] = np.mean([len(set(data.client(k)["y"].tolist())) for k in range(100)])
+    assert num_labels["iid"] > 3 > 2 >= num_labels["non-iid"]
+    assert (num_params(found("2nn", "iid").model), num_params(found("cnn", "iid").model)) == (199_210, 1_663_370)
+    roles = {split: found("lstm", split) for split in ("iid", "non-iid")}
+    assert num_params(roles["iid"].model) == 820_522
+    assert roles["non-iid"].data.sizes.tolist() == [12, 36]  # 4 and 12 speeches of three sequences.
+    assert roles["iid"].data.sizes.tolist() == [24, 24]
+    assert roles["iid"].test["x"].shape == (4, 80)
+    rows = roles["non-iid"].data.client(1)
+    np.testing.assert_array_equal(rows["x"][:, 1:], rows["y"][:, :-1])
+
+
 def test_cells_are_chosen_by_the_command_line_and_the_cheapest_come_first():
     cells = mcmahan.chosen(mcmahan.parse_flags(["--networks", "2nn", "--cells", "3"]))
     assert cells == [CELL, Cell("2nn", "iid", 0.0, 10, 1), Cell("2nn", "iid", 0.2, 10, 1)]
