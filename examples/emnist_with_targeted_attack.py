@@ -30,7 +30,6 @@ from fedjx import Aggregator, Algorithm
 from fedjx.aggregation import mean, uniform
 from fedjx.algorithms.attacks import projected_boosting
 from fedjx.data import Cohort, FederatedData, central, digits, iid_partition, published, relabel, uniform_sampler
-from fedjx.data.importers import mnist
 from fedjx.models import Model, cnn, finalize_metrics, mlp
 from fedjx.privacy import dp_mean
 from fedjx.training import ClientUpdate, Local, Method, compose, local_evaluate, local_update
@@ -48,9 +47,7 @@ def parse_flags(args: list[str] | None = None) -> argparse.Namespace:
     flag = parser.add_argument
     data = parser.add_mutually_exclusive_group()
     data.add_argument("--emnist", type=Path, help="directory with TFF's file of EMNIST, of writers")
-    data.add_argument(
-        "--mnist", type=Path, help="directory with MNIST's four IDX files; scikit-learn's digits if neither"
-    )
+    data.add_argument("--mnist", type=Path, help="MNIST's archive or files, such as data/; the digits if neither")
     flag("--num_clients", type=int, help="clients of MNIST (600) or of the digits (120); of EMNIST all writers")
     flag("--network", choices=["mlp", "cnn"], default="mlp", help="what is trained")
     flag("--root_output_dir", type=Path, default=Path("runs/targeted_attack"), help="directory for the results")
@@ -87,7 +84,7 @@ def load(flags: argparse.Namespace) -> tuple[FederatedData, dict[str, np.ndarray
         clients = FederatedData.from_clients([named(train.client(k)) for k in train.ids])
         return clients, named(test.read(test.ids)), 255.0
     if flags.mnist:
-        train, test = mnist(flags.mnist)
+        train, test = published.mnist(flags.mnist)
     else:
         data, test = digits(1)
         train = data.client(0)
@@ -171,7 +168,8 @@ def main(flags: argparse.Namespace) -> dict[str, Any]:
         print(f"{name:<24} main accuracy {curve['main'][-1]:.3f}, backdoor {curve['backdoor'][-1]:.3f}")
     settings = {k: v for k, v in vars(flags).items() if k not in ("emnist", "mnist", "root_output_dir")}
     name = "EMNIST" if flags.emnist else "MNIST" if flags.mnist else "digits"
-    report = {"data": name, "num_backdoor_images": len(backdoor["y"]), **settings, "curves": curves}
+    sizes = {"num_clients": data.num_clients - 1, "num_backdoor_images": len(backdoor["y"])}
+    report = {"data": name, "jax": jax.__version__, **settings, **sizes, "curves": curves}
     flags.root_output_dir.mkdir(parents=True, exist_ok=True)
     draw(flags.root_output_dir / "targeted_attack.png", curves)
     (flags.root_output_dir / "targeted_attack.json").write_text(f"{json.dumps(report)}\n", encoding="utf-8")
@@ -184,8 +182,8 @@ def draw(path: Path, curves: dict[str, dict[str, list[float]]]) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
     titles = {"main": "Main task: the test set", "backdoor": "Backdoor: sevens of the attacker taken for ones"}
     for axis, (which, title) in zip(axes, titles.items(), strict=True):
-        for name, curve in curves.items():
-            axis.plot(curve["round"], curve[which], label=name, linewidth=1.2)
+        for (name, curve), color in zip(curves.items(), ("gray", "tab:red", "tab:blue", "tab:green"), strict=False):
+            axis.plot(curve["round"], curve[which], label=name, color=color, linewidth=1.2)
         axis.set(xlabel="round", ylabel="accuracy", ylim=(-0.03, 1.03), title=title)
     axes[0].legend(loc="lower right")
     figure.savefig(path, dpi=120)
