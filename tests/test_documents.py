@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted(
-    p for pattern in ("README.md", "CONTRIBUTING.md", "docs/*.md", "examples/*.md") for p in ROOT.glob(pattern)
+    p for pattern in ("README.md", "CONTRIBUTING.md", "docs/**/*.md", "examples/*.md") for p in ROOT.glob(pattern)
 )
 SHELLS = ("bash", "console", "sh", "shell")
 
