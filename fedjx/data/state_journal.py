@@ -246,6 +246,15 @@ def create(path: Path, schema: Mapping[str, Any], header: bytes, row: bytes) -> 
         shutil.rmtree(directory, ignore_errors=True)
 
 
+def delete(path: Path) -> None:
+    """Deletes the files of client states, and their directory unless others have put something there."""
+    names = (HEAD, f"{HEAD}.new", ROWS, "lock")  # without a head nothing else counts
+    for file in (*(path / name for name in names), *path.glob("journal-*.bin")):
+        file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        path.rmdir()
+
+
 def locked(path: Path) -> tuple[int, int]:
     """Opens the rows to write them, and locks all against other writers.
 

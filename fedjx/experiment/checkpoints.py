@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import math
 import os
 import warnings
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from fedjx.core.language.names import Array, PyTree
+from fedjx.core.language.names import PyTree
 from fedjx.data.manifest import sync_directory
+from fedjx.experiment.host_arrays import like as like_arrays
+from fedjx.experiment.host_arrays import on_host, plain
+from fedjx.experiment.rows import Mode
 from fedjx.experiment.run_directory import CHECKPOINTS, SUMS, Run, RunError, checkpoints, delete_listed, listed
 
 _ABOUT = "about.json"
@@ -29,15 +35,33 @@ class Checkpoint(NamedTuple):
       round: The last round that is in it.
       state: All that determines the rounds to come: the algorithm's state, and what else has one.
       history: What the run has to say of the rounds before, as JSON holds it.
+      metrics: Numbers by name, for `Best`.
+      client_states: The fingerprint of the clients' states on disk in that round, if clients have some.
     """
 
     round: int
     state: PyTree
-    history: Any
+    history: Any = None
+    metrics: Mapping[str, Any] = {}
+    client_states: str | None = None
 
 
-def save_checkpoint(run: Run, checkpoint: Checkpoint, *, keep: int = 3) -> None:
-    """Writes a checkpoint, and deletes all but the newest ones.
+class Best(NamedTuple):
+    """Which checkpoints stay because they are the best ones.
+
+    Attributes:
+      metric: A name in `Checkpoint.metrics`; a checkpoint without it is none of them.
+      number: How many.
+      mode: Whether more or less is better.
+    """
+
+    metric: str
+    number: int = 1
+    mode: Mode = "max"
+
+
+def save_checkpoint(run: Run, checkpoint: Checkpoint, *, keep: int = 3, best: Best | None = None) -> None:
+    """Writes a checkpoint, and deletes all but the newest and the best ones.
 
     It appears under its name, `checkpoints/<round>`, when all of it is on disk, with a list of the SHA-256 of its files
     that ``sha256sum -c SHA256SUMS`` reads too; its arrays are in the files of Orbax. A crash leaves the checkpoint
@@ -46,42 +70,24 @@ def save_checkpoint(run: Run, checkpoint: Checkpoint, *, keep: int = 3) -> None:
     Args:
       run: The open run.
       checkpoint: What to save. Leaves of the state are arrays, random keys or numbers.
-      keep: How many checkpoints stay.
+      keep: How many of the newest checkpoints stay.
+      best: Which others do.
 
     Raises:
       RunError: If there is one of this round.
     """
-    arrays = [_on_host(leaf) for leaf in jax.tree.leaves(checkpoint.state)]
-    if jax.process_index() != 0:
-        return
-    final = run.path / CHECKPOINTS / f"{checkpoint.round:08d}"
-    partial = final.with_name(f".partial-{final.name}.{run.token}")
-    if final.exists():
-        raise RunError(f"a checkpoint needs a place of its own; {final} is there already. Save each round once.")
-    _clear(partial)
-    partial.mkdir(parents=True)
-    about = {
-        "run": run.identity,
-        "round": checkpoint.round,
-        "leaves": _described(checkpoint.state),
-        "history": checkpoint.history,
-    }
-    (partial / _ABOUT).write_text(json.dumps(about))
-    named = {f"{i:05d}": x for i, x in enumerate(arrays) if x.size}  # Orbax refuses arrays without elements
-    if named:
-        _orbax().save(partial / "state", named)
-    _write_sums(partial)
-    os.rename(partial, final)
-    sync_directory(final.parent)
-    for old in [found for found in checkpoints(run.path) if listed(found) is not None][:-keep]:
-        delete_listed(old)
+    arrays = [on_host(leaf) for leaf in jax.tree.leaves(checkpoint.state)]
+    if jax.process_index() == 0:
+        _write(run, checkpoint, _described(checkpoint.state), arrays)
+        _retain(run, keep, best)
 
 
 def last_checkpoint(run: Run, like: PyTree) -> Checkpoint | None:
     """Reads the newest checkpoint that is as it was written; None if the run has not come to its first.
 
     Every file is compared with its SHA-256 before any is read. A checkpoint that is damaged is passed over with a
-    warning, and set aside under another name.
+    warning, and set aside under another name. One of other versions of fedjx or JAX warns too: the rounds to come are
+    then those of that run up to rounding.
 
     Args:
       run: The open run.
@@ -94,12 +100,32 @@ def last_checkpoint(run: Run, like: PyTree) -> Checkpoint | None:
     return found if jax.process_count() == 1 else _from_first(found, like)
 
 
+def best_checkpoint(path: str | Path, like: PyTree, best: Best) -> Checkpoint:
+    """Reads the checkpoint whose metric is the best of those that a run has kept.
+
+    Args:
+      path: The run's directory.
+      like: As for `last_checkpoint`.
+      best: Which metric; the first of those that are equally good.
+
+    Raises:
+      RunError: If none is whole and has the metric, or the state in it is of another structure.
+    """
+    for candidate in _by_metric(checkpoints(Path(path)), best):
+        if _problem(candidate) is None:
+            return _read(candidate, like)
+    raise RunError(
+        f"a best checkpoint needs to be one with its metric; got none with {best.metric} in {path}. Save them with "
+        "`metrics`, and keep some with `best`."
+    )
+
+
 def _newest(run: Run, like: PyTree) -> Checkpoint | None:
     candidates = checkpoints(run.path)[::-1]
     for candidate in candidates:
         problem = _problem(candidate)
         if problem is None:
-            return _read(run, candidate, like)
+            return _read(candidate, like, run.identity)
         aside = candidate.with_name(f"{candidate.name}.damaged-{len(os.listdir(candidate.parent))}")
         os.rename(candidate, aside)
         warnings.warn(
@@ -115,9 +141,9 @@ def _newest(run: Run, like: PyTree) -> Checkpoint | None:
     return None
 
 
-def _read(run: Run, path: Path, like: PyTree) -> Checkpoint:
+def _read(path: Path, like: PyTree, identity: str | None = None) -> Checkpoint:
     about = json.loads((path / _ABOUT).read_bytes())
-    if about["run"] != run.identity:
+    if identity not in (None, about["run"]):
         raise RunError(f"a checkpoint needs to be of its run; {path} is of another. Put it back where it was.")
     expected = _described(like)
     for now, was in zip([*expected, *[None] * len(about["leaves"])], about["leaves"], strict=False):
@@ -127,22 +153,80 @@ def _read(run: Run, path: Path, like: PyTree) -> Checkpoint:
         raise RunError(f"a resumed run needs a state like the one that was saved; that had no {expected[-1]}.")
     named = _orbax().restore(path / "state") if (path / "state").exists() else {}
     arrays = [named.get(f"{i:05d}", np.zeros(shape, dtype)) for i, (_, dtype, shape) in enumerate(expected)]
-    return Checkpoint(about["round"], _like(arrays, like), about["history"])
+    if identity is not None and about["versions"] != versions():
+        warnings.warn(
+            f"a run is bitwise the same with the versions that it began with; got {versions()}, saved was "
+            f"{about['versions']}. It goes on, up to rounding.",
+            stacklevel=5,
+        )
+    return Checkpoint(
+        about["round"], like_arrays(arrays, like), about["history"], about["metrics"], about["client_states"]
+    )
 
 
 def _from_first(found: Checkpoint | None, like: PyTree) -> Checkpoint | None:
     """Gives all processes what the first one has read."""
-    text = b"null" if found is None else json.dumps([found.round, found.history]).encode()
+    text = b"null" if found is None else json.dumps([found.round, *found[2:]]).encode()
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
     text = multihost_utils.broadcast_one_to_all(np.frombuffer(text.ljust(length)[:length], np.uint8))
     about = json.loads(np.asarray(text).tobytes())
     if about is None:
         return None
-    arrays = [_on_host(leaf) for leaf in jax.tree.leaves(like if found is None else found.state)]
-    return Checkpoint(about[0], _like(multihost_utils.broadcast_one_to_all(arrays), like), about[1])
+    arrays = [on_host(leaf) for leaf in jax.tree.leaves(like if found is None else found.state)]
+    return Checkpoint(about[0], like_arrays(multihost_utils.broadcast_one_to_all(arrays), like), *about[1:])
 
 
 # --- files --------------------------------------------------------------------------------------
+
+
+def versions() -> dict[str, str]:
+    """Returns what computes a run's rounds, for who compares their bits."""
+    return {"fedjx": version("fedjx"), "jax": jax.__version__, "jaxlib": version("jaxlib")}
+
+
+def _write(run: Run, checkpoint: Checkpoint, described: list[list[Any]], arrays: Sequence[np.ndarray]) -> None:
+    final = run.path / CHECKPOINTS / f"{checkpoint.round:08d}"
+    partial = final.with_name(f".partial-{final.name}.{run.token}")
+    if final.exists():
+        raise RunError(f"a checkpoint needs a place of its own; {final} is there already. Save each round once.")
+    _clear(partial)
+    partial.mkdir(parents=True)
+    about = {
+        "run": run.identity,
+        "round": checkpoint.round,
+        "leaves": described,
+        "history": checkpoint.history,
+        "metrics": checkpoint.metrics,
+        "client_states": checkpoint.client_states,
+        "versions": versions(),
+    }
+    (partial / _ABOUT).write_text(json.dumps(about))
+    named = {f"{i:05d}": x for i, x in enumerate(arrays) if x.size}  # Orbax refuses arrays without elements
+    if named:
+        _orbax().save(partial / "state", named)
+    _write_sums(partial)
+    os.rename(partial, final)
+    sync_directory(final.parent)
+
+
+def _retain(run: Run, keep: int, best: Best | None) -> None:
+    """Deletes the checkpoints that are neither new nor good."""
+    found = [path for path in checkpoints(run.path) if listed(path) is not None]
+    staying = set(found[-keep:]) | set(_by_metric(found, best)[: best.number] if best else ())
+    for path in found:
+        if path not in staying:
+            delete_listed(path)
+
+
+def _by_metric(found: Sequence[Path], best: Best) -> list[Path]:
+    """Sorts those checkpoints that have a metric, the best first."""
+    sign, measured = (-1 if best.mode == "max" else 1), {}
+    for path in found:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            value = float(json.loads((path / _ABOUT).read_bytes())["metrics"][best.metric])
+            if not math.isnan(value):
+                measured[path] = sign * value
+    return sorted(measured, key=lambda path: measured[path])
 
 
 def _orbax() -> ocp.Checkpointer:
@@ -192,44 +276,8 @@ def _clear(partial: Path) -> None:
         os.rmdir(folder)
 
 
-# --- states as arrays ---------------------------------------------------------------------------
-
-
 def _described(state: PyTree) -> list[list[Any]]:
     """Names the leaves of a state, with dtype and shape of what is saved of each."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
-    arrays = ((path, _data(leaf)) for path, leaf in leaves)
+    arrays = ((path, plain(leaf)) for path, leaf in leaves)
     return [[jax.tree_util.keystr(path), x.dtype.name, list(x.shape)] for path, x in arrays]
-
-
-def _data(leaf: PyTree) -> Array:
-    if not isinstance(leaf, jax.Array):
-        return np.asarray(leaf)
-    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
-
-
-def _on_host(leaf: PyTree) -> np.ndarray:
-    array = _data(leaf)
-    if not isinstance(array, jax.Array) or array.is_fully_addressable:
-        return np.asarray(array)
-    if not array.is_fully_replicated:
-        raise RunError(
-            f"a checkpoint needs states that each process has whole; got {array.sharding} for {array.shape}. Gather "
-            "it first: `jax.experimental.multihost_utils.process_allgather`."
-        )
-    return np.asarray(array.addressable_data(0))
-
-
-def _like(arrays: list[np.ndarray], like: PyTree) -> PyTree:
-    """Makes a state of arrays, placed as another one."""
-
-    def placed(array: np.ndarray, leaf: PyTree) -> PyTree:
-        if not isinstance(leaf, jax.Array):
-            return array
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            key = jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf))
-            return jax.device_put(key, leaf.sharding)
-        return jax.device_put(array, leaf.sharding)
-
-    leaves, treedef = jax.tree.flatten(like)
-    return treedef.unflatten([placed(array, leaf) for array, leaf in zip(arrays, leaves, strict=True)])

@@ -11,14 +11,19 @@ import secrets
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 
+from fedjx.core.language.checks import check_choice
 from fedjx.data.manifest import checked_text, replace_file
+from fedjx.data.state_journal import delete
 
 MARKER, LOCK, CHECKPOINTS, EVENTS = "run.json", "run.lock", "checkpoints", "events.out.tfevents.*"
+ROWS, TABLE, STATES = "metrics.jsonl", "metrics.csv", "client_states"
 _FORMAT, _VERSION = "fedjx run", 1
+
+Start = Literal["new", "resume", "auto", "overwrite"]
 
 
 class RunError(ValueError):
@@ -40,9 +45,7 @@ class Run(NamedTuple):
 
 
 @contextlib.contextmanager
-def open_run(
-    path: str | Path, about: Mapping[str, Any], *, resume: bool = False, overwrite: bool = False
-) -> Iterator[Run]:
+def open_run(path: str | Path, about: Mapping[str, Any], *, start: Start = "new") -> Iterator[Run]:
     """Opens the directory of a run, for as long as the context lasts and for nobody else.
 
     A new run takes a directory that is empty or not there. It leaves a marker, `run.json`, that says what determines
@@ -55,31 +58,31 @@ def open_run(
       path: The directory.
       about: What determines the run, as JSON holds it: its arguments, the data's fingerprint, the sampler's
         description. Leave out what may change when it goes on, such as the number of rounds.
-      resume: Go on with the run in the directory.
-      overwrite: Delete the run in the directory, its checkpoints and events, and begin anew.
+      start: "new": the directory has no run yet; "resume": go on with the one that it has; "auto": resume if there is
+        one, else begin; "overwrite": delete the run that it has, with its checkpoints, metrics and events, and begin
+        anew.
 
     Raises:
-      RunError: If there is nothing to resume; if there is something, and neither `resume` nor `overwrite` is said; if
-        it is another run, is in use, or no run at all.
+      RunError: If there is nothing to resume; if there is something, and neither to resume nor to overwrite is said;
+        if it is another run, is in use, or no run at all.
 
     >>> import tempfile
     >>> path = tempfile.mkdtemp() + "/run"
     >>> with open_run(path, {"seed": 0}):
     ...     pass
-    >>> with open_run(path, {"seed": 1}, resume=True):
+    >>> with open_run(path, {"seed": 1}, start="resume"):
     ...     pass
     Traceback (most recent call last):
     fedjx.experiment.run_directory.RunError: a resumed run needs what it began with; got {'seed': 1}, was ...
     """
+    check_choice(("new", "resume", "auto", "overwrite"), start=start)
     about = _as_json(about)
     identity = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     path = Path(os.path.abspath(path))
     if jax.process_index() != 0:
         yield Run(path, identity, "")
         return
-    if resume and overwrite:
-        raise RunError("a run is either resumed or overwritten; got both. Choose one.")
-    if resume and not (path / MARKER).is_file():
+    if start == "resume" and not (path / MARKER).is_file():
         raise RunError(f"a run that resumes needs one to go on with; got no {MARKER} in {path}. Check the path.")
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -87,10 +90,10 @@ def open_run(
         raise RunError(f"a run needs a directory; got {path}: {error.strerror}. Choose another.") from None
     with _locked(path):
         found = _marker(path)
-        if resume and found is not None:
+        if found is not None and start in ("resume", "auto"):
             _check_same(path, about, found["about"])
         else:
-            _check_free(path, found, overwrite)
+            _check_free(path, found, start == "overwrite")
             found = _begin(path, about, found)
         yield Run(path, identity, found["token"])
 
@@ -169,8 +172,9 @@ def _check_free(path: Path, found: dict[str, Any] | None, overwrite: bool) -> No
 def _begin(path: Path, about: dict[str, Any], found: dict[str, Any] | None) -> dict[str, Any]:
     """Deletes the run that was there, if one was, and writes the marker of the new one."""
     if found is not None:
-        for file in path.glob(f"{EVENTS}.{found['token']}"):
-            file.unlink()
+        for file in (*path.glob(f"{EVENTS}.{found['token']}"), path / ROWS, path / TABLE):
+            file.unlink(missing_ok=True)
+        delete(path / STATES)
         for checkpoint in checkpoints(path):
             delete_listed(checkpoint)
     marker = {"format": _FORMAT, "version": _VERSION, "token": secrets.token_hex(4), "about": about}

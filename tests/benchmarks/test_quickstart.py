@@ -44,7 +44,7 @@ def last_state(output: Any, copy: Any) -> list[bytes]:
         jax.random.key(0)
     )
     marker = json.loads((copy / "run.json").read_text())
-    with open_run(copy, marker["about"], resume=True) as run:
+    with open_run(copy, marker["about"], start="resume") as run:
         last = last_checkpoint(run, state)
     assert last is not None
     leaves = [jax.random.key_data(x) if x.dtype == last.state.key.dtype else x for x in jax.tree.leaves(last.state)]

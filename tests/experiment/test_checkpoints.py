@@ -69,7 +69,7 @@ def path(whole, tmp_path):
 
 
 def assert_resumes(path, number):
-    with open_run(path, ABOUT, resume=True) as run:
+    with open_run(path, ABOUT, start="resume") as run:
         found = last_checkpoint(run, state(0))
     assert found is not None
     assert (found.round, found.history) == (number, history(number))
@@ -109,7 +109,7 @@ def test_damage_to_any_file_of_the_newest_falls_back_and_says_so(whole, tmp_path
                 (path / newest / name).write_bytes(damaged)
             with pytest.warns(UserWarning, match=r"needs to be as it was written; .*/00000008 is not: .*set aside as"):
                 assert_resumes(path, 6)
-    with open_run(path, ABOUT, resume=True) as run:  # it is out of the way, and the round can be saved again
+    with open_run(path, ABOUT, start="resume") as run:  # it is out of the way, and the round can be saved again
         save_checkpoint(run, Checkpoint(8, state(8), history(8)))
     assert_resumes(path, 8)
 
@@ -122,7 +122,7 @@ def test_strays_are_no_checkpoints(path):
     (path / "checkpoints" / "00000099").mkdir()
     with pytest.warns(UserWarning, match=r"00000099 is not: SHA256SUMS is missing or damaged"):
         assert_resumes(path, 8)
-    with open_run(path, ABOUT, resume=True) as run:
+    with open_run(path, ABOUT, start="resume") as run:
         (path / "checkpoints" / ".partial-00000009" / "left by a crash").write_text("")
         save_checkpoint(run, Checkpoint(9, state(9), history(9)))
     assert_resumes(path, 9)
@@ -134,7 +134,7 @@ def test_all_damaged_is_refused(path):
         os.truncate(found / "about.json", 3)
     message = r"needs a checkpoint; all 3 in .*checkpoints are damaged. Begin anew"
     with (
-        open_run(path, ABOUT, resume=True) as run,
+        open_run(path, ABOUT, start="resume") as run,
         pytest.warns(UserWarning, match="set aside"),
         pytest.raises(RunError, match=message),
     ):
@@ -144,11 +144,11 @@ def test_all_damaged_is_refused(path):
 def test_old_checkpoints_lose_their_own_files_alone(path):
     oldest = checkpoints(path)[0]
     (oldest / "notes.txt").write_text("mine")
-    with open_run(path, ABOUT, resume=True) as run:
+    with open_run(path, ABOUT, start="resume") as run:
         save_checkpoint(run, Checkpoint(10, state(10), history(10)))
         save_checkpoint(run, Checkpoint(12, state(12), history(12)))
     assert contents(oldest) == {"notes.txt": b"mine"}
-    with pytest.raises(RunError, match="is there already"), open_run(path, ABOUT, resume=True) as run:
+    with pytest.raises(RunError, match="is there already"), open_run(path, ABOUT, start="resume") as run:
         save_checkpoint(run, Checkpoint(12, state(12), history(12)))
     assert_resumes(path, 12)
 
@@ -158,7 +158,7 @@ def test_a_checkpoint_of_another_run_or_structure(path, tmp_path):
         pass
     shutil.copytree(path / "checkpoints", tmp_path / "other" / "checkpoints")
     message = r"00000008 is of another. Put it back"
-    with open_run(tmp_path / "other", {"seed": 1}, resume=True) as run, pytest.raises(RunError, match=message):
+    with open_run(tmp_path / "other", {"seed": 1}, start="resume") as run, pytest.raises(RunError, match=message):
         last_checkpoint(run, state(0))
     good = state(0)
     for like, message in (
@@ -171,5 +171,5 @@ def test_a_checkpoint_of_another_run_or_structure(path, tmp_path):
         ((*good, np.zeros(2)), r"got \[.*\], saved was"),
         ((good.params,), r"got \[.*\], saved was"),
     ):
-        with open_run(path, ABOUT, resume=True) as run, pytest.raises(RunError, match=message):
+        with open_run(path, ABOUT, start="resume") as run, pytest.raises(RunError, match=message):
             last_checkpoint(run, like)

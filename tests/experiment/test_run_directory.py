@@ -36,7 +36,7 @@ def refused(message, path, about=ABOUT, **options):
 def test_a_run_goes_on_as_itself_alone(tmp_path):
     path = begun(tmp_path / "deep" / "run")
     before = contents(path)
-    with open_run(path, dict(reversed(ABOUT.items())), resume=True) as run:
+    with open_run(path, dict(reversed(ABOUT.items())), start="resume") as run:
         assert last_checkpoint(run, STATE).round == 4
     for other, got in (
         ({"flags": {**ABOUT["flags"], "seed": 1}, "data": "c0ffee"}, r"\{'flags.seed': 1\}, was \{'flags.seed': 0\}"),
@@ -48,16 +48,19 @@ def test_a_run_goes_on_as_itself_alone(tmp_path):
         ({**ABOUT, "sampler": None, "extra": [1]}, r"\{'sampler': None, 'extra': \[1\]\}, was \{\}"),
         ({**ABOUT, "flags": {**ABOUT["flags"], "seed": False}}, r"\{'flags.seed': False\}, was \{'flags.seed': 0\}"),
     ):
-        refused(rf"a resumed run needs what it began with; got .*{got} in .*run\. Repeat it", path, other, resume=True)
+        refused(
+            rf"a resumed run needs what it began with; got .*{got} in .*run\. Repeat it", path, other, start="resume"
+        )
     refused("holds a run. Resume it, or overwrite it", path)
-    refused("either resumed or overwritten; got both", path, resume=True, overwrite=True)
+    with pytest.raises(ValueError, match="start must be one of"), open_run(path, ABOUT, start="again"):
+        pass
     after = contents(path)
     assert {k: v for k, v in after.items() if k != "run.lock"} == {k: v for k, v in before.items() if k != "run.lock"}
 
 
 def test_there_must_be_something_to_resume(tmp_path):
     for path in (tmp_path / "typo", tmp_path):
-        refused(rf"needs one to go on with; got no run.json in {path}. Check the path", path, resume=True)
+        refused(rf"needs one to go on with; got no run.json in {path}. Check the path", path, start="resume")
     assert not (tmp_path / "typo").exists()
 
 
@@ -66,7 +69,7 @@ def test_a_directory_of_somebody_else_is_refused_and_left_alone(tmp_path):
     (tmp_path / "checkpoints" / "thesis_model.pt").write_text("three years")
     (tmp_path / "events.out.tfevents.1.mine").write_text("mine")
     before = contents(tmp_path)
-    for options in ({}, {"overwrite": True}):
+    for options in ({}, {"start": "overwrite"}):
         refused(
             r"needs an empty directory; .* holds checkpoints, events.* \(2 in all\), and no run.json",
             tmp_path,
@@ -86,13 +89,13 @@ def test_overwriting_deletes_what_the_run_has_written_and_nothing_else(tmp_path)
     for name, text in foreign.items():
         (path / name).parent.mkdir(exist_ok=True, parents=True)
         (path / name).write_text(text)
-    with open_run(path, {"another": "run"}, overwrite=True) as run:
+    with open_run(path, {"another": "run"}, start="overwrite") as run:
         pass
     left = contents(path)
     assert {left.pop("run.json") != b"", left.pop("run.lock") != b""} == {True}
     assert left == {name: text.encode() for name, text in foreign.items()}
     with (
-        open_run(path, {"another": "run"}, resume=True) as run,
+        open_run(path, {"another": "run"}, start="resume") as run,
         pytest.warns(UserWarning, match="set aside"),
         pytest.raises(RunError, match=r"all 2 in .*checkpoints are damaged"),
     ):
@@ -104,7 +107,7 @@ def test_paths_that_are_no_directories(tmp_path):
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     for path in (tmp_path / "file", tmp_path / "dangling", tmp_path / "file" / "below"):
         refused(rf"a run needs a directory; got {path}: .*\. Choose another", path)
-        refused("got no run.json in", path, resume=True)
+        refused("got no run.json in", path, start="resume")
     for name in ("run.json", "run.lock"):
         (tmp_path / name / name).mkdir(parents=True)
         refused(r"the marker of a run needs to be a file|needs to lock its directory", tmp_path / name)
@@ -117,10 +120,10 @@ def test_links_to_directories_are_as_good(tmp_path):
     (tmp_path / "disk" / "checkpoints").symlink_to(tmp_path / "scratch")
     path = begun(tmp_path / "link")
     assert sorted(os.listdir(tmp_path / "scratch")) == ["00000002", "00000004"]
-    begun(path, overwrite=True)
-    with open_run(path, ABOUT, resume=True) as run:
+    begun(path, start="overwrite")
+    with open_run(path, ABOUT, start="resume") as run:
         assert last_checkpoint(run, STATE).round == 4
-    begun(path, rounds=(), overwrite=True)
+    begun(path, rounds=(), start="overwrite")
     assert os.listdir(tmp_path / "scratch") == []
 
 
@@ -131,11 +134,11 @@ def test_flipped_bits_of_the_marker_are_a_sentence(tmp_path):
         flipped = bytearray(text)
         flipped[bit // 8] ^= 1 << bit % 8
         (path / "run.json").write_bytes(flipped)
-        options = {"resume": True} if bit % 2 else {"overwrite": True}
+        options = {"start": "resume"} if bit % 2 else {"start": "overwrite"}
         refused(r"run.json is damaged, or no marker of this release", path, **options)
     for cut in (0, 1, len(text) // 2, len(text) - 1):
         (path / "run.json").write_bytes(text[:cut])
-        refused("is damaged", path, resume=True)
+        refused("is damaged", path, start="resume")
 
 
 HOLDER = """
@@ -151,12 +154,12 @@ def test_two_runs_in_one_directory_and_the_lock_of_a_dead_one(tmp_path):
     path = tmp_path / "run"
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE) as holder:
         assert holder.stdout.readline() == b"open\n"
-        for options in ({}, {"resume": True}, {"overwrite": True}):
+        for options in ({}, {"start": "resume"}, {"start": "overwrite"}):
             refused(rf"one at a time; .*run is in use by process {holder.pid} on ", path, {"seed": 0}, **options)
         holder.send_signal(signal.SIGKILL)
-    with open_run(path, {"seed": 0}, resume=True):
-        refused(rf"in use by process {os.getpid()} on ", path, {"seed": 0}, resume=True)
-    with open_run(path, {"seed": 0}, resume=True):
+    with open_run(path, {"seed": 0}, start="resume"):
+        refused(rf"in use by process {os.getpid()} on ", path, {"seed": 0}, start="resume")
+    with open_run(path, {"seed": 0}, start="resume"):
         pass
 
 
@@ -174,7 +177,7 @@ def test_a_crash_before_the_marker_leaves_a_directory_for_a_new_run(tmp_path):
 
 def test_events_are_of_a_file_for_each_start(tmp_path):
     path = begun(tmp_path / "run", rounds=())
-    with open_run(path, ABOUT, resume=True) as run, event_writer(run, after=7) as events:
+    with open_run(path, ABOUT, start="resume") as run, event_writer(run, after=7) as events:
         events.add_scalar("loss", 1.0, 8)
     names = sorted(path.glob("events.out.tfevents.*"))
     assert len(names) == 2
