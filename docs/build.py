@@ -26,6 +26,7 @@ SOURCE, SITE = ROOT / "build" / "docs", ROOT / "site"
 DOCUMENTS = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/**/*.md", "examples/**/*.md", "benchmarks/**/*.md")
 NOTEBOOKS = "colabs/*.ipynb"
 TEXTS = {".py": "python", ".sh": "bash", ".sbatch": "bash", ".toml": "toml", "": "text"}
+DESCRIBED = {module.__name__ for module in api.public_modules()}
 
 # The order of the pages. A pattern stands for what no line before it, and no plain name, has listed.
 GUIDES = ("data", "algorithms", "aggregation", "privacy", "analytics", "saving", "pods")
@@ -48,7 +49,7 @@ def page_name(path: str) -> str:
 
 def target(path: str) -> str:
     """Returns what of the site's source stands for a file or folder of the repository."""
-    if (ROOT / path / "__init__.py").is_file():
+    if (ROOT / path).is_dir() and path.replace("/", ".") in DESCRIBED:
         return f"api/{path.replace('/', '.')}.rst"
     is_page = path.endswith((".md", ".ipynb"))
     return page_name(path) if is_page or Path(path).suffix not in TEXTS else f"source/{path}.md"
@@ -134,15 +135,25 @@ def assemble() -> dict[str, str | bytes]:
                 found[page_name(path)] = linked(text, path, files.add)
     pages = {re.sub(r"\.(md|rst)$", "", name) for name in found if name.endswith((".md", "api/index.rst"))}
     found["index.md"] = str(found["index.md"]) + navigation(pages)
-    for path in files:
+    waiting = sorted(files)
+    for path in waiting:
         name, file = target(path), ROOT / path
-        if name.startswith("source/"):
-            language = TEXTS[file.suffix]
-            shown = f"````{{code}} {language}\n{file.read_text(encoding='utf-8')}````\n"
-            found[name] = f"---\norphan: true\n---\n\n# `{path}`\n\n{shown}"
-        elif name not in found:
-            found[name] = file.read_bytes()
+        if not name.startswith("source/"):
+            if name not in found:
+                found[name] = file.read_bytes()
+        elif file.is_dir():
+            inside = [child.relative_to(ROOT).as_posix() for child in sorted(file.iterdir()) if child.is_file()]
+            found[name] = _shown(path, "\n".join(f"* [`{child}`](/{target(child)})" for child in inside))
+            waiting += [child for child in inside if child not in files]
+        else:
+            text = file.read_text(encoding="utf-8")
+            found[name] = _shown(path, f"``````{{code}} {TEXTS[file.suffix]}\n{text}\n``````")
     return found
+
+
+def _shown(path: str, text: str) -> str:
+    """Writes the page of a file or folder, which documents link to and no list of pages has."""
+    return f"---\norphan: true\n---\n\n# `{path}`\n\n{text}\n"
 
 
 class References(HTMLParser):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.metadata
 import json
 import pkgutil
 import sys
@@ -64,6 +65,10 @@ def test_every_public_name_of_every_package_is_described_once(pages: dict[str, s
     assert id(fedjx.core) not in objects
 
 
+def test_the_version_is_that_of_the_distribution() -> None:
+    assert fedjx.__version__ == importlib.metadata.version("fedjx")
+
+
 def test_what_the_documents_import_is_described(pages: dict[str, str]) -> None:
     names = {name: getattr(sys.modules[name.rpartition(".")[0]], name.rpartition(".")[2]) for name in described(pages)}
     objects, imported = set(map(id, names.values())), 0
@@ -100,6 +105,7 @@ def test_every_document_and_notebook_has_a_place_in_the_navigation(build: Module
         ("[a](docs/data.md#importers)", "README.md", "[a](docs/data.md#importers)"),
         ("[a](../README.md)", "docs/data.md", "[a](../index.md)"),
         ("[`a`](../fedjx/algorithms)", "docs/data.md", "[`a`](../api/fedjx.algorithms.rst)"),
+        ("[a](../tests/versions)", "docs/data.md", "[a](../source/tests/versions.md)"),
         ("[a](../Makefile)", "docs/data.md", "[a](../source/Makefile.md)"),
         ("[a](conftest.py)", "README.md", "[a](source/conftest.py.md)"),
         ("[a](colabs/analytics.ipynb)", "README.md", "[a](colabs/analytics.md)"),
