@@ -285,5 +285,5 @@ def summary(curve: Curve) -> dict[str, Any]:
 
 if __name__ == "__main__":
     parsed = parse_flags()
-    start(parsed.devices)
+    start_alone(parsed.devices)
     main(parsed)

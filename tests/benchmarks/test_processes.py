@@ -27,10 +27,10 @@ from tests.core.execution.test_hosts import free_port, together
 ROOT = Path(__file__).resolve().parents[2]
 # Every process computes all of it by itself, for half a minute: not run here.
 BY_ITSELF = {"privacy", "privacy_tutorial", "robustness"}
-OF_REPORTS = {"privacy_report"}  # draws what others have measured
+OF_REPORTS = {"fetch_data", "privacy_report"}  # fetches files; draws what others have measured
 ALONE = {
     "aggregation_memory", "analytics_scale", "client_states", "data_scale", "experiment_cost", "input_pipeline",
-    "peers", "scaling",
+    "mcmahan", "peers", "scaling",
 }  # fmt: skip
 # What depends on the data and the seeds alone; all else is a time, a size in memory or a date.
 NUMBERS = {
@@ -189,6 +189,9 @@ def test_processes_of_a_launcher_are_found_by_jax(launcher, monkeypatch):
 
     monkeypatch.setattr(jax.distributed, "initialize", finds_none)
     assert measuring.fedjx.initialize_distributed() is False
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")  # as Open MPI 5, whose coordinator JAX does not find
+    with pytest.raises(ValueError, match=r"mpirun has started together need a coordinator; .*no cluster Set COORD"):
+        measuring.fedjx.initialize_distributed()
 
 
 def test_a_process_alone_stays_alone(monkeypatch):
