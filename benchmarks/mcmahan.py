@@ -26,7 +26,7 @@ import optax
 
 from benchmarks.mcmahan_paper import CELLS, SPLITS, TARGETS, Cell, published
 from benchmarks.mcmahan_report import Curve, best_curves, draw, rounds_to_target, show
-from benchmarks.measuring import client_mesh, environment, finish, flag_parser, start
+from benchmarks.measuring import client_mesh, environment, finish, flag_parser, start_alone
 from fedjx.algorithms import fed_avg
 from fedjx.data import Cohort, FederatedData, central, iid_partition, shards_partition, uniform_sampler
 from fedjx.data.published import mnist, open, shakespeare_plays
