@@ -163,15 +163,16 @@ def _by_numbers(path: Path) -> list[tuple[str, float]]:
 
 def _member(path: Path) -> Member:
     said, rows, problem = _json(_said(path)), [], ""
+    others = sorted(path.parent.glob("seed-*.json"))  # of the same point, in a sweep
     try:
         rows = read_rows(path)
     except RunError as error:
         problem = str(error) if (path / ROWS).exists() else ""
     if said.get("error"):
         rows, problem = [], f"it failed with {said['error']}"
-    elif rows and not said and any(path.parent.glob("seed-*.json")):
+    elif rows and not said and others:
         problem = "it has not finished"
-    about = {**said.get("arguments", {}), **_json(path / MARKER).get("about", {})}
+    about = {**(_json(others[0]).get("arguments", {}) if others else {}), **_json(path / MARKER).get("about", {})}
     if saved := checkpoints(path):
         about |= {"versions": _json(saved[-1] / "about.json").get("versions", {})}
     name = path.name if re.fullmatch(_SEED, path.name) else ""

@@ -102,7 +102,7 @@ def report(
     ]
     template = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
     page = template.substitute(title=escape(title), body="\n".join(sections))
-    replace_file(Path(output), page.encode())
+    replace_file(Path(output), page.encode("utf-8", "replace"))
 
 
 # --- sections -----------------------------------------------------------------------------------
