@@ -8,12 +8,14 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from numpy.typing import ArrayLike
 
 from fedjx.algorithms.distribution import distribution
 from fedjx.algorithms.evaluation import federated_evaluation
 from fedjx.core.execution.computation import Computation
 from fedjx.core.language.names import Key, Metrics
+from fedjx.core.language.shares import own_rows
 from fedjx.core.language.values import Clients
 from fedjx.data.client_states import ClientStates
 from fedjx.data.cohort import Cohort
@@ -68,7 +70,7 @@ def client_evaluation(
 
     def evaluation(state: Any, states: ClientStates | None = None) -> Metrics:
         metrics, of_each = step(state.params, cohort)
-        return {**metrics, **_described(of_each)}
+        return {**metrics, **_described(_of_all(of_each, cohort.ids))}
 
     return evaluation
 
@@ -102,13 +104,30 @@ def personalised_evaluation(
                 "models that are made anew need a key, and those that clients keep an algorithm with client states; "
                 f"got {key=} and {type(states).__name__}. Pass one of them."
             )
-        _, of_each = step(state.params, cohort, key if states is None else states.cohort(cohort.ids))
+        _, own = step(state.params, cohort, key if states is None else states.cohort(cohort.ids))
+        of_each = _of_all(own, cohort.ids)
         return {
             strategy: _described(dataclasses.replace(of_each, value=metrics))
             for strategy, metrics in of_each.value.items()
         }
 
     return evaluation
+
+
+def _of_all(own: Clients, ids: np.ndarray) -> Clients:
+    """Gathers what each of several processes has of its own clients."""
+    if jax.process_count() == 1:
+        return own
+    value, mask, found = jax.device_get(own_rows((own.value, own.mask, own.id)))
+    rows, order = np.flatnonzero(mask), np.argsort(ids)
+    places = order[np.searchsorted(ids, found[rows], sorter=order)]
+
+    def spread(x: np.ndarray) -> np.ndarray:
+        whole = np.zeros((len(ids), *x.shape[1:]), x.dtype)
+        whole[places] = x[rows]
+        return multihost_utils.process_allgather(whole).sum(axis=0, dtype=x.dtype)  # each client is in one process
+
+    return Clients.of(jax.tree.map(spread, value), ids=ids.astype(np.int32))
 
 
 def _described(of_each: Clients) -> Metrics:

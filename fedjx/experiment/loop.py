@@ -203,7 +203,7 @@ def _log(directory: Run | None, done: int, num_rounds: int, sinks: Sequence[Sink
     bar = functools.partial(progress_bar, num_rounds)
     if directory is None:
         return Log([*([bar()] if progress else []), *sinks])
-    rows = kept_rows(directory.path, done)
+    rows = kept_rows(directory.path, done or -1)  # what begins again has measured nothing
     files = [json_lines(directory), csv_table(directory, rows), tensorboard(directory, done)]
     return Log([*files, *([bar(rows)] if progress else []), *sinks], rows)
 
