@@ -49,7 +49,7 @@ def plot_curves(
     lines of their own. A scale is logarithmic where a curve is over 1,000 times its median.
 
     Args:
-      runs: As `collect` takes them: rows or directories by name, for each one or several seeds.
+      runs: As `fedjx.experiment.collect.collect` takes them: rows or directories by name, for each one or several seeds.
       y: Name of a metric in the rows, such as ``"test/accuracy"``; it need not be in all.
       x: What is counted: "round", "total/bits_up", "total/examples", "total/seconds", or another name in the rows.
       target: Where to draw a line across.
@@ -91,7 +91,7 @@ def plot_comparison(runs: Runs, y: str, *, at: At = "last", mode: Mode | None = 
     """Plots what runs came to: a dot for each seed, and a bar at their mean, the best run above.
 
     Args:
-      runs: As `collect` takes them.
+      runs: As `fedjx.experiment.collect.collect` takes them.
       y: Name of a metric in the rows.
       at: "last", where it was measured last; "best", the best that each seed ever had, which flatters noisy runs.
       mode: Whether more or less is better; by default as `better` takes it to be.

@@ -63,7 +63,7 @@ def report(
     same runs give the same file. Of over 30 runs the best 30 are drawn; tables have all.
 
     Args:
-      runs: A run's directory, a sweep's, several of them, or rows by name; as `collect` takes them.
+      runs: A run's directory, a sweep's, several of them, or rows by name; as `fedjx.experiment.collect.collect` takes them.
       output: The file, such as ``"report.html"``; written over.
       metric: What runs are compared by; by default ``test/accuracy``, or else what is like it.
       mode: Whether more or less of it is better; by default less of what is called a loss, an error or a perplexity.
@@ -173,7 +173,10 @@ def _clients(seeds: _Seeds) -> Iterator[str]:
     drawn = [(run, name) for run, name in dict.fromkeys(names) if len(percentiles(first[run], name)) > 1]
     if drawn:
         yield "<h2>Clients</h2>"
-        yield _pictures([_percentile_picture(first[run], name, run) for run, name in drawn[:_MOST_PERCENTILES]])
+        yield _pictures(
+            _percentile_picture(first[run], name, f"{run}, its first seed" if len(seeds[run]) > 1 else run)
+            for run, name in drawn[:_MOST_PERCENTILES]
+        )
     if left := drawn[_MOST_PERCENTILES:]:
         yield f'<p class="note">Not drawn: {len(left)} more</p>'
 

@@ -90,8 +90,8 @@ def test_a_sweep(tmp_path):
         "test/accuracy by seconds",
         "test/accuracy of runs",
         "train/loss by round",
-        "clients/accuracy of clients, rate=0.05",
-        "clients/accuracy of clients, rate=0.1",
+        "clients/accuracy of clients, rate=0.05, its first seed",
+        "clients/accuracy of clients, rate=0.1, its first seed",
     ]
     assert page.rows[4:] == [
         ["run", "rate"],
