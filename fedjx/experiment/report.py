@@ -26,6 +26,7 @@ from fedjx.experiment.drawing import (
     draw_percentiles,
     height_of,
     percentiles,
+    wrapped,
 )
 from fedjx.experiment.plots import said_of_band
 from fedjx.experiment.rows import Mode
@@ -63,7 +64,8 @@ def report(
     same runs give the same file. Of over 30 runs the best 30 are drawn; tables have all.
 
     Args:
-      runs: A run's directory, a sweep's, several of them, or rows by name; as `fedjx.experiment.collect.collect` takes them.
+      runs: A run's directory, a sweep's, several of them, or rows by name; as `fedjx.experiment.collect.collect` takes
+        them.
       output: The file, such as ``"report.html"``; written over.
       metric: What runs are compared by; by default ``test/accuracy``, or else what is like it.
       mode: Whether more or less of it is better; by default less of what is called a loss, an error or a perplexity.
@@ -147,7 +149,7 @@ def _comparison(seeds: _Seeds, metric: str, mode: Mode) -> Iterator[str]:
 
     def draw(axes: Any) -> None:
         draw_ends(axes, ends)
-        axes.set_xlabel(metric)
+        axes.set_xlabel(wrapped(metric))
 
     yield "<h2>Runs compared</h2>"
     caption = f"{metric}, last of each seed, the best run first; a bar at the mean of several seeds"
