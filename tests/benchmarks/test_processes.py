@@ -28,7 +28,10 @@ ROOT = Path(__file__).resolve().parents[2]
 # Every process computes all of it by itself, for half a minute: not run here.
 BY_ITSELF = {"privacy", "privacy_tutorial", "robustness"}
 OF_REPORTS = {"privacy_report"}  # draws what others have measured
-ALONE = {"aggregation_memory", "analytics_scale", "client_states", "data_scale", "input_pipeline", "peers", "scaling"}
+ALONE = {
+    "aggregation_memory", "analytics_scale", "client_states", "data_scale", "experiment_cost", "input_pipeline",
+    "peers", "scaling",
+}  # fmt: skip
 # What depends on the data and the seeds alone; all else is a time, a size in memory or a date.
 NUMBERS = {
     "aggregation_cost": ("loss",),
