@@ -123,7 +123,7 @@ def _beginning(title: str, found: Mapping[str, Sequence[Member]]) -> Iterator[st
 
 def _results(found: Mapping[str, Sequence[Member]], metric: str, mode: Mode, target: float | None) -> Iterator[str]:
     yield "<h2>Results</h2>"
-    yield _table(results(found, metric, mode, target), "numbers")
+    yield _table(results(found, metric, mode, target), "numbers long" if max(map(len, found)) > _LONG else "numbers")
     said = f"{metric}: {'more' if mode == 'max' else 'less'} is better."
     if any(len(members) > 1 for members in found.values()):
         said += " Numbers are means of seeds ± their standard deviation, rounds to a target the median."
