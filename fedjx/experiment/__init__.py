@@ -7,20 +7,25 @@ from fedjx.experiment.log import Log
 from fedjx.experiment.loop import Result, run
 from fedjx.experiment.rows import kept_rows, read_rows, rounds_to, values
 from fedjx.experiment.run_directory import Run, RunError, open_run
+from fedjx.experiment.seeds import Lanes, over_seeds, run_seeds
 from fedjx.experiment.sinks import Sink, csv_table, json_lines, progress_bar, tensorboard
 from fedjx.experiment.stop import StopRule, limit, patience, stopped, target
+from fedjx.experiment.sweeps import Outcome, Sweep, read_sweep, sweep
 
 __all__ = [
     "Best",
     "Checkpoint",
     "Checkpointer",
     "EventWriter",
+    "Lanes",
     "Log",
+    "Outcome",
     "Result",
     "Run",
     "RunError",
     "Sink",
     "StopRule",
+    "Sweep",
     "best_checkpoint",
     "csv_table",
     "event_writer",
@@ -29,13 +34,17 @@ __all__ = [
     "last_checkpoint",
     "limit",
     "open_run",
+    "over_seeds",
     "patience",
     "progress_bar",
     "read_rows",
+    "read_sweep",
     "rounds_to",
     "run",
+    "run_seeds",
     "save_checkpoint",
     "stopped",
+    "sweep",
     "target",
     "tensorboard",
     "values",
