@@ -219,8 +219,10 @@ def _not_in_lanes(task: _Task) -> str | None:
         return "clients keep states, which are on disk"
     if jax.process_count() > 1:
         return f"{jax.process_count()} processes share the clients"
-    some: Any = Cohort(task.data, task.data.ids[:1], batch_size=task.batch_size).whole().value
-    return None if some.elements.shared else "the examples are not resident on a device, they take too much of it"
+    [chunk] = Cohort(task.data, task.data.ids[:1], batch_size=task.batch_size)
+    return (
+        None if chunk.value.elements.shared else "the examples are not resident on a device, they take too much of it"
+    )
 
 
 def _opened(stack: contextlib.ExitStack, task: _Task, seed: int, start: _Start) -> _Member:

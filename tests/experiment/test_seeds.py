@@ -109,7 +109,7 @@ def test_seeds_that_do_not_fit_run_one_after_the_other(expected, tmp_path, monke
     nothing = {**OPTIONS, "num_rounds": 0, "evaluate": {}}
     with pytest.warns(UserWarning, match="one after the other: the examples are not resident on a device"):
         run_seeds(ALGORITHM, TRAIN, sampler, seeds=SEEDS, **nothing)
-    scaffold = fedjx.algorithms.scaffold(MODEL, client_learning_rate=0.1)
+    scaffold = fedjx.algorithms.scaffold(MODEL, client_optimizer=optax.sgd(0.1), num_clients=20)
     with pytest.warns(UserWarning, match="one after the other: clients keep states, which are on disk"):
         run_seeds(scaffold, TRAIN, sampler, seeds=SEEDS, **nothing)
 
