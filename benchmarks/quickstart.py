@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,18 @@ import jax
 import matplotlib as mpl
 import numpy as np
 import optax
-from tqdm import tqdm
 
-from fedjx import initialize_distributed, traffic
+from fedjx import initialize_distributed
 from fedjx.algorithms import fed_avg
-from fedjx.data import Cohort, central, digits, label_counts, uniform_sampler
-from fedjx.data.fingerprint import fingerprint
-from fedjx.experiment import Checkpoint, RunError, event_writer, last_checkpoint, open_run, save_checkpoint
-from fedjx.models import cnn, finalize_metrics, mlp
+from fedjx.data import FederatedData, central, digits, label_counts, uniform_sampler
+from fedjx.experiment import Best, RunError, central_evaluation, run, values
+from fedjx.models import Model, cnn, finalize_metrics, mlp
 from fedjx.training import local_evaluate, local_train
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
+
+FREE = ("num_rounds", "output", "resume", "overwrite")  # flags that may change when a run goes on
 
 
 def parse_flags(args: list[str] | None = None) -> argparse.Namespace:
@@ -72,98 +72,68 @@ def main(flags: argparse.Namespace) -> dict[str, Any]:
         server_optimizer=optax.sgd(flags.server_rate, momentum=flags.server_momentum),
         num_epochs=flags.num_epochs,
     )
-    test_batches = central(test, batch_size=100)
-
-    @jax.jit
-    def evaluate(params: Any) -> dict[str, jax.Array]:
-        return finalize_metrics(local_evaluate(model, params, test_batches))
-
-    @jax.jit
-    def train_centrally(key: jax.Array) -> Any:
-        epochs = round(flags.num_epochs * flags.num_rounds * flags.clients_per_round / flags.num_clients)
-        batches = central(data, batch_size=flags.batch_size)
-        optimizer = optax.sgd(flags.client_rate)
-        return local_train(model, model.init(key), batches, key, optimizer=optimizer, num_epochs=max(epochs, 1)).params
-
-    history, timing = train(flags, data, algorithm, evaluate)
-    centralised = float(evaluate(train_centrally(jax.random.key(flags.seed)))["accuracy"])
-    accuracy = history[-1]["test_accuracy"]
+    result = run(
+        algorithm,
+        data,
+        uniform_sampler(data.num_clients, flags.clients_per_round, seed=flags.seed),
+        batch_size=flags.batch_size,
+        num_rounds=flags.num_rounds,
+        key=jax.random.key(flags.seed),
+        path=flags.output,
+        start="resume" if flags.resume else "overwrite" if flags.overwrite else "new",
+        about={"flags": {name: value for name, value in vars(flags).items() if name not in FREE}},
+        lanes=flags.lanes,
+        evaluate={"test": central_evaluation(model, test)},
+        evaluate_every=flags.eval_every,
+        checkpoint_every=flags.eval_every,
+        best=Best("test/accuracy"),
+    )
+    if jax.process_index() != 0:
+        return {}
+    centralised = train_centrally(flags, model, data, test)
+    last = result.rows[-1]
     report = {
-        "test_accuracy": round(accuracy, 4),
+        "test_accuracy": round(last["test/accuracy"], 4),
         "centralised_accuracy": round(centralised, 4),
-        "rounds": history[-1]["round"],
+        "rounds": last["round"],
         "num_clients": data.num_clients,
-        **timing,
+        "train_seconds": round(last["total/seconds"], 2),
+        "examples_per_second": round(flags.num_epochs * last["total/examples"] / last["total/seconds"], 1),
     }
-    if jax.process_index() == 0:
-        draw(flags.output / "curves.png", history, centralised, label_counts(data, num_classes=10))
-        print(f"\n{'':<14}test accuracy\nfederated     {accuracy:.4f}         {data.num_clients} clients")
-        print(f"centralised   {centralised:.4f}         the same images, pooled\n\nResults are in {flags.output}.")
-        print(json.dumps(report))
+    draw(flags.output / "curves.png", result.rows, centralised, label_counts(data, num_classes=10))
+    print(f"\n{'':<14}test accuracy\nfederated     {last['test/accuracy']:.4f}         {data.num_clients} clients")
+    print(f"centralised   {centralised:.4f}         the same images, pooled\n\nResults are in {flags.output}.")
+    print(json.dumps(report))
     return report
 
 
-def train(flags: argparse.Namespace, data: Any, algorithm: Any, evaluate: Any) -> tuple[list[dict], dict[str, float]]:
-    """Runs the rounds that are left to do; returns the history of evaluations, and the speed."""
-    sample = uniform_sampler(data.num_clients, flags.clients_per_round, seed=flags.seed)
-    state, is_first = algorithm.init(jax.random.key(flags.seed)), jax.process_index() == 0
-    first = Cohort(data, sample(1), batch_size=flags.batch_size)
-    about = {
-        "flags": {k: v for k, v in vars(flags).items() if k not in ("num_rounds", "output", "resume", "overwrite")},
-        "sampler": sample.description,
-        "data": fingerprint(data),
-        "algorithm": algorithm.next.program(state, first).fingerprint(),
-    }
-    with open_run(flags.output, about, resume=flags.resume, overwrite=flags.overwrite) as run:
-        last = last_checkpoint(run, state) if flags.resume else None
-        if flags.resume and is_first:
-            print(f"Resuming after round {last.round if last else 0}.")
-        history = [{"round": 0, "test_accuracy": float(evaluate(state.params)["accuracy"])}]
-        done, state, history = last or Checkpoint(0, state, history)
-        # What one client receives and sends in a round; the bill needs types alone.
-        sent = traffic(algorithm.next, state, first.whole())
-        num_examples, started, rounds = 0, time.perf_counter(), range(done + 1, flags.num_rounds + 1)
-        progress = tqdm(rounds, "training", unit=" rounds", smoothing=0, disable=not is_first)
-        progress.set_postfix_str("compiling, the first time")
-        events = event_writer(run, after=done)
-        for number in progress:
-            ids = sample(number)
-            clients = Cohort(data, ids, batch_size=flags.batch_size, lanes=flags.lanes)
-            state, metrics = algorithm.next(state, clients)
-            loss = float(metrics["loss"])
-            num_examples += flags.num_epochs * int(metrics["num_examples"])
-            seconds = time.perf_counter() - started
-            events.add_scalar("train/loss", loss, number)
-            for name, value in (sent * len(ids) * number).metrics().items():
-                events.add_scalar(f"sent/{name}", value, number)
-            if number % flags.eval_every == 0 or number == flags.num_rounds:
-                tested = {f"test_{name}": float(value) for name, value in evaluate(state.params).items()}
-                history.append({"round": number, "train_loss": loss} | tested)
-                events.add_scalar("test/accuracy", tested["test_accuracy"], number)
-                events.flush()  # before the checkpoint: a run that goes on from it has all curves until then
-                save_checkpoint(run, Checkpoint(number, state, history))
-            progress.set_postfix_str(
-                f"{(number - done) * len(ids) / seconds:.0f} clients/s, {num_examples / seconds:.0f} examples/s, "
-                f"loss {loss:.3f}, test accuracy {history[-1]['test_accuracy']:.3f}"
-            )
-        events.close()
-    seconds = time.perf_counter() - started
-    return history, {"train_seconds": round(seconds, 2), "examples_per_second": round(num_examples / seconds, 1)}
+def train_centrally(flags: argparse.Namespace, model: Model, data: FederatedData, test: Mapping[str, Any]) -> float:
+    """Trains on the clients' images, pooled, for as many epochs; returns the test accuracy."""
+    epochs = round(flags.num_epochs * flags.num_rounds * flags.clients_per_round / flags.num_clients)
+
+    @jax.jit
+    def accuracy(key: jax.Array, batches: Any, test_batches: Any) -> jax.Array:
+        optimizer = optax.sgd(flags.client_rate)
+        params = local_train(
+            model, model.init(key), batches, key, optimizer=optimizer, num_epochs=max(epochs, 1)
+        ).params
+        return finalize_metrics(local_evaluate(model, params, test_batches))["accuracy"]
+
+    batches = central(data, batch_size=flags.batch_size)
+    return float(accuracy(jax.random.key(flags.seed), batches, central(test, batch_size=100)))
 
 
 # --- picture ------------------------------------------------------------------------------------
 
 
-def draw(path: Path, history: list[dict], centralised: float, counts: np.ndarray) -> None:
+def draw(path: Path, rows: list[dict[str, Any]], centralised: float, counts: np.ndarray) -> None:
     """Draws the learning curves, and how many images of each digit every client holds."""
     figure, (curve, clients) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    rounds = [row["round"] for row in history]
-    curve.plot(rounds, [row["test_accuracy"] for row in history], color="tab:blue", label="federated")
+    curve.plot(*values(rows, "test/accuracy"), color="tab:blue", label="federated")
     curve.axhline(centralised, color="black", linestyle="--", linewidth=1, label="centralised")
     curve.set(xlabel="round", ylabel="test accuracy", ylim=(0, 1), title="Learning")
-    trained = [row for row in history if "train_loss" in row]
     loss = curve.twinx()
-    loss.plot([r["round"] for r in trained], [r["train_loss"] for r in trained], color="tab:orange", label="loss")
+    loss.plot(*values(rows, "train/loss"), color="tab:orange", linewidth=0.8, label="loss")
     loss.set_ylabel("clients' training loss", color="tab:orange")
     loss.set_ylim(bottom=0)
     curve.legend(loc="center right")

@@ -13,7 +13,7 @@ import optax
 
 from fedjx.aggregation.weights import uniform
 from fedjx.core.execution.process import StatefulAlgorithm
-from fedjx.core.language.checks import check_choice, check_integer
+from fedjx.core.language.checks import check_choice, check_integer, check_number
 from fedjx.core.language.names import PyTree
 from fedjx.core.language.trees import cast_like, map_keeping, number_dtype
 from fedjx.core.language.values import Sequence
@@ -26,7 +26,12 @@ from fedjx.training.round import TrainingArguments, compose
 
 
 def scaffold(
-    model: Model, *, num_clients: int, option: Literal["I", "II"] = "II", **arguments: Unpack[TrainingArguments]
+    model: Model,
+    *,
+    num_clients: int,
+    option: Literal["I", "II"] = "II",
+    participation: float | None = None,
+    **arguments: Unpack[TrainingArguments],
 ) -> StatefulAlgorithm[ServerState, PyTree]:
     """Builds SCAFFOLD, of the arguments of `fed_avg` and its own.
 
@@ -38,6 +43,9 @@ def scaffold(
       option: Which gradient becomes a client's control: "I", that of all its examples at the server's parameters, for
         one more pass over them; "II", the mean of those of its local steps, which costs nothing. With plain SGD of
         rate η and K steps that is the paper's ``c_i - c + (x - y) / (K η)``.
+      participation: The part of all clients that is in a round, the paper's |S| / N; what each round counts if not
+        given. With a private aggregator it must be, such as the probability of `poisson_sampler`: nothing that the
+        server does may depend on who is there.
       **arguments: As for `fed_avg`. The client optimizer gets the corrected gradients, g - c_i + c; as server optimizer
         ``optax.sgd(rate)`` is the paper's global step size. Clients weigh alike if no ``client_weight`` is given;
         weighted clients have weighted controls: c is then the weighted mean of them, in expectation.
@@ -49,11 +57,13 @@ def scaffold(
     Guarantees: With uniform weights and the mean, c stays the mean of all N clients' controls.
 
     Raises:
-      ValueError: If ``num_clients`` is not positive, or the option another; when initialised, if the model has batch
-        statistics.
+      ValueError: If ``num_clients`` or ``participation`` is not positive, or the option another; when initialised, if
+        the model has batch statistics.
     """
     check_integer("[1, inf)", num_clients=num_clients)
     check_choice(("I", "II"), option=option)
+    if participation is not None:
+        check_number("(0, 1]", participation=participation)
     model = no_batch_stats(model, "scaffold")
 
     def client_update(
@@ -72,7 +82,7 @@ def scaffold(
     method = Method(
         model.init,
         client_update,
-        server=lambda optimizer: controlled(optimizer, num_clients),
+        server=lambda optimizer: controlled(optimizer, num_clients, participation),
         init_client=lambda state: optax.tree.zeros_like(state.params),
         sent=lambda state: (state.params, state.optimizer.control),
         delta=lambda params: (params, params),
@@ -90,7 +100,7 @@ class Controlled(NamedTuple):
 
 
 def controlled(
-    server_optimizer: optax.GradientTransformation, num_clients: int
+    server_optimizer: optax.GradientTransformation, num_clients: int, participation: float | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Applies the aggregated change of controls to c, for the part of all clients that it is of."""
     inner = optax.with_extra_args_support(server_optimizer)
@@ -101,7 +111,9 @@ def controlled(
     def update(
         updates: PyTree, state: PyTree, params: PyTree = None, metrics: PyTree = None, **extra: PyTree
     ) -> tuple[PyTree, Controlled]:
-        share = metrics["num_clients"].astype(number_dtype(params)) / num_clients
+        share = participation
+        if share is None:
+            share = metrics["num_clients"].astype(number_dtype(params)) / num_clients
         control = map_keeping(lambda c, d: c - share * d, state.control, updates[1])
         steps, inner_state = inner.update(updates[0], state.inner, params, metrics=metrics, **extra)
         return steps, Controlled(control, inner_state)

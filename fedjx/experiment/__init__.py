@@ -2,6 +2,12 @@
 
 from fedjx.experiment.checkpointing import Checkpointer
 from fedjx.experiment.checkpoints import Best, Checkpoint, best_checkpoint, last_checkpoint, save_checkpoint
+from fedjx.experiment.evaluations import (
+    Evaluation,
+    central_evaluation,
+    client_evaluation,
+    personalised_evaluation,
+)
 from fedjx.experiment.events import EventWriter, event_writer
 from fedjx.experiment.log import Log
 from fedjx.experiment.loop import Result, run
@@ -16,6 +22,7 @@ __all__ = [
     "Best",
     "Checkpoint",
     "Checkpointer",
+    "Evaluation",
     "EventWriter",
     "Lanes",
     "Log",
@@ -27,6 +34,8 @@ __all__ = [
     "StopRule",
     "Sweep",
     "best_checkpoint",
+    "central_evaluation",
+    "client_evaluation",
     "csv_table",
     "event_writer",
     "json_lines",
@@ -36,6 +45,7 @@ __all__ = [
     "open_run",
     "over_seeds",
     "patience",
+    "personalised_evaluation",
     "progress_bar",
     "read_rows",
     "read_sweep",

@@ -27,6 +27,7 @@ from fedjx.data.federated_data import ClientData
 from fedjx.data.fingerprint import fingerprint
 from fedjx.experiment.checkpointing import Checkpointer
 from fedjx.experiment.checkpoints import Best, Checkpoint
+from fedjx.experiment.evaluations import Evaluation
 from fedjx.experiment.host_arrays import plain
 from fedjx.experiment.log import Log
 from fedjx.experiment.rows import Row, kept_rows
@@ -35,8 +36,6 @@ from fedjx.experiment.sinks import Sink, csv_table, json_lines, progress_bar, te
 from fedjx.experiment.stop import StopRule, stopped
 from fedjx.privacy.budget import Budget, within
 from fedjx.training.stateful_rounds import stateful_rounds
-
-Evaluation = Callable[[Any], Metrics]  # of the server's state
 
 
 class Result(NamedTuple):
@@ -94,7 +93,8 @@ def run(
       about: What else determines the run, as JSON holds it, such as a learning rate by name: for the error if it is
         resumed with another, and for the report.
       lanes: As for `Cohort`.
-      evaluate: By name, functions of the server's state, before the first round, every so many and after the last.
+      evaluate: By name, functions of the server's state, and of the `ClientStates` if clients keep some: asked before
+        the first round, every so many and after the last.
       evaluate_every: How many rounds.
       checkpoint_every: How many rounds.
       keep: As for `Checkpointer`.
@@ -136,22 +136,22 @@ def run(
         done, state = (saved.restore(state) or Checkpoint(0, state))[:2]
         log = stack.enter_context(log_of(directory, done, num_rounds, sinks, progress))
         is_told = stack.enter_context(told_to_end())
+        tested = functools.partial(_tested, evaluate, states)
         totals = totals_of(sent_by(algorithm, example), simulated_seconds)
-        tested = {name: evaluation(state) for name, evaluation in evaluate.items()}
-        if done == 0 and tested:
-            log.add(0, tested)
+        if done == 0 and evaluate:
+            log.add(0, tested(state))
         reason = _of_first(stopped(stop, log.wait()))
         numbers = range(done + 1, last + 1) if reason is None else ()
         for number, clients in zip(numbers, step.ahead(map(cohort, numbers)), strict=False):
             with _profile(directory if number == profile_round else None):
                 state, metrics = step(state, clients)
             is_due = number % evaluate_every == 0 or number == last
-            tested = {name: evaluation(state) for name, evaluation in evaluate.items()} if is_due else {}
-            log.add(number, {**grouped(metrics), **tested, "total": totals(number, clients, metrics)})
+            found = tested(state) if is_due else {}
+            log.add(number, {**grouped(metrics), **found, "total": totals(number, clients, metrics)})
             reason = _of_first(stopped(stop, log.wait())) if is_due and stop else None
             reason = reason or is_told(is_due)
-            if number % checkpoint_every == 0 or number == last or reason or (tested and best):
-                saved.save(Checkpoint(number, state, metrics=tested), before=log.flush)
+            if number % checkpoint_every == 0 or number == last or reason or (found and best):
+                saved.save(Checkpoint(number, state, metrics=found), before=log.flush)
             if reason:
                 break
         saved.wait()
@@ -204,7 +204,7 @@ def log_of(directory: Run | None, done: int, num_rounds: int, sinks: Sequence[Si
     bar = functools.partial(progress_bar, num_rounds)
     if directory is None:
         return Log([*([bar()] if progress else []), *sinks])
-    rows = kept_rows(directory.path, done)
+    rows = kept_rows(directory.path, done or -1)  # what begins again has measured nothing
     files = [json_lines(directory), csv_table(directory, rows), tensorboard(directory, done)]
     return Log([*files, *([bar(rows)] if progress else []), *sinks], rows)
 
@@ -213,6 +213,10 @@ def sent_by(algorithm: Any, example: Sequence[PyTree]) -> Traffic | None:
     """Returns what a client receives and sends in a round, if that is known before."""
     with contextlib.suppress(ValueError):
         return traffic(algorithm.next, *example)
+
+
+def _tested(evaluate: Mapping[str, Evaluation], states: ClientStates | None, state: PyTree) -> dict[str, Metrics]:
+    return {name: fn(state) if states is None else fn(state, states) for name, fn in evaluate.items()}
 
 
 def totals_of(sent: Traffic | None, simulated_seconds: Callable[[int], float] | None) -> Callable[..., Metrics]:

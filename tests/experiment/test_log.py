@@ -1,0 +1,150 @@
+"""What a run says of its rounds: rows, where they go, and the rules that read them."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import json
+import math
+import threading
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fedjx.experiment import (
+    Log,
+    RunError,
+    Sink,
+    csv_table,
+    json_lines,
+    kept_rows,
+    limit,
+    open_run,
+    patience,
+    progress_bar,
+    read_rows,
+    rounds_to,
+    stopped,
+    target,
+    tensorboard,
+)
+from fedjx.experiment.rows import flat, line
+from tests.benchmarks.test_quickstart import shown
+
+
+def curve(*accuracies, every=10):
+    return [{"round": every * k, "test/accuracy": x, "total/bits_up": 8.0 * k} for k, x in enumerate(accuracies)]
+
+
+def test_metrics_become_names_and_numbers():
+    nested = {
+        "train": {"loss": jnp.float32(0.5), "state": optax.EmptyState(), "aggregation": {"clip": np.float64(2.0)}},
+        "test": {"of_class": jnp.arange(3), "flag": True, "name": "a", "names": ("a", "b"), "nothing": None},
+    }
+    assert flat(nested) == {
+        "train/loss": 0.5,
+        "train/aggregation/clip": 2.0,
+        "test/of_class": [0, 1, 2],
+        "test/flag": True,
+        "test/name": "a",
+    }
+
+
+def test_a_row_is_strict_json_and_comes_back(tmp_path):
+    rows = [{"round": 0, "a": math.nan, "b": math.inf, "c": -math.inf, "d": [1.5, math.nan], "e": 0.1, "f": "ü\n"}]
+
+    def refuse(text):
+        raise AssertionError(text)
+
+    assert json.loads(line(rows[0]), parse_constant=refuse)["a"] is None
+    (tmp_path / "metrics.jsonl").write_bytes(line(rows[0]) + b'{"round": 1, "a"')  # as it was killed
+    (found,) = read_rows(tmp_path)
+    assert repr(found) == repr(rows[0])
+    (tmp_path / "metrics.jsonl").write_bytes(b"\x00\n" + line(rows[0]))
+    with pytest.raises(RunError, match="is damaged"):
+        read_rows(tmp_path)
+    with pytest.raises(RunError, match=r"nowhere/metrics.jsonl; got No such file"):
+        read_rows(tmp_path / "nowhere")
+
+
+def test_rounds_to_a_target_are_those_of_the_best_so_far():
+    rows = curve(0.1, 0.5, 0.3, 0.4, 0.9)
+    assert rounds_to(rows, "test/accuracy", 0.3) == pytest.approx(5.0)
+    assert rounds_to(rows, "test/accuracy", 0.7) == pytest.approx(35.0)  # from .5, not from .4
+    assert rounds_to(rows, "test/accuracy", 0.7, x="total/bits_up") == pytest.approx(28.0)
+    assert rounds_to(rows, "test/accuracy", 0.05) == 0
+    assert rounds_to(rows, "test/accuracy", 0.95) is None
+    assert rounds_to(rows, "test/loss", 0.95) is None
+    assert rounds_to(curve(2.0, math.nan, 1.0), "test/accuracy", 1.5, mode="min") == pytest.approx(15.0)
+    assert rounds_to(curve(math.nan, math.nan, 1.0), "test/accuracy", 0.5) == 20
+
+
+def test_rules_stop_where_they_say():
+    rows = curve(0.1, 0.5, 0.5, 0.4, 0.6)
+    until = lambda rule: next((k for k in range(len(rows) + 1) if rule(rows[:k])), None)  # noqa: E731
+    assert until(target("test/accuracy", 0.5)) == 2
+    assert until(target("test/accuracy", 0.05, mode="min")) is None
+    assert until(patience("test/accuracy", 2)) == 4
+    assert until(patience("test/accuracy", 3)) is None
+    assert until(patience("test/accuracy", 2, min_change=0.2)) == 4
+    assert until(patience("test/accuracy", 2, mode="min")) == 3
+    assert until(limit("total/bits_up", 16)) == 3
+    assert stopped([limit("total/seconds", 1), patience("test/accuracy", 2)], rows[:4]) == (
+        "test/accuracy has not become better in 2 evaluations"
+    )
+    with pytest.raises(ValueError, match="mode must be one of"):
+        target("test/accuracy", 0.5, mode="most")
+
+
+def test_rows_go_to_all_files_and_on_after_an_interruption(tmp_path):
+    path = tmp_path / "run"
+
+    def written(rounds, start):
+        with open_run(path, {}, start=start) as run:
+            rows = kept_rows(path, rounds[0] - 1)
+            sinks = [json_lines(run), csv_table(run, rows), tensorboard(run, rounds[0] - 1), progress_bar(6, rows)]
+            with Log(sinks, rows) as log:
+                for number in rounds:
+                    tested = {"test": {"accuracy": number / 10}} if number % 2 == 0 else {}
+                    metrics = {"loss": jnp.float32(1 / number), "of_each": [1, 2]}
+                    log.add(number, {"train": metrics, **tested, "total": {"clients": 3}})
+                return log.wait()
+
+    written(range(1, 6), "new")
+    rows = written(range(4, 7), "resume")  # from a checkpoint of round 3
+    assert [row["round"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [row["total/clients"] for row in rows] == [3, 6, 9, 12, 15, 18]
+    seconds = [row["total/seconds"] for row in rows]
+    assert seconds == sorted(seconds)
+    assert read_rows(path) == rows
+    table = list(csv.DictReader(io.StringIO((path / "metrics.csv").read_text())))
+    assert [row["round"] for row in table] == list("123456")
+    assert [row["test/accuracy"] for row in table] == ["", "0.2", "", "0.4", "", "0.6"]
+    assert shown(path)["train/loss"] == [1, 2, 3, 4, 5, 6]
+    assert shown(path)["test/accuracy"] == [2, 4, 6]
+
+
+def test_adding_a_row_does_not_wait_for_who_writes_it():
+    goes_on = threading.Event()
+    log = Log([Sink(lambda row: goes_on.wait(20) or pytest.fail("it waited"))])
+    for number in range(5):
+        log.add(number, {"train": {"loss": number}})
+    goes_on.set()
+    assert len(log.wait()) == 5
+    log.close()
+
+
+def test_what_cannot_be_written_is_an_error_of_the_next_call(tmp_path):
+    def full(row):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    log = Log([Sink(full)])
+    log.add(1, {})
+    with pytest.raises(RunError, match=r"room to write what it measures; got .*No space left.*resume from the last"):
+        log.wait()
+    log.close()
+    with pytest.raises(ZeroDivisionError), Log([Sink(lambda row: 1 // 0)]) as log:
+        log.add(1, {})

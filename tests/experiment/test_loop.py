@@ -1,0 +1,217 @@
+"""A run: it stops where a rule says, goes on where it was, and keeps what it promises."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import warnings
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from fedjx.aggregation import clip_by_norm
+from fedjx.algorithms import distribution, fed_avg, federated_evaluation, personalization
+from fedjx.algorithms.ditto import ditto
+from fedjx.data import Cohort, digits, fixed_sampler, uniform_sampler
+from fedjx.experiment import (
+    Best,
+    RunError,
+    Sink,
+    best_checkpoint,
+    central_evaluation,
+    client_evaluation,
+    limit,
+    personalised_evaluation,
+    read_rows,
+    run,
+    target,
+)
+from fedjx.experiment.run_directory import checkpoints
+from fedjx.models import linear
+from fedjx.privacy import account, budget, dp_mean
+
+TRAIN, TEST = digits(num_clients=10)
+MODEL = linear(10, input_shape=(8, 8, 1), scale=1 / 16)
+ALGORITHM = fed_avg(MODEL, client_optimizer=optax.sgd(0.1), server_optimizer=optax.adam(0.03))
+EVALUATION = central_evaluation(MODEL, TEST)
+run_quietly = functools.partial(
+    run, batch_size=20, key=jax.random.key(0), lanes=1, evaluate={"test": EVALUATION}, evaluate_every=2,
+    checkpoint_every=2, progress=False,
+)  # fmt: skip
+SAMPLE = uniform_sampler(10, 3, seed=0)
+
+
+def leaves(state):
+    plain = [
+        jax.random.key_data(x) if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+        for x in jax.tree.leaves(state)
+    ]
+    return [np.asarray(x).tobytes() for x in plain]
+
+
+def without_clocks(rows):
+    return [{name: repr(x) for name, x in row.items() if name != "total/seconds"} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return run_quietly(ALGORITHM, TRAIN, SAMPLE, num_rounds=6)
+
+
+def test_a_run_is_rounds_of_the_algorithm(whole):
+    state, step = ALGORITHM.init(jax.random.key(0)), ALGORITHM.next.streamed()
+    for number in range(1, 7):
+        state, metrics = step(state, Cohort(TRAIN, SAMPLE(number), batch_size=20, lanes=1))
+    assert leaves(whole.state) == leaves(state)
+    assert [row["round"] for row in whole.rows] == list(range(7))
+    assert whole.rows[6]["train/loss"] == float(metrics["loss"])
+    assert [row["round"] for row in whole.rows if "test/accuracy" in row] == [0, 2, 4, 6]
+    assert whole.rows[6]["test/accuracy"] == float(EVALUATION(state)["accuracy"])
+    assert whole.rows[6]["total/clients"] == 18
+    assert whole.rows[6]["total/examples"] == sum(TRAIN.sizes[SAMPLE(number)].sum() for number in range(1, 7))
+    assert whole.reason == "all 6 rounds are done"
+
+
+def test_it_goes_on_bitwise_and_returns_what_is_finished(whole, tmp_path):
+    def going_on(num_rounds, start, **more):
+        return run_quietly(ALGORITHM, TRAIN, SAMPLE, num_rounds=num_rounds, path=tmp_path / "run", start=start, **more)
+
+    assert going_on(4, "auto").reason == "all 4 rounds are done"
+    with pytest.raises(RunError, match="holds a run"):
+        going_on(6, "new")
+    resumed = going_on(6, "resume", best=Best("test/loss", 1, "min"))
+    assert leaves(resumed.state) == leaves(whole.state)
+    assert without_clocks(resumed.rows) == without_clocks(whole.rows) == without_clocks(read_rows(tmp_path / "run"))
+    again = going_on(6, "auto")
+    assert leaves(again.state) == leaves(whole.state)
+    assert again.rows == resumed.rows
+    with pytest.raises(RunError, match=r"needs what it began with; got \{'rate': 1\}, was \{\}"):
+        going_on(8, "resume", about={"rate": 1})
+    with pytest.raises(RunError, match=r"got \{'sampler.seed': 1\}, was \{'sampler.seed': 0\}"):
+        run_quietly(
+            ALGORITHM, TRAIN, uniform_sampler(10, 3, seed=1), num_rounds=8, path=tmp_path / "run", start="resume"
+        )
+
+    # The newest checkpoint is damaged: the one before serves, and the rounds since are done again.
+    os.truncate(checkpoints(tmp_path / "run")[-1] / "about.json", 5)
+    with pytest.warns(UserWarning, match="set aside"):
+        mended = going_on(6, "resume")
+    assert leaves(mended.state) == leaves(whole.state)
+    assert without_clocks(read_rows(tmp_path / "run")) == without_clocks(whole.rows)
+
+
+def test_the_best_checkpoint_stays(tmp_path):
+    metrics = iter([0.1, 0.5, 0.9, 0.3, 0.2, 0.1])
+    made_up = {"made_up": lambda _: {"x": next(metrics)}}
+    result = run_quietly(
+        ALGORITHM, TRAIN, SAMPLE, num_rounds=5, path=tmp_path / "run", evaluate=made_up,
+        evaluate_every=1, checkpoint_every=100, keep=1, best=Best("made_up/x"),
+    )  # fmt: skip
+    assert [found.name for found in checkpoints(tmp_path / "run")] == ["00000002", "00000005"]
+    found = best_checkpoint(tmp_path / "run", result.state, Best("made_up/x"))
+    assert (found.round, found.metrics) == (2, {"made_up/x": 0.9})
+    assert best_checkpoint(tmp_path / "run", result.state, Best("made_up/x", mode="min")).round == 5
+    with pytest.raises(RunError, match="got none with made_up/y"):
+        best_checkpoint(tmp_path / "run", result.state, Best("made_up/y"))
+
+
+def test_it_stops_by_a_rule_and_stays_stopped(whole, tmp_path):
+    rules = [target("test/accuracy", 0.0), limit("total/clients", 1)]
+    result = run_quietly(ALGORITHM, TRAIN, SAMPLE, num_rounds=6, stop=rules)
+    assert (result.reason, len(result.rows)) == ("test/accuracy 0 was reached at round 0", 1)
+    few = functools.partial(run_quietly, ALGORITHM, TRAIN, SAMPLE, num_rounds=6, path=tmp_path / "run", start="auto")
+    result = few(stop=rules[1:])
+    assert (result.reason, result.rows[-1]["round"]) == ("total/clients is 6, of at most 1", 2)
+    assert few(stop=rules[1:]).rows == result.rows
+    assert leaves(few().state) == leaves(whole.state)
+
+
+def test_a_wish_to_end_is_granted_after_the_round(whole, tmp_path):
+    def told(row):
+        if row["round"] == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    result = run_quietly(ALGORITHM, TRAIN, SAMPLE, num_rounds=2000, path=tmp_path / "run", sinks=[Sink(told)])
+    assert result.reason == "it was told to end, by SIGTERM"
+    assert 3 <= result.rows[-1]["round"] < 2000
+    assert int(checkpoints(tmp_path / "run")[-1].name) == result.rows[-1]["round"]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_budget_ends_it():
+    private = dp_mean(clip=1.0, noise_multiplier=4.0, expected_clients=10)
+    sampler = fixed_sampler(10, [range(10)])
+    paid = budget(account(private, sampler), epsilon=2.0, delta=1e-5)
+    result = run_quietly(
+        fed_avg(MODEL, client_optimizer=optax.sgd(0.1), aggregator=private), TRAIN, sampler, num_rounds=100, budget=paid
+    )
+    assert result.reason == f"the budget of epsilon 2 pays {paid.max_rounds} rounds"
+    assert result.rows[-1]["round"] == paid.max_rounds
+    assert 0 < result.rows[-1]["privacy/epsilon"] <= 2
+
+
+def test_a_disk_that_is_full_is_said_and_nothing_is_lost(whole, tmp_path, monkeypatch):
+    write, few = os.write, [8]
+
+    def scarce(file, text):
+        few[0] -= 1
+        if few[0] == 0:
+            raise OSError(28, "No space left on device")
+        return write(file, text)
+
+    monkeypatch.setattr("fedjx.experiment.sinks.os.write", scarce)
+    with pytest.raises(RunError, match=r"needs room.*No space left"):
+        run_quietly(ALGORITHM, TRAIN, SAMPLE, num_rounds=6, path=tmp_path / "run")
+    monkeypatch.undo()
+    with warnings.catch_warnings(action="error"):
+        mended = run_quietly(ALGORITHM, TRAIN, SAMPLE, num_rounds=6, path=tmp_path / "run", start="resume")
+    assert leaves(mended.state) == leaves(whole.state)
+    assert without_clocks(mended.rows) == without_clocks(whole.rows)
+
+
+def test_evaluations_are_those_of_the_computations():
+    state = ALGORITHM.init(jax.random.key(1))
+    pooled, of_each = federated_evaluation(MODEL, per_client=True)(
+        state.params, Cohort(TRAIN, range(10), batch_size=50)
+    )
+    found = client_evaluation(MODEL, TRAIN, batch_size=50)(state)
+    accuracy = distribution(of_each)["accuracy"]
+    assert float(found["accuracy"]) == float(pooled["accuracy"])
+    assert float(found["accuracy_lowest_decile"]) == pytest.approx(float(accuracy.lowest_decile))
+    assert float(found["accuracy_p25"]) == pytest.approx(float(accuracy.quantiles[0.25]))
+    together = central_evaluation(MODEL, TRAIN)(state)
+    assert float(together["accuracy"]) == float(pooled["accuracy"])
+    assert float(together["loss"]) == pytest.approx(float(pooled["loss"]), rel=1e-5)
+
+    tuned = personalization.personalization_evaluation(
+        MODEL, {"tuned": personalization.fine_tuning(MODEL, optimizer=optax.sgd(0.1), num_epochs=2)}
+    )
+    found = personalised_evaluation(tuned, TRAIN, key=jax.random.key(0), batch_size=50)(state)
+    assert set(found) == {"baseline", "tuned"}
+    assert float(found["tuned"]["loss_mean"]) < float(found["baseline"]["loss_mean"])
+    with pytest.raises(TypeError, match="need a key"):
+        personalised_evaluation(tuned, TRAIN)(state)
+
+
+def test_models_that_clients_keep_are_evaluated_in_the_run():
+    algorithm = ditto(MODEL, client_optimizer=optax.sgd(0.1), proximal_strength=0.1)
+    own = personalization.personal_evaluation(MODEL, lambda params, personal: personal)
+    result = run_quietly(
+        algorithm, TRAIN, fixed_sampler(10, [range(10)]), num_rounds=2,
+        evaluate={"own": personalised_evaluation(own, TRAIN, lanes=1), "test": EVALUATION},
+    )  # fmt: skip
+    first, last = result.rows[0], result.rows[-1]
+    assert last["own/personal/accuracy_mean"] > first["own/personal/accuracy_mean"]
+
+
+def test_what_a_client_sends_is_counted():
+    result = run_quietly(
+        fed_avg(MODEL, client_optimizer=optax.sgd(0.1), aggregator=clip_by_norm(max_norm=1.0)), TRAIN, SAMPLE,
+        num_rounds=2, evaluate={}, simulated_seconds=lambda number: 10.0 * number,
+    )  # fmt: skip
+    assert result.rows[-1]["total/bits_down"] >= 32 * 650 * 6
+    assert result.rows[-1]["total/simulated_seconds"] == 30.0
