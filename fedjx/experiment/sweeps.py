@@ -3,39 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import inspect
-import itertools
 import json
 import re
 import signal
 import sys
 import threading
 import traceback
-import urllib.parse
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
 from fedjx.core.execution.hosts import agreed
-from fedjx.core.language.checks import check_integer
 from fedjx.data.manifest import checked_text, replace_file
 from fedjx.experiment.comparison import Metric, Table, compared
+from fedjx.experiment.grid import Grid, Point, name_of, points_of, seeds_of
 from fedjx.experiment.rows import Mode, Row, flat, line, read_rows
 from fedjx.experiment.run_directory import ROWS, RunError, check_same, locked
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Point: TypeAlias = dict[str, Any]
-Grid: TypeAlias = Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]]
-
-_LONGEST = 200  # characters of a name; file systems take 255 bytes
 
 
 class Outcome(NamedTuple):
@@ -155,7 +147,7 @@ def sweep(fn: Callable[..., Any], grid: Grid, *, seeds: int | Sequence[int], pat
     | 0.5 | 0.26 | 0.01 | 3 | best | |
     | 0.1 | 0.82 | 0.01 | 3 | 0.56 | ... |
     """
-    points, seeds = _points(grid), _seeds(seeds)
+    points, seeds = points_of(grid), seeds_of(seeds)
     plan = _Plan(fn, _parameters(fn, points), None if path is None else Path(path))
     groups = [(p, seeds) for p in points] if plan.takes_seeds else [(p, [s]) for s in seeds for p in points]
     with _opened(plan.path), _told_to_end():
@@ -189,57 +181,7 @@ def read_sweep(path: str | Path) -> Sweep:
     return Sweep(tuple(_outcome(file, result) for file, result in results if result is not None))
 
 
-# --- the grid -----------------------------------------------------------------------------------
-
-
-def name_of(point: Mapping[str, Any]) -> str:
-    """Names a point, for people and directories.
-
-    >>> name_of({"rate": 0.1, "model": "a/b"})
-    'rate=0.1,model=a%2Fb'
-    """
-    parts = [f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in point.items()]
-    name = ",".join(urllib.parse.quote(part, safe="=+,[]") for part in parts) or "point"
-    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-    return name if len(name) <= _LONGEST else f"{name[:_LONGEST]}-{digest}"
-
-
-def _points(grid: Grid) -> list[Point]:
-    if isinstance(grid, Mapping):
-        for name, values in grid.items():
-            if isinstance(values, str) or not hasattr(values, "__len__"):
-                raise TypeError(
-                    f"a grid has a list of values for each name; got {name}={values!r}. Write [{values!r}]."
-                )
-        grid = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-    points = [{name: _plain(name, value) for name, value in point.items()} for point in grid]
-    names = [name_of(point) for point in points]
-    if not points:
-        raise ValueError(f"a grid needs a point; got {grid!r}. Give each name a value, or no name at all.")
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"the points of a grid must differ; got {twice[0]} twice. Leave one out.")
-    return points
-
-
-def _plain(name: str, value: Any) -> Any:
-    """Returns a value that JSON holds."""
-    value = value.tolist() if hasattr(value, "tolist") else value
-    try:
-        json.dumps(value)
-    except TypeError:
-        advice = "Give it a name, and look that up in the function."
-        raise TypeError(f"the values of a grid must be numbers or text; got {name}={value!r}. {advice}") from None
-    return value
-
-
-def _seeds(seeds: int | Sequence[int]) -> list[int]:
-    if isinstance(seeds, int):
-        check_integer("[1, inf)", seeds=seeds)
-        return list(range(seeds))
-    found = [int(seed) for seed in seeds]
-    if not found or len(set(found)) < len(found):
-        raise ValueError(f"seeds must be some that differ; got {seeds=}. Pass 3, for example.")
-    return found
+# --- the function -------------------------------------------------------------------------------
 
 
 def _parameters(fn: Callable[..., Any], points: Sequence[Point]) -> dict[str, Any]:

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from fedjx.experiment import Outcome, RunError, Sweep, read_rows, read_sweep, rounds_to, sweep
-from fedjx.experiment.sweeps import name_of
+from fedjx.experiment.collect import collect
+from fedjx.experiment.grid import name_of
 from tests.experiment.trees import contents
 
 RATES = {"rate": [0.1, 0.5]}
@@ -251,6 +252,16 @@ def test_names_are_of_any_values():
     values = np.logspace(-2, 0, 3, dtype=np.float32)
     found = sweep(rows_of, {"rate": values}, seeds=1)
     assert [type(o.point["rate"]) for o in found.outcomes] == [float] * 3
+
+
+def test_the_picture_has_the_curves_of_the_best_points(tmp_path):
+    found = sweep(rows_of, {"rate": [0.1, 0.5, 0.3]}, seeds=2, path=tmp_path)
+    figure = found.plot("loss", "min", most=2)
+    (legend,), (axes,) = figure.legends, figure.axes
+    assert [text.get_text() for text in legend.get_texts()] == ["rate=0.5", "rate=0.3"]
+    curves = [line.get_ydata() for line in axes.lines if not line.get_label().startswith("_")]
+    np.testing.assert_allclose(curves, [[1.005, 0.505, 0.255], [1.005, 0.705, 0.495]])
+    assert {name: len(seeds) for name, seeds in collect(tmp_path).items()} == dict.fromkeys(found.runs, 2)
 
 
 @pytest.mark.parametrize(
