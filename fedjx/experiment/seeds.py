@@ -112,7 +112,8 @@ def run_seeds(
 
     Both find the same, up to rounding, and leave the same in directories, from which either goes on. Lanes need data
     that are resident, clients that keep no state, and a device with room for all seeds; a warning says what is
-    missing.
+    missing. It pays where rounds are small: on one core of a CPU, five seeds of a linear model of digits took 3.7 times
+    less CPU time in lanes, those of two layers of 200 units 1.16 times; with compiling 1.4 and 1.05 times.
 
     Args:
       algorithm: What a round is, for all seeds.
