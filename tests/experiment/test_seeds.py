@@ -21,7 +21,7 @@ from fedjx.models import linear
 TRAIN = fedjx.data.digits(num_clients=20)[0]
 MODEL = linear(10, input_shape=(8, 8, 1), scale=1 / 16)
 ALGORITHM = fedjx.algorithms.fed_avg(MODEL, client_optimizer=optax.sgd(0.1, momentum=0.9))
-SEEDS = [0, 3, 4]
+SEEDS = [0, 3]
 
 
 def sampler(seed):
@@ -75,8 +75,8 @@ def test_lanes_find_what_runs_one_after_the_other_do_with_one_program(expected):
         found = run_seeds(ALGORITHM, TRAIN, sampler, seeds=SEEDS, **{**OPTIONS, "evaluate": {"test": counted}})
     check_same(found, expected)
     # Of each seed before the first round, after the second and after the fourth.
-    assert len(counts) == 9
-    assert counts[2] < counts[5] == counts[6]
+    assert len(counts) == 6
+    assert counts[1] < counts[3] == counts[4]
     # Other seeds are other numbers.
     assert found[0].rows[-1]["train/loss"] != pytest.approx(found[3].rows[-1]["train/loss"], rel=1e-3)
 
@@ -90,7 +90,7 @@ def test_states_begin_with_the_bits_of_each_seed():
 
 def test_directories_are_those_of_runs_and_seeds_at_different_rounds_go_on(expected, tmp_path):
     run_seeds(ALGORITHM, TRAIN, sampler, seeds=SEEDS, path=tmp_path, **{**OPTIONS, "num_rounds": 2})
-    assert read_rows(tmp_path / "seed-4")[-1]["round"] == 2
+    assert read_rows(tmp_path / "seed-0")[-1]["round"] == 2
     alone(3, path=tmp_path / "seed-3", start="resume")
     found = run_seeds(ALGORITHM, TRAIN, sampler, seeds=SEEDS, path=tmp_path, **OPTIONS)
     check_same(found, expected)
@@ -99,9 +99,9 @@ def test_directories_are_those_of_runs_and_seeds_at_different_rounds_go_on(expec
 
 
 def test_seeds_that_do_not_fit_run_one_after_the_other(expected, tmp_path, monkeypatch):
-    monkeypatch.setattr(seeds, "device_memory", lambda: 2.0**20)
+    monkeypatch.setattr(seeds, "device_memory", lambda: 2.0**10)
     with pytest.warns(
-        UserWarning, match=r"one after the other: as lanes they take 0\.\d+ GiB, and the device has 0\.00098\."
+        UserWarning, match=r"one after the other: as lanes they take \S+ GiB, and the device has 9.5e-07\."
     ):
         found = run_seeds(ALGORITHM, TRAIN, sampler, seeds=SEEDS[1:], path=tmp_path, **OPTIONS)
     check_same(found, {seed: expected[seed] for seed in SEEDS[1:]})
@@ -120,7 +120,7 @@ def test_a_sweep_of_lanes_that_is_told_to_end_goes_on_from_its_checkpoint(expect
 
     def told(state):
         numbers.append(int(state.round))
-        if len(numbers) == 4:  # the first seed, after the second round
+        if len(numbers) == 3:  # the first seed, after the second round
             os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(state)
 
@@ -131,7 +131,7 @@ def test_a_sweep_of_lanes_that_is_told_to_end_goes_on_from_its_checkpoint(expect
     with pytest.raises(SystemExit, match="told to end"):
         sweep(train, {"rate": [1]}, seeds=SEEDS, path=tmp_path)
     found = sweep(train, {"rate": [1]}, seeds=SEEDS, path=tmp_path)
-    assert numbers == [0, 0, 0, 2, 2, 2, 4, 4, 4]
+    assert numbers == [0, 0, 2, 2, 4, 4]
     for outcome in found.outcomes:
         rows = expected[outcome.seed].rows
         assert [row.keys() for row in outcome.rows] == [row.keys() for row in rows]
