@@ -1,10 +1,11 @@
 """Models: pure functions of parameters and one batch, adapters from Flax, losses and metrics."""
 
-from fedjx.models import losses, metrics
+from fedjx.models import losses, metrics, published
 from fedjx.models.factorization import matrix_factorization
 from fedjx.models.flax_models import from_flax
 from fedjx.models.inputs import Feature
 from fedjx.models.losses import Loss
+from fedjx.models.mobilenet import mobilenet
 from fedjx.models.model import (
     LossSums,
     LossWithStats,
@@ -19,7 +20,9 @@ from fedjx.models.model import (
     sum_metrics,
     with_batch_stats,
 )
-from fedjx.models.networks import cnn, linear, lstm, mlp
+from fedjx.models.networks import autoencoder, cnn, linear, lstm, mlp
+from fedjx.models.residual import resnet
+from fedjx.models.transformer import transformer
 
 __all__ = [
     "Feature",
@@ -30,6 +33,7 @@ __all__ = [
     "Ratio",
     "Sums",
     "Variables",
+    "autoencoder",
     "batch_loss",
     "cnn",
     "finalize_metrics",
@@ -42,6 +46,10 @@ __all__ = [
     "mean_loss",
     "metrics",
     "mlp",
+    "mobilenet",
+    "published",
+    "resnet",
     "sum_metrics",
+    "transformer",
     "with_batch_stats",
 ]

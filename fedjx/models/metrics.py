@@ -28,11 +28,16 @@ def accuracy(logits: jax.Array, batch: Batch) -> jax.Array | Ratio:
     return _mean_of_positions(jnp.argmax(logits, axis=-1) == batch["y"])
 
 
-def accuracy_without(ignored: int) -> Callable[[jax.Array, Batch], Ratio]:
-    """Makes the accuracy over what has another label than one that says to leave it out."""
+def accuracy_without(*ignored: int) -> Callable[[jax.Array, Batch], Ratio]:
+    """Makes the accuracy over what has another label than those that say to leave it out.
+
+    >>> metric = accuracy_without(0, 2)(jnp.zeros((1, 4, 3)), {"y": jnp.array([[0, 1, 2, 1]])})
+    >>> metric.numerator.tolist(), metric.denominator.tolist()
+    ([0], [2])
+    """
 
     def metric(logits: jax.Array, batch: Batch) -> Ratio:
-        counts = batch["y"] != ignored
+        counts = functools.reduce(jnp.logical_and, [batch["y"] != label for label in ignored])
         return Ratio(_positions((jnp.argmax(logits, axis=-1) == batch["y"]) & counts), _positions(counts))
 
     return metric
@@ -62,6 +67,29 @@ def label_accuracy(logits: jax.Array, batch: Batch) -> jax.Array:
     """Computes per example, ``[B]``, how many of its labels 0 and 1 are right: those that its logits' signs say."""
     y = batch["y"]
     return _mean_of_outputs((logits.reshape(y.shape) > 0) == (y > 0.5))
+
+
+def label_precision(logits: jax.Array, batch: Batch) -> Ratio:
+    """Computes which part of the labels 1 that positive logits ``[B, L]`` say are so."""
+    said = logits > 0
+    return Ratio(_positions(said & (batch["y"] > 0.5)), _positions(said))
+
+
+def label_recall(k: int) -> Callable[[jax.Array, Batch], Ratio]:
+    """Makes the part of all labels 1 of ``[B, L]`` that are among the k largest logits of their example.
+
+    >>> metric = label_recall(2)(jnp.array([[3.0, 2.0, 1.0]]), {"y": jnp.array([[1, 0, 1]])})
+    >>> metric.numerator.tolist(), metric.denominator.tolist()
+    ([1], [2])
+    """
+    check_integer("[1, inf)", k=k)
+
+    def metric(logits: jax.Array, batch: Batch) -> Ratio:
+        labels = batch["y"] > 0.5
+        best = jax.lax.top_k(logits, min(k, logits.shape[-1]))[1]
+        return Ratio(_positions(jnp.take_along_axis(labels, best, axis=-1)), _positions(labels))
+
+    return metric
 
 
 def sign_accuracy(scores: jax.Array, batch: Batch) -> jax.Array:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from fedjx.core.language.names import DType
-from fedjx.models.flax_models import from_flax
-from fedjx.models.inputs import Feature
-from fedjx.models.losses import Loss, cross_entropy, softmax_cross_entropy
-from fedjx.models.model import Batch, Model
-
-Layer = Callable[[jax.Array], jax.Array]
+from fedjx.models.layers import (
+    GLOROT_UNIFORM,
+    LECUN_NORMAL,
+    Classifier,
+    Layer,
+    Metrics,
+    Recurrent,
+    flatten,
+    max_pool,
+    of_arrays,
+    of_tokens,
+    token_vectors,
+)
+from fedjx.models.losses import Loss, cross_entropy, squared_error
+from fedjx.models.model import Model
 
 
 def linear(
@@ -28,6 +32,8 @@ def linear(
     input_shape: Sequence[int],
     scale: float = 1.0,
     loss: Loss = cross_entropy,
+    metrics: Metrics = None,
+    kernel_init: nnx.Initializer = LECUN_NORMAL,
     compute_dtype: DType = None,
 ) -> Model:
     """Assembles a linear model: a multinomial logistic regression, or another one by its loss.
@@ -38,13 +44,24 @@ def linear(
       input_shape: Shape of one example; ``batch["x"]`` is ``[B, *input_shape]``.
       scale: Factor on ``batch["x"]`` after its cast to float32; 1/255 for bytes.
       loss: One of `fedjx.models.losses`, which says what the labels are.
+      metrics: As in `from_flax`.
+      kernel_init: Initializer of the kernels, as ``nnx.initializers.glorot_uniform()``; biases begin at zero.
       compute_dtype: As in `from_flax`.
 
     >>> model = linear(10, input_shape=(8, 8, 1), scale=1 / 16)
     >>> jax.tree.map(jnp.shape, model.init(jax.random.key(0)))
     {'head': {'bias': (10,), 'kernel': (64, 10)}}
     """
-    return mlp(num_classes, input_shape=input_shape, hidden=(), scale=scale, loss=loss, compute_dtype=compute_dtype)
+    return mlp(
+        num_classes,
+        input_shape=input_shape,
+        hidden=(),
+        scale=scale,
+        loss=loss,
+        metrics=metrics,
+        kernel_init=kernel_init,
+        compute_dtype=compute_dtype,
+    )
 
 
 def mlp(
@@ -55,6 +72,8 @@ def mlp(
     dropout: float = 0.0,
     scale: float = 1.0,
     loss: Loss = cross_entropy,
+    metrics: Metrics = None,
+    kernel_init: nnx.Initializer = LECUN_NORMAL,
     compute_dtype: DType = None,
 ) -> Model:
     """Assembles a fully connected network with ReLU.
@@ -66,6 +85,8 @@ def mlp(
       dropout: Probability with which a hidden unit is dropped in training.
       scale: Factor on ``batch["x"]`` after its cast to float32; 1/255 for bytes.
       loss: As in `linear`.
+      metrics: As in `from_flax`.
+      kernel_init: As in `linear`.
       compute_dtype: As in `from_flax`.
 
     >>> params = jax.eval_shape(mlp(10, input_shape=(8, 8, 1), scale=1 / 16).init, jax.random.key(0))
@@ -75,12 +96,15 @@ def mlp(
     widths = (math.prod(input_shape), *hidden)
 
     def network(rngs: nnx.Rngs) -> nnx.Module:
-        layers: list[Layer] = [_flatten]
+        layers: list[Layer] = [flatten]
         for before, after in itertools.pairwise(widths):
-            layers += [nnx.Linear(before, after, rngs=rngs), nnx.relu, nnx.Dropout(dropout, rngs=rngs)]
-        return _Classifier(layers, widths[-1], num_classes, rngs=rngs)
+            dense = nnx.Linear(before, after, kernel_init=kernel_init, rngs=rngs)
+            layers += [dense, nnx.relu, nnx.Dropout(dropout, rngs=rngs)]
+        return Classifier(layers, widths[-1], num_classes, head_init=kernel_init, rngs=rngs)
 
-    return _of_arrays(network, num_classes, input_shape, scale, loss, compute_dtype)
+    return of_arrays(
+        network, num_classes, input_shape, scale=scale, loss=loss, metrics=metrics, compute_dtype=compute_dtype
+    )
 
 
 def cnn(
@@ -93,6 +117,8 @@ def cnn(
     dropout: float = 0.0,
     scale: float = 1.0,
     loss: Loss = cross_entropy,
+    metrics: Metrics = None,
+    kernel_init: nnx.Initializer = LECUN_NORMAL,
     compute_dtype: DType = None,
 ) -> Model:
     """Assembles a convolutional network: per layer square kernels, ReLU and 2 x 2 max-pooling; then dense layers.
@@ -109,6 +135,8 @@ def cnn(
       dropout: Probability with which a feature of the last layer is dropped in training.
       scale: Factor on ``batch["x"]`` after its cast to float32; 1/255 for bytes.
       loss: As in `linear`.
+      metrics: As in `from_flax`.
+      kernel_init: As in `linear`.
       compute_dtype: As in `from_flax`.
 
     Raises:
@@ -129,110 +157,95 @@ def cnn(
     def network(rngs: nnx.Rngs) -> nnx.Module:
         layers: list[Layer] = []
         for before, after in itertools.pairwise((depth, *channels)):
-            layers += [nnx.Conv(before, after, (kernel_size, kernel_size), rngs=rngs), nnx.relu, _max_pool]
-        layers.append(_flatten)
+            conv = nnx.Conv(before, after, (kernel_size, kernel_size), kernel_init=kernel_init, rngs=rngs)
+            layers += [conv, nnx.relu, max_pool]
+        layers.append(flatten)
         for before, after in itertools.pairwise(widths):
-            layers += [nnx.Linear(before, after, rngs=rngs), nnx.relu]
-        return _Classifier([*layers, nnx.Dropout(dropout, rngs=rngs)], widths[-1], num_classes, rngs=rngs)
+            layers += [nnx.Linear(before, after, kernel_init=kernel_init, rngs=rngs), nnx.relu]
+        layers.append(nnx.Dropout(dropout, rngs=rngs))
+        return Classifier(layers, widths[-1], num_classes, head_init=kernel_init, rngs=rngs)
 
-    return _of_arrays(network, num_classes, input_shape, scale, loss, compute_dtype)
+    return of_arrays(
+        network, num_classes, input_shape, scale=scale, loss=loss, metrics=metrics, compute_dtype=compute_dtype
+    )
+
+
+def autoencoder(
+    num_features: int,
+    *,
+    hidden: Sequence[int] = (1000, 500, 250, 30),
+    scale: float = 1.0,
+    compute_dtype: DType = None,
+) -> Model:
+    """Assembles a network that gives back what it is given, through a narrow layer, with the squared error.
+
+    Layers become narrower, and wider again in the reverse order. All have a sigmoid but the narrowest, which is linear.
+
+    Args:
+      num_features: Length F of an example; ``batch["x"]`` and ``batch["y"]``, numbers from 0 to 1 to be given back,
+        are ``[B, F]``.
+      hidden: Widths of the layers down to the narrowest.
+      scale: Factor on ``batch["x"]`` after its cast to float32; not on ``batch["y"]``.
+      compute_dtype: As in `from_flax`.
+
+    Returns:
+      A model with the metrics ``mean_squared_error`` and ``mean_absolute_error``, over examples and features.
+
+    >>> params = jax.eval_shape(autoencoder(784).init, jax.random.key(0))
+    >>> sum(x.size for x in jax.tree.leaves(params))
+    2837314
+    """
+    widths = (num_features, *hidden, *reversed(hidden[:-1]), num_features)
+
+    def network(rngs: nnx.Rngs) -> nnx.Module:
+        layers: list[Layer] = []
+        for depth, (before, after) in enumerate(itertools.pairwise(widths), 1):
+            layers.append(nnx.Linear(before, after, kernel_init=GLOROT_UNIFORM, rngs=rngs))
+            layers += [nnx.sigmoid] if depth != len(hidden) else []
+        return nnx.Sequential(*layers)
+
+    return of_arrays(
+        network, num_features, (num_features,), scale=scale, loss=squared_error, compute_dtype=compute_dtype
+    )
 
 
 def lstm(
-    num_tokens: int, *, embedding: int = 8, hidden: Sequence[int] = (256, 256), ignored: int | None = None
+    num_tokens: int,
+    *,
+    embedding: int = 8,
+    hidden: Sequence[int] = (256, 256),
+    projection: int | None = None,
+    ignored: int | None = None,
+    metrics: Metrics = None,
+    compute_dtype: DType = None,
 ) -> Model:
     """Assembles a recurrent model of the next token, with the cross entropy and accuracy of all positions.
 
     With ``num_tokens=90`` it is the character model of Reddi et al., "Adaptive Federated Optimization" (arXiv
-    2003.00295), after McMahan et al. (arXiv 1602.05629).
+    2003.00295), after McMahan et al. (arXiv 1602.05629). It begins as in Keras: kernels Glorot uniform, of the states
+    orthogonal; embeddings from -.05 to .05; the biases of the gates that forget 1, all others 0.
 
     Args:
       num_tokens: Number of tokens K; ``batch["x"]`` and ``batch["y"]``, the tokens that follow, are int ``[B, T]``
         in ``0 .. K - 1``.
       embedding: Length of a token's vector.
       hidden: Widths of the recurrent layers.
-      ignored: The token that stands for padding in ``batch["y"]``; it counts in no loss and no metric.
+      projection: Width of a linear layer between the last recurrent one and the logits; none if not given.
+      ignored: The token that stands for padding in ``batch["y"]``; it counts in no loss and no metric of those that
+        fit the loss. Padding follows what it pads, so it has no influence on the outputs that count.
+      metrics: As in `from_flax`.
+      compute_dtype: As in `from_flax`.
 
     >>> params = jax.eval_shape(lstm(90).init, jax.random.key(0))
     >>> sum(x.size for x in jax.tree.leaves(params))
     820522
     """
-    loss = softmax_cross_entropy(ignored=ignored)
 
     def network(rngs: nnx.Rngs) -> nnx.Module:
-        embed = nnx.Embed(num_tokens, embedding, rngs=rngs)
-        pairs = itertools.pairwise((embedding, *hidden))
-        return _Classifier(
-            [embed, *(_Recurrent(*pair, rngs=rngs) for pair in pairs)], hidden[-1], num_tokens, rngs=rngs
-        )
+        layers: list[Layer] = [token_vectors(num_tokens, embedding, compute_dtype, rngs=rngs)]
+        layers += [Recurrent(*pair, rngs=rngs) for pair in itertools.pairwise((embedding, *hidden))]
+        if projection is not None:
+            layers.append(nnx.Linear(hidden[-1], projection, kernel_init=GLOROT_UNIFORM, rngs=rngs))
+        return Classifier(layers, projection or hidden[-1], num_tokens, head_init=GLOROT_UNIFORM, rngs=rngs)
 
-    spec = {
-        "x": Feature((None,), np.integer, 0, num_tokens - 1, advice="Give the model more tokens."),
-        "y": loss.labels((None, num_tokens)),
-    }
-    return from_flax(network, inputs=_tokens, loss=loss, input_spec=spec)
-
-
-class _Recurrent(nnx.Module):
-    """An LSTM that starts each sequence at zero, from ``[B, T, before]`` to ``[B, T, after]``."""
-
-    def __init__(self, before: int, after: int, *, rngs: nnx.Rngs):
-        self.rnn = nnx.RNN(nnx.OptimizedLSTMCell(before, after, rngs=rngs), rngs=False)
-        self.width = after
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        zeros = jnp.zeros((x.shape[0], self.width), x.dtype)
-        outputs: Any = self.rnn(x, initial_carry=(zeros, zeros))
-        return outputs
-
-
-def _of_arrays(
-    network: Callable[[nnx.Rngs], nnx.Module],
-    num_outputs: int,
-    input_shape: Sequence[int],
-    scale: float,
-    loss: Loss,
-    compute_dtype: DType,
-) -> Model:
-    spec = {"x": Feature(tuple(input_shape)), "y": loss.labels((num_outputs,))}
-    inputs = functools.partial(_scaled, scale=scale)
-    return from_flax(network, inputs=inputs, loss=loss, input_spec=spec, compute_dtype=compute_dtype)
-
-
-class _Classifier(nnx.Module):
-    """Layers that end in features ``[B, F]``, and a linear head on them.
-
-    The head has a name of its own so that it can be told apart in the parameters, for
-    instance to personalise it.
-    """
-
-    def __init__(self, layers: Sequence[Layer], num_features: int, num_classes: int, *, rngs: nnx.Rngs):
-        self.layers = nnx.List(layers)
-        self.head = nnx.Linear(num_features, num_classes, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        for layer in self.layers:
-            x = layer(x)
-        return self.head(x)
-
-
-def _tokens(batch: Batch) -> jax.Array:
-    return jnp.asarray(batch["x"], jnp.int32)
-
-
-def _scaled(batch: Batch, scale: float) -> jax.Array:
-    return jnp.asarray(batch["x"], jnp.float32) * scale
-
-
-def _flatten(x: jax.Array) -> jax.Array:
-    return x.reshape(x.shape[0], -1)
-
-
-def _max_pool(x: jax.Array) -> jax.Array:
-    """Halves height and width of ``[B, H, W, C]``, dropping an odd last row or column.
-
-    A reshape, because the gradient of `lax.reduce_window` is slow on CPUs.
-    """
-    batch, height, width, depth = x.shape
-    even = x[:, : height // 2 * 2, : width // 2 * 2]
-    return even.reshape(batch, height // 2, 2, width // 2, 2, depth).max(axis=(2, 4))
+    return of_tokens(network, num_tokens, ignored=ignored, metrics=metrics, compute_dtype=compute_dtype)
