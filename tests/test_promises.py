@@ -163,6 +163,10 @@ docs/experiments.md
     experiment/test_loop.py::test_a_disk_that_is_full_is_said_and_nothing_is_lost
   Two runs in one directory are refused
     experiment/test_run_directory.py::test_two_runs_in_one_directory_and_the_lock_of_a_dead_one
+  The same rows make the same file
+    experiment/test_report.py::test_the_same_rows_make_the_same_file
+  It needs no network and runs no script
+    experiment/test_report.py::test_nothing_is_fetched_and_nothing_runs
 fedjx/experiment/loop.py
   ends with the bits of a run that was not, if `lanes` is a number
     experiment/test_killed.py::test_a_killed_run_ends_with_the_same_bits
