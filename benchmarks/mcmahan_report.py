@@ -25,7 +25,7 @@ class Curve(NamedTuple):
       cell: What was trained.
       rate: Learning rate of the clients.
       seed: Of the partition, the cohorts and the first parameters.
-      initial: Law of the first parameters.
+      variant: What was changed; "plain" if nothing.
       rounds: After how many rounds it was tested; the first is 0.
       accuracies: What was found then.
       seconds_per_round: How long a round took, tests and compiling included.
@@ -34,7 +34,7 @@ class Curve(NamedTuple):
     cell: Cell
     rate: float
     seed: int
-    initial: str
+    variant: str
     rounds: list[int]
     accuracies: list[float]
     seconds_per_round: float
@@ -44,7 +44,7 @@ def rounds_to_target(curve: Curve) -> float | None:
     """Returns where the best accuracy so far, linear between two tests, crosses the target; None if it does not.
 
     >>> cell = Cell("2nn", "iid", 0.1, 10, 1)
-    >>> rounds_to_target(Curve(cell, 0.1, 0, "lecun", [0, 10, 20, 30], [0.1, 0.95, 0.9, 0.99], 1.0))
+    >>> rounds_to_target(Curve(cell, 0.1, 0, "plain", [0, 10, 20, 30], [0.1, 0.95, 0.9, 0.99], 1.0))
     25.0
     """
     target, best = TARGETS[curve.cell.network], np.maximum.accumulate(np.nan_to_num(curve.accuracies))
@@ -58,10 +58,10 @@ def rounds_to_target(curve: Curve) -> float | None:
 
 
 def best_curves(curves: Sequence[Curve]) -> list[Curve]:
-    """Returns the fastest curve to the target of each cell, seed and law, in the order of the paper's tables."""
+    """Returns the fastest curve to the target of each cell, seed and variant, in the order of the paper's tables."""
 
     def group(curve: Curve) -> tuple:
-        return CELLS.index(curve.cell), curve.seed, curve.initial
+        return CELLS.index(curve.cell), curve.seed, curve.variant
 
     reached = sorted((c for c in curves if rounds_to_target(c) is not None), key=group)
     return [min(found, key=lambda c: rounds_to_target(c) or 0.0) for _, found in itertools.groupby(reached, group)]
@@ -69,22 +69,22 @@ def best_curves(curves: Sequence[Curve]) -> list[Curve]:
 
 def show(curves: Sequence[Curve]) -> str:
     """Formats a row for each cell that was tried: the paper's rounds, ours, the best rate and the others."""
-    best = {(c.cell, c.seed, c.initial): c for c in best_curves(curves)}
+    best = {(c.cell, c.seed, c.variant): c for c in best_curves(curves)}
     rows = []
-    for cell, seed, initial in sorted(
-        {(c.cell, c.seed, c.initial) for c in curves}, key=lambda g: (CELLS.index(g[0]), g)
+    for cell, seed, variant in sorted(
+        {(c.cell, c.seed, c.variant) for c in curves}, key=lambda g: (CELLS.index(g[0]), g)
     ):
-        found = best.get((cell, seed, initial))
-        tried = sorted(c.rate for c in curves if (c.cell, c.seed, c.initial) == (cell, seed, initial))
+        found = best.get((cell, seed, variant))
+        tried = sorted(c.rate for c in curves if (c.cell, c.seed, c.variant) == (cell, seed, variant))
         paper = " or ".join("-" if rounds is None else str(rounds) for rounds in published(cell))
         ours, rate = (None, None) if found is None else (round(rounds_to_target(found) or 0.0, 1), found.rate)
-        rows.append([str(cell), initial, seed, paper, ours, rate, " ".join(f"{r:g}" for r in tried)])
-    return table(["cell", "initial", "seed", "paper's rounds", "ours", "rate", "rates tried"], rows)
+        rows.append([str(cell), variant, seed, paper, ours, rate, " ".join(f"{r:g}" for r in tried)])
+    return table(["cell", "variant", "seed", "paper's rounds", "ours", "rate", "rates tried"], rows)
 
 
 def draw(path: Path, curves: Sequence[Curve]) -> None:
     """Draws the best curves of each network and split, and rounds to the target beside the paper's."""
-    best = [curve for curve in best_curves(curves) if curve.initial == "lecun"]
+    best = [curve for curve in best_curves(curves) if curve.variant == "plain"]
     networks = [network for network in TARGETS if any(c.cell.network == network for c in best)]
     if not networks:
         return
