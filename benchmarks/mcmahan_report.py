@@ -15,7 +15,10 @@ from benchmarks.measuring import table
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib import ticker
 from matplotlib.axes import Axes
+
+DRAWN = {"plain": "fedjx", "centred": "fedjx, pixels centred"}
 
 
 class Curve(NamedTuple):
@@ -84,7 +87,7 @@ def show(curves: Sequence[Curve]) -> str:
 
 def draw(path: Path, curves: Sequence[Curve]) -> None:
     """Draws the best curves of each network and split, and rounds to the target beside the paper's."""
-    best = [curve for curve in best_curves(curves) if curve.variant == "plain"]
+    best = [curve for curve in best_curves(curves) if curve.variant in DRAWN]
     networks = [network for network in TARGETS if any(c.cell.network == network for c in best)]
     if not networks:
         return
@@ -95,7 +98,7 @@ def draw(path: Path, curves: Sequence[Curve]) -> None:
     for row, network in zip(panels, networks, strict=True):
         mine = [curve for curve in best if curve.cell.network == network]
         for panel, split in zip(row, SPLITS, strict=False):
-            _draw_curves(panel, [curve for curve in mine if curve.cell.split == split])
+            _draw_curves(panel, [c for c in mine if (c.cell.split, c.variant) == (split, "plain")])
             panel.axhline(TARGETS[network], color="grey", linewidth=1)
             panel.set(xscale="log", xlabel="round", ylabel="best test accuracy so far", title=f"{network}, {split}")
             panel.set_ylim(*{"2nn": (0.8, 1), "cnn": (0.9, 1), "lstm": (0.3, 0.6)}[network])
@@ -116,15 +119,19 @@ def _draw_curves(panel: Axes, curves: Sequence[Curve]) -> None:
 
 def _draw_rounds(panel: Axes, curves: Sequence[Curve]) -> None:
     cells = list(dict.fromkeys(c.cell for c in curves))[::-1]
+    found: dict[str, list[tuple[float, int]]] = {"paper": []}
     for height, cell in enumerate(cells):
-        ours = [rounds for c in curves if c.cell == cell and (rounds := rounds_to_target(c)) is not None]
-        paper = [rounds for rounds in published(cell) if rounds is not None]
-        panel.plot([*ours, *paper], [height] * (len(ours) + len(paper)), color="lightgrey", zorder=0)
-        panel.plot(ours, [height] * len(ours), "o", color="tab:blue", label="fedjx" if not height else None)
-        panel.plot(
-            paper, [height] * len(paper), "D", color="black", fillstyle="none", label=None if height else "paper"
-        )
+        found["paper"] += [(rounds, height) for rounds in published(cell) if rounds is not None]
+        for curve in (c for c in curves if c.cell == cell):
+            found.setdefault(DRAWN[curve.variant], []).append((rounds_to_target(curve) or 0.0, height))
+    for (name, points), marker in zip(found.items(), "Dos", strict=False):
+        panel.plot(*zip(*points, strict=True), marker, label=name, fillstyle="none" if name == "paper" else "full")
     panel.set(xscale="log", xlabel="rounds to the target", yticks=range(len(cells)))
     panel.set_yticklabels([str(cell).split(" ", 1)[1] for cell in cells], fontsize=7)
-    panel.grid(alpha=0.3, axis="x")
-    panel.legend()
+    low, high = panel.get_xlim()
+    panel.set_xlim(low / 1.5, high * 1.5)
+    panel.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    panel.xaxis.set_major_formatter("{x:g}")
+    panel.xaxis.set_minor_locator(ticker.NullLocator())
+    panel.grid(alpha=0.3)
+    panel.legend(loc="lower right")
