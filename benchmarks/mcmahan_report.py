@@ -119,13 +119,14 @@ def _draw_curves(panel: Axes, curves: Sequence[Curve]) -> None:
 
 def _draw_rounds(panel: Axes, curves: Sequence[Curve]) -> None:
     cells = list(dict.fromkeys(c.cell for c in curves))[::-1]
-    found: dict[str, list[tuple[float, int]]] = {"paper": []}
+    found: dict[str, list[tuple[float, int]]] = {name: [] for name in ("paper", *DRAWN.values())}
     for height, cell in enumerate(cells):
         found["paper"] += [(rounds, height) for rounds in published(cell) if rounds is not None]
         for curve in (c for c in curves if c.cell == cell):
-            found.setdefault(DRAWN[curve.variant], []).append((rounds_to_target(curve) or 0.0, height))
-    for (name, points), marker in zip(found.items(), "Dos", strict=False):
-        panel.plot(*zip(*points, strict=True), marker, label=name, fillstyle="none" if name == "paper" else "full")
+            found[DRAWN[curve.variant]].append((rounds_to_target(curve) or 0.0, height))
+    for (name, points), marker in zip(found.items(), "Dos", strict=True):
+        x, y = [x for x, _ in points], [y for _, y in points]
+        panel.plot(x, y, marker, label=name if points else None, fillstyle="none" if name == "paper" else "full")
     panel.set(xscale="log", xlabel="rounds to the target", yticks=range(len(cells)))
     panel.set_yticklabels([str(cell).split(" ", 1)[1] for cell in cells], fontsize=7)
     low, high = panel.get_xlim()
