@@ -85,9 +85,10 @@ def test_it_goes_on_bitwise_and_returns_what_is_finished(whole, tmp_path):
     resumed = going_on(6, "resume", best=Best("test/loss", 1, "min"))
     assert leaves(resumed.state) == leaves(whole.state)
     assert without_clocks(resumed.rows) == without_clocks(whole.rows) == without_clocks(read_rows(tmp_path / "run"))
-    again = going_on(6, "auto")
+    again = going_on(3, "auto")
     assert leaves(again.state) == leaves(whole.state)
     assert again.rows == resumed.rows
+    assert again.reason == "all 6 rounds are done"
     with pytest.raises(RunError, match=r"needs what it began with; got \{'rate': 1\}, was \{\}"):
         going_on(8, "resume", about={"rate": 1})
     with pytest.raises(RunError, match=r"got \{'sampler.seed': 1\}, was \{'sampler.seed': 0\}"):
@@ -101,6 +102,27 @@ def test_it_goes_on_bitwise_and_returns_what_is_finished(whole, tmp_path):
         mended = going_on(6, "resume")
     assert leaves(mended.state) == leaves(whole.state)
     assert without_clocks(read_rows(tmp_path / "run")) == without_clocks(whole.rows)
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    with pytest.warns(UserWarning, match="rows before round 6 are missing"):
+        going_on(6, "resume")
+
+
+@pytest.mark.parametrize(
+    ("message", "wrong"),
+    [
+        (
+            r"need names of their own; got \['round', 'total'\]",
+            {"evaluate": {"round": EVALUATION, "total": EVALUATION}},
+        ),
+        (r"needs a metric of `evaluate`; got 'test/acuracy', of \['test/accuracy',", {"best": Best("test/acuracy")}),
+        (r"says by itself what its algorithm, key is; got it in about=", {"about": {"algorithm": "mine", "key": 1}}),
+        ("num_rounds must be an integer of at least 0", {"num_rounds": -1}),
+        ("keep must be an integer of at least 1", {"keep": 0}),
+    ],
+)
+def test_what_would_be_lost_is_refused(message, wrong, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        run_quietly(ALGORITHM, TRAIN, SAMPLE, **{"num_rounds": 2, "path": tmp_path / "run", **wrong})
 
 
 def test_the_best_checkpoint_stays(tmp_path):
