@@ -130,6 +130,12 @@ def test_strays_are_no_checkpoints(path):
     assert (path / "checkpoints" / "thesis.pt").read_text() == "mine"
 
 
+def test_other_versions_are_said(path, monkeypatch):
+    monkeypatch.setattr("fedjx.experiment.checkpoints.versions", lambda: {"jax": "another"})
+    with pytest.warns(UserWarning, match=r"the same with the versions .*got {'jax': 'another'}, saved was {'fedjx'"):
+        assert_resumes(path, 8)
+
+
 def test_all_damaged_is_refused(path):
     for found in checkpoints(path):
         os.truncate(found / "about.json", 3)

@@ -126,7 +126,7 @@ def test_what_would_be_lost_is_refused(message, wrong, tmp_path):
 
 
 def test_the_best_checkpoint_stays(tmp_path):
-    metrics = iter([0.1, 0.5, 0.9, 0.3, 0.2, 0.1])
+    metrics = iter([0.1, 0.5, 0.9, float("nan"), 0.2, 0.1])
     made_up = {"made_up": lambda _: {"x": next(metrics)}}
     result = run_quietly(
         ALGORITHM, TRAIN, SAMPLE, num_rounds=5, path=tmp_path / "run", evaluate=made_up,
@@ -156,12 +156,17 @@ def test_a_wish_to_end_is_granted_after_the_round(whole, tmp_path):
         if row["round"] == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    before = signal.getsignal(signal.SIGTERM)
-    result = run_quietly(ALGORITHM, TRAIN, SAMPLE, num_rounds=2000, path=tmp_path / "run", sinks=[Sink(told)])
+    heard, was = [], signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, before := lambda *_: heard.append("who runs several"))
+    try:
+        result = run_quietly(ALGORITHM, TRAIN, SAMPLE, num_rounds=2000, path=tmp_path / "run", sinks=[Sink(told)])
+        assert signal.getsignal(signal.SIGTERM) is before
+    finally:
+        signal.signal(signal.SIGTERM, was)
+    assert heard == ["who runs several"]
     assert result.reason == "it was told to end, by SIGTERM"
     assert 3 <= result.rows[-1]["round"] < 2000
     assert int(checkpoints(tmp_path / "run")[-1].name) == result.rows[-1]["round"]
-    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_budget_ends_it():
@@ -230,10 +235,12 @@ def test_models_that_clients_keep_are_evaluated_in_the_run():
     assert last["own/personal/accuracy_mean"] > first["own/personal/accuracy_mean"]
 
 
-def test_what_a_client_sends_is_counted():
+def test_what_a_client_sends_is_counted(tmp_path):
     result = run_quietly(
         fed_avg(MODEL, client_optimizer=optax.sgd(0.1), aggregator=clip_by_norm(max_norm=1.0)), TRAIN, SAMPLE,
         num_rounds=2, evaluate={}, simulated_seconds=lambda number: 10.0 * number,
+        path=tmp_path / "run", profile_round=2,
     )  # fmt: skip
+    assert len(list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))) == 1
     assert result.rows[-1]["total/bits_down"] >= 32 * 650 * 6
     assert result.rows[-1]["total/simulated_seconds"] == 30.0
