@@ -29,6 +29,13 @@ def test_what_is_saved_is_the_state_as_it_was_given(tmp_path):
     assert (found.state["donated"].tolist(), found.state["changed"].tolist()) == ([0, 1, 2], [0, 1, 2])
 
 
+def test_as_many_stay_as_are_asked_for(tmp_path):
+    with open_run(tmp_path, {}) as run, Checkpointer(run, keep=1, best=Best("x", 2, "min")) as saved:
+        for number, x in enumerate([3.0, 1.0, 2.0, 4.0, np.nan, 5.0], 1):
+            saved.save(Checkpoint(number, STATE, metrics={"x": x}))
+    assert [int(found.name) for found in checkpoints(tmp_path)] == [2, 3, 6]
+
+
 def test_clients_states_go_back_to_each_checkpoint_that_stays(tmp_path):
     best = Best("x")
 
