@@ -95,9 +95,8 @@ def trained(flags: argparse.Namespace, setting: Setting, data: str, path: Path) 
     """Trains as a setting says, and returns what was measured in the rounds."""
     task = TASKS[setting.task](Place(flags.data, flags.twin, flags.num_clients), setting)
     cohort_size = min(setting.cohort_size, task.train.num_clients)
-    about = {
-        name: value for name, value in setting._asdict().items() if name not in ("num_rounds", "expected", "certainty")
-    }
+    said = ("algorithm", "batch_size", "num_rounds", "expected", "certainty")
+    about = {name: value for name, value in setting._asdict().items() if name not in said}
     return run(
         algorithm_of(setting, task.model),
         task.train,
@@ -107,7 +106,7 @@ def trained(flags: argparse.Namespace, setting: Setting, data: str, path: Path) 
         key=jax.random.key(flags.seed),
         path=path,
         start="resume" if flags.resume else "overwrite" if flags.overwrite else "new",
-        about={"data": data, **about},
+        about={"method": setting.algorithm, "files": data, **about},
         lanes=flags.lanes,
         evaluate={"test": central_evaluation(task.model, task.test, batch_size=100)},
         evaluate_every=flags.evaluate_every,

@@ -8,6 +8,7 @@ from types import TracebackType
 
 import jax
 
+from fedjx.core.language.checks import check_integer
 from fedjx.core.language.names import PyTree
 from fedjx.data.client_states import ClientStates
 from fedjx.experiment.checkpoints import Best, Checkpoint, last_checkpoint, save_checkpoint
@@ -32,6 +33,7 @@ class Checkpointer:
     def __init__(
         self, run: Run | None, *, keep: int = 3, best: Best | None = None, client_states: ClientStates | None = None
     ):
+        check_integer("[1, inf)", keep=keep)
         self._run, self._keep, self._best, self._states = run, keep, best, client_states
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -41,6 +43,11 @@ class Checkpointer:
         found = None if self._run is None else last_checkpoint(self._run, like)
         if self._states is not None:
             round, fingerprint = (0, None) if found is None else (found.round, found.client_states)
+            if round not in self._states.rounds:
+                raise RunError(
+                    f"a run goes on with the clients' states of its round; got round {round}, and {self._states.path} "
+                    f"has {self._states.rounds}. Begin anew, in another directory or with `overwrite`."
+                )
             self._states.rollback(round, fingerprint=fingerprint)
         return found
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,12 +18,24 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from fedjx.core.language.checks import check_integer
 from fedjx.core.language.names import PyTree
 from fedjx.data.manifest import sync_directory
 from fedjx.experiment.host_arrays import like as like_arrays
 from fedjx.experiment.host_arrays import on_host, plain
 from fedjx.experiment.rows import Mode
-from fedjx.experiment.run_directory import CHECKPOINTS, SUMS, Run, RunError, checkpoints, delete_listed, listed
+from fedjx.experiment.run_directory import (
+    CHECKPOINTS,
+    SUMS,
+    Run,
+    RunError,
+    checkpoints,
+    clear_partial,
+    delete_listed,
+    listed,
+    set_aside,
+    versions,
+)
 
 _ABOUT = "about.json"
 
@@ -75,7 +87,9 @@ def save_checkpoint(run: Run, checkpoint: Checkpoint, *, keep: int = 3, best: Be
 
     Raises:
       RunError: If there is one of this round.
+      OSError: If there is no room, say.
     """
+    check_integer("[1, inf)", keep=keep)
     arrays = [on_host(leaf) for leaf in jax.tree.leaves(checkpoint.state)]
     if jax.process_index() == 0:
         _write(run, checkpoint, _described(checkpoint.state), arrays)
@@ -123,23 +137,20 @@ def best_checkpoint(path: str | Path, like: PyTree, best: Best) -> Checkpoint:
 
 def _newest(run: Run, like: PyTree) -> Checkpoint | None:
     candidates = checkpoints(run.path)[::-1]
-    for candidate in candidates:
-        problem = _problem(candidate)
-        if problem is None:
-            return _read(candidate, like, run.identity)
-        aside = candidate.with_name(f"{candidate.name}.damaged-{len(os.listdir(candidate.parent))}")
-        os.rename(candidate, aside)
+    problems = list(itertools.takewhile(lambda problem: problem is not None, map(_problem, candidates)))
+    if candidates and len(problems) == len(candidates):  # they stay, or the next start would begin anew
+        raise RunError(
+            f"a run that resumes needs a checkpoint; all {len(candidates)} in {run.path / CHECKPOINTS} are damaged "
+            f"({problems[0]}). Begin anew, in another directory or with `overwrite`."
+        )
+    for candidate, problem in zip(candidates, problems, strict=False):
+        aside = set_aside(candidate)
         warnings.warn(
             f"a checkpoint needs to be as it was written; {candidate} is not: {problem}. It is set aside as "
             f"{aside.name}; the run goes on from the one before.",
             stacklevel=3,
         )
-    if candidates:
-        raise RunError(
-            f"a run that resumes needs a checkpoint; all {len(candidates)} in {run.path / CHECKPOINTS} are damaged. "
-            "Begin anew, in another directory or with `overwrite`."
-        )
-    return None
+    return _read(candidates[len(problems)], like, run.identity) if candidates else None
 
 
 def _read(path: Path, like: PyTree, identity: str | None = None) -> Checkpoint:
@@ -180,17 +191,12 @@ def _from_first(found: Checkpoint | None, like: PyTree) -> Checkpoint | None:
 # --- files --------------------------------------------------------------------------------------
 
 
-def versions() -> dict[str, str]:
-    """Returns what computes a run's rounds, for who compares their bits."""
-    return {"fedjx": version("fedjx"), "jax": jax.__version__, "jaxlib": version("jaxlib")}
-
-
 def _write(run: Run, checkpoint: Checkpoint, described: list[list[Any]], arrays: Sequence[np.ndarray]) -> None:
     final = run.path / CHECKPOINTS / f"{checkpoint.round:08d}"
     partial = final.with_name(f".partial-{final.name}.{run.token}")
     if final.exists():
         raise RunError(f"a checkpoint needs a place of its own; {final} is there already. Save each round once.")
-    _clear(partial)
+    clear_partial(run.path, run.token)
     partial.mkdir(parents=True)
     about = {
         "run": run.identity,
@@ -201,13 +207,27 @@ def _write(run: Run, checkpoint: Checkpoint, described: list[list[Any]], arrays:
         "client_states": checkpoint.client_states,
         "versions": versions(),
     }
-    (partial / _ABOUT).write_text(json.dumps(about))
-    named = {f"{i:05d}": x for i, x in enumerate(arrays) if x.size}  # Orbax refuses arrays without elements
-    if named:
-        _orbax().save(partial / "state", named)
-    _write_sums(partial)
+    try:
+        (partial / _ABOUT).write_text(json.dumps(about))
+        _write_arrays(partial / "state", arrays)
+        _write_sums(partial)
+    except BaseException:
+        with contextlib.suppress(OSError):  # what another thread of Orbax may still write to
+            clear_partial(run.path, run.token)  # or it would take the room that there is too little of
+        raise
     os.rename(partial, final)
     sync_directory(final.parent)
+
+
+def _write_arrays(path: Path, arrays: Sequence[np.ndarray]) -> None:
+    named = {f"{i:05d}": x for i, x in enumerate(arrays) if x.size}  # Orbax refuses arrays without elements
+    try:
+        if named:
+            _orbax().save(path, named)
+    except ValueError as error:
+        if "os_error_code" not in str(error):
+            raise
+        raise OSError(str(error)) from error  # so TensorStore calls what the system refuses
 
 
 def _retain(run: Run, keep: int, best: Best | None) -> None:
@@ -267,14 +287,6 @@ def _problem(directory: Path) -> str | None:
         if found != digest:
             return f"{name} is damaged"
     return None
-
-
-def _clear(partial: Path) -> None:
-    """Deletes what a crash has left of a checkpoint that this run was writing."""
-    for folder, _, files in os.walk(partial, topdown=False):
-        for name in files:
-            os.unlink(os.path.join(folder, name))
-        os.rmdir(folder)
 
 
 def _described(state: PyTree) -> list[list[Any]]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
 from fedjx.core.language.names import PyTree
@@ -39,36 +39,36 @@ class Log:
     def __init__(self, sinks: Sequence[Sink], rows: Sequence[Row] = ()):
         self._sinks, self._rows = list(sinks), list(rows)
         self._begun, self._before = time.perf_counter(), (self._rows[-1] if self._rows else {}).get("total/seconds", 0)
-        self._error: Exception | None = None
-        self._waiting: queue.Queue[tuple[int, Mapping[str, PyTree]] | threading.Event | None] = queue.Queue(_AHEAD)
-        self._thread = threading.Thread(target=self._work, name="fedjx log", daemon=True)
-        self._thread.start()
+        self._error: BaseException | None = None
+        self._is_closed, self._room = False, threading.Semaphore(_AHEAD)
+        # It alone calls the sinks, which then need not be safe against who saves a checkpoint meanwhile.
+        self._thread = ThreadPoolExecutor(1, "fedjx log")
 
     def add(self, round: int, groups: Mapping[str, PyTree]) -> None:
         """Adds a row: metrics by group, nested as they come, numbers on the device or not."""
         self._check()
-        self._waiting.put((round, groups))
+        self._room.acquire()
+        self._thread.submit(self._write, round, groups)
 
     def wait(self) -> list[Row]:
         """Waits for all rows that were added, and returns those of the whole run."""
-        self._meet(threading.Event())
+        self._done(lambda: None)
+        self._check()
         return list(self._rows)
 
     def flush(self) -> None:
         """Waits until all rows that were added are on disk."""
-        self.wait()
-        for sink in self._sinks:
-            self._try(sink.flush)
+        self._done(self._flush)
         self._check()
 
     def close(self) -> None:
         """Flushes, and takes no more rows."""
-        if self._thread.is_alive():
-            self._waiting.put(None)
-            self._thread.join()
+        if not self._is_closed:
+            self._is_closed = True
+            self._thread.submit(self._flush)
             for sink in self._sinks:
-                self._try(sink.flush)
-                self._try(sink.close)
+                self._thread.submit(self._try, sink.close)
+            self._thread.shutdown()
 
     def __enter__(self) -> Log:
         return self
@@ -82,14 +82,19 @@ class Log:
 
     # --- the thread ---------------------------------------------------------------------------------
 
-    def _work(self) -> None:
-        while (item := self._waiting.get()) is not None:
-            if isinstance(item, threading.Event):
-                item.set()
-            elif self._error is None:
-                self._try(lambda item=item: self._write(*item))
+    def _done(self, action: Callable[[], object]) -> None:
+        """Waits until the thread has done an action after all others; once it is closed, until all of them are done."""
+        try:
+            self._thread.submit(action).result()
+        except RuntimeError:
+            self._thread.shutdown()  # another thread may be closing it
 
     def _write(self, round: int, groups: Mapping[str, PyTree]) -> None:
+        self._room.release()
+        if self._error is None:
+            self._try(lambda: self._write_row(round, groups))
+
+    def _write_row(self, round: int, groups: Mapping[str, PyTree]) -> None:
         row = {"round": round, **flat(groups)}
         before = self._rows[-1] if self._rows else {}
         for name in row:
@@ -100,16 +105,15 @@ class Log:
         for sink in self._sinks:
             sink.write(row)
 
-    def _try(self, action) -> None:
+    def _flush(self) -> None:
+        for sink in self._sinks:
+            self._try(sink.flush)
+
+    def _try(self, action: Callable[[], object]) -> None:
         try:
             action()
-        except Exception as error:
+        except BaseException as error:  # also of a sink that wants to exit: else nobody hears of it
             self._error = self._error or error
-
-    def _meet(self, event: threading.Event) -> None:
-        self._waiting.put(event)
-        event.wait()
-        self._check()
 
     def _check(self) -> None:
         if isinstance(self._error, OSError):

@@ -7,6 +7,7 @@ import functools
 import signal
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -120,7 +121,9 @@ def run(
     >>> [(row["round"], row["total/clients"]) for row in done.rows], done.reason
     ([(1, 5), (2, 10)], 'all 2 rounds are done')
     """
+    check_integer("[0, inf)", num_rounds=num_rounds)
     check_integer("[1, inf)", evaluate_every=evaluate_every, checkpoint_every=checkpoint_every)
+    check_names(evaluate)
     state, last = algorithm.init(key), num_rounds if budget is None else min(num_rounds, budget.max_rounds)
     example = example_of(algorithm, state, Cohort(data, data.ids[:1], batch_size=batch_size))
 
@@ -130,17 +133,17 @@ def run(
     with contextlib.ExitStack() as stack:
         directory = None
         if path is not None:
-            own = determined(algorithm, example, data, sampler, cohort(1), budget)
-            directory = stack.enter_context(open_run(path, {**about, **own}, start=start))
+            about = determined(about, algorithm, example, data, sampler, cohort(1), budget)
+            directory = stack.enter_context(open_run(path, about, start=start, of_versions=["algorithm"]))
         step, states = _step(stack, directory, algorithm, state, data, budget)
         saved = stack.enter_context(Checkpointer(directory, keep=keep, best=best, client_states=states))
         done, state = (saved.restore(state) or Checkpoint(0, state))[:2]
         log = stack.enter_context(log_of(directory, done, num_rounds, sinks, progress))
         is_told = stack.enter_context(told_to_end())
-        tested = functools.partial(_tested, evaluate, states)
+        tested = functools.partial(_tested, evaluate, states, best)
         totals = totals_of(sent_by(algorithm, example), simulated_seconds)
         if done == 0 and evaluate:
-            log.add(0, _with_metric_of(best, tested(state)))
+            log.add(0, tested(state))
         reason = _of_first(stopped(stop, log.wait()))
         numbers = range(done + 1, last + 1) if reason is None else ()
         for number, clients in zip(numbers, step.ahead(map(cohort, numbers)), strict=False):
@@ -156,7 +159,7 @@ def run(
             if reason:
                 break
         saved.wait()
-        return Result(state, log.wait(), reason or _at_the_end(num_rounds, last, budget))
+        return Result(state, log.wait(), reason or _at_the_end(num_rounds, max(last, done), budget))
 
 
 def example_of(algorithm: Any, state: PyTree, cohort: Cohort) -> list[PyTree]:
@@ -167,11 +170,23 @@ def example_of(algorithm: Any, state: PyTree, cohort: Cohort) -> list[PyTree]:
     return [state, cohort.whole(), Clients.of(own, ids=cohort.ids.astype(np.int32))]
 
 
+def check_names(evaluate: Mapping[str, Evaluation]) -> None:
+    """Refuses evaluations whose numbers would have the names of others in the rows."""
+    if taken := sorted({"round", "train", "privacy", "total"} & evaluate.keys()):
+        raise ValueError(f"evaluations need names of their own; got {taken}, as a run names its own. Rename them.")
+
+
 def determined(
-    algorithm: Any, example: Sequence[PyTree], data: ClientData, sampler: Any, cohort: Cohort, budget: Budget | None
+    about: Mapping[str, Any],
+    algorithm: Any,
+    example: Sequence[PyTree],
+    data: ClientData,
+    sampler: Any,
+    cohort: Cohort,
+    budget: Budget | None,
 ) -> dict[str, Any]:
-    """Says what determines a run, which a resumed one must have too."""
-    return {
+    """Says what determines a run, which a resumed one must have too: what the user says of it, and the rest."""
+    own = {
         "algorithm": algorithm.next.program(*example).fingerprint(),
         "key": np.asarray(plain(example[0].key)).tolist() if hasattr(example[0], "key") else None,
         "data": fingerprint(data),
@@ -180,6 +195,9 @@ def determined(
         "lanes": cohort.lanes,
         "budget": None if budget is None else budget.description,
     }
+    if taken := sorted(own.keys() & about.keys()):
+        raise ValueError(f"a run says by itself what its {', '.join(taken)} is; got it in {about=}. Leave it out.")
+    return {**about, **own}
 
 
 def _step(
@@ -206,6 +224,10 @@ def log_of(directory: Run | None, done: int, num_rounds: int, sinks: Sequence[Si
     if directory is None:
         return Log([*([bar()] if progress else []), *sinks])
     rows = kept_rows(directory.path, done or -1)  # what begins again has measured nothing
+    if done and (not rows or rows[-1]["round"] != done):
+        warnings.warn(
+            f"rows before round {done} are missing in {directory.path}; totals count without them.", stacklevel=3
+        )
     files = [json_lines(directory), csv_table(directory, rows), tensorboard(directory, done)]
     return Log([*files, *([bar(rows)] if progress else []), *sinks], rows)
 
@@ -216,14 +238,13 @@ def sent_by(algorithm: Any, example: Sequence[PyTree]) -> Traffic | None:
         return traffic(algorithm.next, *example)
 
 
-def _tested(evaluate: Mapping[str, Evaluation], states: ClientStates | None, state: PyTree) -> dict[str, Metrics]:
-    return {name: fn(state) if states is None else fn(state, states) for name, fn in evaluate.items()}
-
-
-def _with_metric_of(best: Best | None, found: dict[str, Metrics]) -> dict[str, Metrics]:
-    """Refuses before the first round a metric by which nothing would be kept after the last."""
-    if best is not None and best.metric not in (names := sorted(flat(found))):
-        raise ValueError(f"best needs a metric of evaluate; got {best.metric!r}. Choose among {names}.")
+def _tested(
+    evaluate: Mapping[str, Evaluation], states: ClientStates | None, best: Best | None, state: PyTree
+) -> dict[str, Metrics]:
+    found = {name: fn(state) if states is None else fn(state, states) for name, fn in evaluate.items()}
+    names = flat(jax.tree.map(lambda _: 0, found))  # of numbers that need not be known yet
+    if best is not None and best.metric not in names:
+        raise ValueError(f"best needs a metric of evaluate; got {best.metric!r}. Choose among {sorted(names)}.")
     return found
 
 
@@ -249,7 +270,7 @@ def grouped(metrics: Metrics) -> Metrics:
 def _at_the_end(num_rounds: int, last: int, budget: Budget | None) -> str:
     if budget is not None and last < num_rounds:
         return f"the budget of epsilon {budget.epsilon:g} pays {last} rounds"
-    return f"all {num_rounds} rounds are done"
+    return f"all {max(num_rounds, last)} rounds are done"
 
 
 def _of_first(reason: str | None) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -69,14 +69,18 @@ def read_rows(path: str | Path) -> list[Row]:
     Raises:
       RunError: If the directory has none.
     """
-    file = Path(path) / ROWS
+    return list(_rows(Path(path) / ROWS))
+
+
+def _rows(file: Path) -> Iterator[Row]:
     try:
         text = file.read_bytes()
     except OSError as error:
         raise RunError(f"a run's rounds are in {file}; got {error.strerror}. Give the run's directory.") from None
     whole = text[: text.rfind(b"\n") + 1]  # a last line without an end is being written, or was when it was killed
     try:
-        return [_with_nan(json.loads(row)) for row in whole.splitlines()]
+        for row in whole.splitlines():
+            yield _with_nan(json.loads(row))
     except ValueError:
         raise RunError(f"a run's rounds are lines of JSON; {file} is damaged. Take a copy of it.") from None
 
@@ -90,8 +94,13 @@ def _with_nan(value: Any) -> Any:
 
 
 def kept_rows(path: Path, after: int) -> list[Row]:
-    """Reads the rows until the round that a run goes on from, and takes those beyond it out of the file."""
-    rows = [row for row in read_rows(path) if row["round"] <= after] if (path / ROWS).exists() else []
+    """Reads the rows until the round that a run goes on from, and takes what is beyond it out of the file."""
+    rows: list[Row] = []
+    for row in _rows(path / ROWS) if after >= 0 and (path / ROWS).exists() else ():
+        if row["round"] <= after:
+            rows.append(row)
+        if row["round"] >= after:
+            break
     replace_file(path / ROWS, b"".join(map(line, rows)))
     return rows
 

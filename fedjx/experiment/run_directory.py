@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import secrets
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -45,7 +47,9 @@ class Run(NamedTuple):
 
 
 @contextlib.contextmanager
-def open_run(path: str | Path, about: Mapping[str, Any], *, start: Start = "new") -> Iterator[Run]:
+def open_run(
+    path: str | Path, about: Mapping[str, Any], *, start: Start = "new", of_versions: Sequence[str] = ()
+) -> Iterator[Run]:
     """Opens the directory of a run, for as long as the context lasts and for nobody else.
 
     A new run takes a directory that is empty or not there. It leaves a marker, `run.json`, that says what determines
@@ -61,10 +65,12 @@ def open_run(path: str | Path, about: Mapping[str, Any], *, start: Start = "new"
       start: "new": the directory has no run yet; "resume": go on with the one that it has; "auto": resume if there is
         one, else begin; "overwrite": delete the run that it has, with its checkpoints, metrics and events, and begin
         anew.
+      of_versions: Names in `about` of what other versions of fedjx or JAX say in another way, such as a program's
+        fingerprint: compared where the versions are those that the run began with.
 
     Raises:
       RunError: If there is nothing to resume; if there is something, and neither to resume nor to overwrite is said;
-        if it is another run, is in use, or no run at all.
+        if it is another run, is in use, or no run at all; or if a full disk ends it.
 
     >>> import tempfile
     >>> path = tempfile.mkdtemp() + "/run"
@@ -77,10 +83,9 @@ def open_run(path: str | Path, about: Mapping[str, Any], *, start: Start = "new"
     """
     check_choice(("new", "resume", "auto", "overwrite"), start=start)
     about = _as_json(about)
-    identity = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     path = Path(os.path.abspath(path))
     if jax.process_index() != 0:
-        yield Run(path, identity, "")
+        yield Run(path, "", "")
         return
     if start == "resume" and not (path / MARKER).is_file():
         raise RunError(f"a run that resumes needs one to go on with; got no {MARKER} in {path}. Check the path.")
@@ -88,14 +93,35 @@ def open_run(path: str | Path, about: Mapping[str, Any], *, start: Start = "new"
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"a run needs a directory; got {path}: {error.strerror}. Choose another.") from None
-    with locked(path):
+    with locked(path), _room_needed(path):
         found = _marker(path)
         if found is not None and start in ("resume", "auto"):
-            check_same(path, about, found["about"])
+            left_out = of_versions if found.get("versions") != versions() else ()
+            check_same(path, _without(about, left_out), _without(found["about"], left_out))
         else:
             _check_free(path, found, start == "overwrite")
             found = _begin(path, about, found)
+        identity = hashlib.sha256(json.dumps(found["about"], sort_keys=True).encode()).hexdigest()
         yield Run(path, identity, found["token"])
+
+
+def versions() -> dict[str, str]:
+    """Returns what computes a run's rounds, for who compares their bits."""
+    return {"fedjx": version("fedjx"), "jax": jax.__version__, "jaxlib": version("jaxlib")}
+
+
+@contextlib.contextmanager
+def _room_needed(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RunError(f"a run needs room; got {error} in {path}. Make some, and resume.") from error
+
+
+def _without(about: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name, value in about.items() if name not in names}
 
 
 def _as_json(about: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,12 +198,16 @@ def _check_free(path: Path, found: dict[str, Any] | None, overwrite: bool) -> No
 def _begin(path: Path, about: dict[str, Any], found: dict[str, Any] | None) -> dict[str, Any]:
     """Deletes the run that was there, if one was, and writes the marker of the new one."""
     if found is not None:
+        for checkpoint in checkpoints(path):  # the newest last: as long as there is one, all that it needs is there
+            delete_listed(checkpoint)
+        for left in checkpoints(path):  # what is damaged, or has what others have put there, is none of the new run's
+            set_aside(left)
+        clear_partial(path, found["token"])
+        delete(path / STATES)
         for file in (*path.glob(f"{EVENTS}.{found['token']}"), path / ROWS, path / TABLE):
             file.unlink(missing_ok=True)
-        delete(path / STATES)
-        for checkpoint in checkpoints(path):
-            delete_listed(checkpoint)
     marker = {"format": _FORMAT, "version": _VERSION, "token": secrets.token_hex(4), "about": about}
+    marker |= {"versions": versions()}
     replace_file(path / MARKER, checked_text(marker))
     return marker
 
@@ -201,6 +231,20 @@ def delete_listed(checkpoint: Path) -> None:
     (checkpoint / SUMS).unlink(missing_ok=True)
     for folder, _, _ in os.walk(checkpoint, topdown=False):
         with contextlib.suppress(OSError):  # what others have put there stays
+            os.rmdir(folder)
+
+
+def set_aside(checkpoint: Path) -> Path:
+    """Gives what is no checkpoint of the run, or no whole one, another name."""
+    return checkpoint.rename(checkpoint.with_name(f"{checkpoint.name}.damaged-{secrets.token_hex(4)}"))
+
+
+def clear_partial(path: Path, token: str) -> None:
+    """Deletes what a crash or a full disk has left of checkpoints that a run was writing."""
+    for partial in (path / CHECKPOINTS).glob(f".partial-*.{token}"):
+        for folder, _, files in os.walk(partial, topdown=False):
+            for name in files:
+                os.unlink(os.path.join(folder, name))
             os.rmdir(folder)
 
 

@@ -27,6 +27,7 @@ from fedjx.experiment.log import Log
 from fedjx.experiment.loop import (
     Evaluation,
     Result,
+    check_names,
     determined,
     example_of,
     grouped,
@@ -137,7 +138,9 @@ def run_seeds(
     Raises:
       RunError: As for `run`.
     """
+    check_integer("[0, inf)", num_rounds=num_rounds)
     check_integer("[1, inf)", evaluate_every=evaluate_every, checkpoint_every=checkpoint_every)
+    check_names(evaluate)
     task = _Task(
         algorithm, data, batch_size, num_rounds, about, lanes, evaluate, evaluate_every, checkpoint_every, progress
     )
@@ -231,8 +234,9 @@ def _opened(stack: contextlib.ExitStack, task: _Task, seed: int, start: _Start) 
     example = example_of(task.algorithm, state, Cohort(task.data, task.data.ids[:1], batch_size=task.batch_size))
     directory = None
     if start.path is not None:
-        own = determined(task.algorithm, example, task.data, start.draw, task.cohort(start.draw, 1), None)
-        directory = stack.enter_context(open_run(start.path, {**task.about, **own}, start="auto"))
+        clients = task.cohort(start.draw, 1)
+        about = determined(task.about, task.algorithm, example, task.data, start.draw, clients, None)
+        directory = stack.enter_context(open_run(start.path, about, start="auto", of_versions=["algorithm"]))
     saved = stack.enter_context(Checkpointer(directory))
     done, state = (saved.restore(state) or Checkpoint(0, state))[:2]
     log = stack.enter_context(log_of(directory, done, task.num_rounds, (), start.progress))

@@ -121,7 +121,7 @@ def progress_bar(num_rounds: int, rows: Sequence[Row] = ()) -> Sink:
     """
     first: Row = rows[-1] if rows else {"round": 0}
     interval = 0.1 if sys.stderr.isatty() else 30.0  # in the file of a batch system each change is a line
-    bar = tqdm(total=num_rounds, initial=first["round"], unit=" rounds", smoothing=0.1, mininterval=interval)
+    bar = tqdm(total=num_rounds, initial=first["round"], unit=" round", smoothing=0.1, mininterval=interval)
     bar.set_postfix_str("compiling, the first time")
     tested: Row = {}
 

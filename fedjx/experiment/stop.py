@@ -72,5 +72,5 @@ def limit(metric: str, most: float) -> StopRule:
 
 
 def stopped(rules: Iterable[StopRule], rows: Sequence[Row]) -> str | None:
-    """Returns what the first rule says that stops a run."""
-    return next((reason for rule in rules if (reason := rule(rows))), None)
+    """Returns what the first rule says that stops a run; none is asked before there is a row."""
+    return next((reason for rule in rules if rows and (reason := rule(rows))), None)

@@ -109,7 +109,8 @@ def test_two_processes_report_what_one_does(tmp_path, monkeypatch):
         if name not in processes_worker.DIRECTORIES:
             assert (several["num_processes"], alone[name]["num_processes"]) == (2, 1)
             assert json.loads((tmp_path / "two" / f"{name}.json").read_text()) == several
-    assert [line for line in other if not line.startswith("[Gloo]")] == []
+    # Gloo writes of its ranks, in several threads, whose lines may be cut.
+    assert [line for line in other if "[Gloo]" not in line and "peer ranks" not in line] == []
     assert len(list((tmp_path / "two" / "quickstart").glob("events.out.tfevents.*"))) == 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 
-from fedjx.experiment import Checkpoint, RunError, last_checkpoint, open_run, save_checkpoint
+from fedjx.experiment import Checkpoint, Checkpointer, RunError, last_checkpoint, open_run, save_checkpoint
 from fedjx.experiment.run_directory import checkpoints
 from tests.experiment.trees import contents
 
@@ -129,16 +130,53 @@ def test_strays_are_no_checkpoints(path):
     assert (path / "checkpoints" / "thesis.pt").read_text() == "mine"
 
 
+def test_other_versions_are_said(path, monkeypatch):
+    monkeypatch.setattr("fedjx.experiment.checkpoints.versions", lambda: {"jax": "another"})
+    with pytest.warns(UserWarning, match=r"the same with the versions .*got {'jax': 'another'}, saved was {'fedjx'"):
+        assert_resumes(path, 8)
+
+
 def test_all_damaged_is_refused(path):
     for found in checkpoints(path):
         os.truncate(found / "about.json", 3)
-    message = r"needs a checkpoint; all 3 in .*checkpoints are damaged. Begin anew"
+    message = r"needs a checkpoint; all 3 in .*checkpoints are damaged \(about.json is damaged\). Begin anew"
+    with open_run(path, ABOUT, start="resume") as run:
+        for _ in range(2):  # or it would begin anew when it is started again
+            with pytest.raises(RunError, match=message):
+                last_checkpoint(run, state(0))
+
+
+def test_what_is_left_of_a_checkpoint_is_cleared(path, monkeypatch):
+    def full(*_):
+        raise ValueError("RESOURCE_EXHAUSTED: No space left on device [os_error_code='28']")
+
+    def names():
+        return sorted(found.name for found in (path / "checkpoints").iterdir())
+
+    before = names()
+    with open_run(path, ABOUT, start="resume") as run:
+        monkeypatch.setattr("fedjx.experiment.checkpoints.ocp.Checkpointer.save", full)
+        with pytest.raises(RunError, match=r"a checkpoint needs room; got .*No space left"), Checkpointer(run) as saved:
+            saved.save(Checkpoint(9, state(9)))
+        monkeypatch.undo()
+        assert names() == before
+        (path / "checkpoints" / f".partial-00000057.{run.token}" / "state").mkdir(parents=True)  # by a crash
+        save_checkpoint(run, Checkpoint(10, state(10), history(10)))
+        assert names() == ["00000006", "00000008", "00000010"]
+        for keep in (0, -1):
+            with pytest.raises(ValueError, match="keep must be an integer of at least 1"):
+                save_checkpoint(run, Checkpoint(11, state(11)), keep=keep)
+    assert_resumes(path, 10)
+
+
+def test_a_full_disk_is_said_of_whatever_is_written(path):
     with (
-        open_run(path, ABOUT, start="resume") as run,
-        pytest.warns(UserWarning, match="set aside"),
-        pytest.raises(RunError, match=message),
+        pytest.raises(RunError, match=r"a run needs room; got .*No space.* in .*run. Make some, and resume"),
+        open_run(path, ABOUT, start="resume"),
     ):
-        last_checkpoint(run, state(0))
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(FileNotFoundError), open_run(path, ABOUT, start="resume"):
+        raise FileNotFoundError(errno.ENOENT, "mine")
 
 
 def test_old_checkpoints_lose_their_own_files_alone(path):

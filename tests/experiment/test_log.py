@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import math
+import sys
 import threading
 
 import jax.numpy as jnp
@@ -15,6 +16,8 @@ import optax
 import pytest
 
 from fedjx.experiment import (
+    Checkpoint,
+    Checkpointer,
     Log,
     RunError,
     Sink,
@@ -32,6 +35,7 @@ from fedjx.experiment import (
     tensorboard,
 )
 from fedjx.experiment.rows import flat, line
+from fedjx.experiment.run_directory import checkpoints
 from tests.benchmarks.test_quickstart import shown
 
 
@@ -95,6 +99,7 @@ def test_rules_stop_where_they_say():
     assert stopped([limit("total/seconds", 1), patience("test/accuracy", 2)], rows[:4]) == (
         "test/accuracy has not become better in 2 evaluations"
     )
+    assert stopped([lambda rows: f"{rows[-1]['round']}"], []) is None
     with pytest.raises(ValueError, match="mode must be one of"):
         target("test/accuracy", 0.5, mode="most")
 
@@ -135,6 +140,62 @@ def test_adding_a_row_does_not_wait_for_who_writes_it():
     goes_on.set()
     assert len(log.wait()) == 5
     log.close()
+
+
+def test_sinks_are_called_in_one_thread_whoever_waits_for_them():
+    seen = []
+
+    def note(*_):
+        seen.append(threading.current_thread())
+
+    with Log([Sink(note, note, note)]) as log:
+        log.add(1, {})
+        other = threading.Thread(target=log.flush)  # as who saves a checkpoint
+        other.start()
+        other.join()
+    assert len(seen) == 4
+    assert len(set(seen)) == 1
+    assert seen[0] not in (other, threading.current_thread())
+
+
+def test_a_log_that_is_closed_is_not_waited_for():
+    with Log([]) as log:
+        log.add(1, {})
+    assert [row["round"] for row in log.wait()] == [1]
+    log.flush()
+    with pytest.raises(RuntimeError, match="shutdown"):
+        log.add(2, {})
+
+
+def test_a_sink_that_exits_is_heard():
+    log = Log([Sink(lambda row: sys.exit(3))])
+    log.add(1, {})
+    with pytest.raises(SystemExit):
+        log.wait()
+    log.close()
+
+
+def test_a_checkpoint_does_not_wait_for_a_log_that_is_closed(tmp_path):
+    is_closed = threading.Event()
+
+    def flush_late():
+        is_closed.wait(20)
+        log.flush()
+
+    with open_run(tmp_path, {}) as run, Checkpointer(run) as saved:
+        with Log([]) as log:
+            log.add(1, {})
+            saved.save(Checkpoint(1, np.zeros(2)), before=flush_late)
+        is_closed.set()
+    assert [found.name for found in checkpoints(tmp_path)] == ["00000001"]
+
+
+def test_what_is_beyond_a_checkpoint_need_not_be_whole(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(line({"round": 1}) + line({"round": 2}) + b"\x00\x00\n")
+    with pytest.raises(RunError, match="is damaged"):
+        kept_rows(tmp_path, 3)
+    assert kept_rows(tmp_path, 2) == read_rows(tmp_path) == [{"round": 1}, {"round": 2}]
+    assert kept_rows(tmp_path, -1) == read_rows(tmp_path) == []
 
 
 def test_what_cannot_be_written_is_an_error_of_the_next_call(tmp_path):

@@ -85,9 +85,10 @@ def test_it_goes_on_bitwise_and_returns_what_is_finished(whole, tmp_path):
     resumed = going_on(6, "resume", best=Best("test/loss", 1, "min"))
     assert leaves(resumed.state) == leaves(whole.state)
     assert without_clocks(resumed.rows) == without_clocks(whole.rows) == without_clocks(read_rows(tmp_path / "run"))
-    again = going_on(6, "auto")
+    again = going_on(3, "auto")
     assert leaves(again.state) == leaves(whole.state)
     assert again.rows == resumed.rows
+    assert again.reason == "all 6 rounds are done"
     with pytest.raises(RunError, match=r"needs what it began with; got \{'rate': 1\}, was \{\}"):
         going_on(8, "resume", about={"rate": 1})
     with pytest.raises(RunError, match=r"got \{'sampler.seed': 1\}, was \{'sampler.seed': 0\}"):
@@ -101,10 +102,34 @@ def test_it_goes_on_bitwise_and_returns_what_is_finished(whole, tmp_path):
         mended = going_on(6, "resume")
     assert leaves(mended.state) == leaves(whole.state)
     assert without_clocks(read_rows(tmp_path / "run")) == without_clocks(whole.rows)
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    with pytest.warns(UserWarning, match="rows before round 6 are missing"):
+        going_on(6, "resume")
+
+
+@pytest.mark.parametrize(
+    ("message", "wrong"),
+    [
+        (
+            r"need names of their own; got \['round', 'total'\]",
+            {"evaluate": {"round": EVALUATION, "total": EVALUATION}},
+        ),
+        (
+            r"best needs a metric of evaluate; got 'test/acuracy'. Choose among \['test/acc",
+            {"best": Best("test/acuracy")},
+        ),
+        (r"says by itself what its algorithm, key is; got it in about=", {"about": {"algorithm": "mine", "key": 1}}),
+        ("num_rounds must be an integer of at least 0", {"num_rounds": -1}),
+        ("keep must be an integer of at least 1", {"keep": 0}),
+    ],
+)
+def test_what_would_be_lost_is_refused(message, wrong, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        run_quietly(ALGORITHM, TRAIN, SAMPLE, **{"num_rounds": 2, "path": tmp_path / "run", **wrong})
 
 
 def test_the_best_checkpoint_stays(tmp_path, monkeypatch):
-    metrics = iter([0.1, 0.5, 0.9, 0.3, 0.2, 0.1])
+    metrics = iter([0.1, 0.5, 0.9, float("nan"), 0.2, 0.1])
     made_up = {"made_up": lambda _: {"x": next(metrics)}}
     result = run_quietly(
         ALGORITHM, TRAIN, SAMPLE, num_rounds=5, path=tmp_path / "run", evaluate=made_up,
@@ -142,12 +167,17 @@ def test_a_wish_to_end_is_granted_after_the_round(whole, tmp_path):
         if row["round"] == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    before = signal.getsignal(signal.SIGTERM)
-    result = run_quietly(ALGORITHM, TRAIN, SAMPLE, num_rounds=2000, path=tmp_path / "run", sinks=[Sink(told)])
+    heard, was = [], signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, before := lambda *_: heard.append("who runs several"))
+    try:
+        result = run_quietly(ALGORITHM, TRAIN, SAMPLE, num_rounds=2000, path=tmp_path / "run", sinks=[Sink(told)])
+        assert signal.getsignal(signal.SIGTERM) is before
+    finally:
+        signal.signal(signal.SIGTERM, was)
+    assert heard == ["who runs several"]
     assert result.reason == "it was told to end, by SIGTERM"
     assert 3 <= result.rows[-1]["round"] < 2000
     assert int(checkpoints(tmp_path / "run")[-1].name) == result.rows[-1]["round"]
-    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_budget_ends_it():
@@ -216,10 +246,12 @@ def test_models_that_clients_keep_are_evaluated_in_the_run():
     assert last["own/personal/accuracy_mean"] > first["own/personal/accuracy_mean"]
 
 
-def test_what_a_client_sends_is_counted():
+def test_what_a_client_sends_is_counted(tmp_path):
     result = run_quietly(
         fed_avg(MODEL, client_optimizer=optax.sgd(0.1), aggregator=clip_by_norm(max_norm=1.0)), TRAIN, SAMPLE,
         num_rounds=2, evaluate={}, simulated_seconds=lambda number: 10.0 * number,
+        path=tmp_path / "run", profile_round=2,
     )  # fmt: skip
+    assert len(list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))) == 1
     assert result.rows[-1]["total/bits_down"] >= 32 * 650 * 6
     assert result.rows[-1]["total/simulated_seconds"] == 30.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -93,13 +94,10 @@ def test_overwriting_deletes_what_the_run_has_written_and_nothing_else(tmp_path)
         pass
     left = contents(path)
     assert {left.pop("run.json") != b"", left.pop("run.lock") != b""} == {True}
-    assert left == {name: text.encode() for name, text in foreign.items()}
-    with (
-        open_run(path, {"another": "run"}, start="resume") as run,
-        pytest.warns(UserWarning, match="set aside"),
-        pytest.raises(RunError, match=r"all 2 in .*checkpoints are damaged"),
-    ):
-        last_checkpoint(run, STATE)
+    found = {re.sub(r"\.damaged-\w{8}", "", name): text for name, text in left.items()}
+    assert found == {name: text.encode() for name, text in foreign.items()}
+    with open_run(path, {"another": "run"}, start="resume") as run:
+        assert last_checkpoint(run, STATE) is None
 
 
 def test_paths_that_are_no_directories(tmp_path):
@@ -161,6 +159,34 @@ def test_two_runs_in_one_directory_and_the_lock_of_a_dead_one(tmp_path):
         refused(rf"in use by process {os.getpid()} on ", path, {"seed": 0}, start="resume")
     with open_run(path, {"seed": 0}, start="resume"):
         pass
+
+
+def test_other_versions_say_programs_in_another_way(tmp_path, monkeypatch):
+    path, about = tmp_path / "run", {"seed": 0, "algorithm": "1f"}
+    with open_run(path, about) as run:
+        pass
+    other = {"seed": 0, "algorithm": "2e"}
+    refused(r"got {'algorithm': '2e'}, was {'algorithm': '1f'}", path, other, start="resume", of_versions=["algorithm"])
+    monkeypatch.setattr("fedjx.experiment.run_directory.versions", lambda: {"jax": "another"})
+    with open_run(path, other, start="resume", of_versions=["algorithm"]) as resumed:
+        assert resumed.identity == run.identity
+    refused(r"got {'algorithm': '2e'}", path, other, start="resume")
+    refused(r"got {'seed': 1}", path, {**other, "seed": 1}, start="resume", of_versions=["algorithm"])
+
+
+def test_what_is_being_overwritten_is_whole_or_not_there(tmp_path, monkeypatch):
+    path = begun(tmp_path / "run")
+    before = {name: text for name, text in contents(path).items() if not name.startswith("checkpoints")}
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fedjx.experiment.run_directory.delete_listed", interrupted)
+    with pytest.raises(KeyboardInterrupt), open_run(path, ABOUT, start="overwrite"):
+        pass
+    assert {name: text for name, text in contents(path).items() if name in before and name != "run.lock"} == {
+        name: text for name, text in before.items() if name != "run.lock"
+    }
 
 
 def test_what_a_run_is_about_must_be_json(tmp_path):
