@@ -11,11 +11,11 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help quickstart test lint format bench clean
+.PHONY: help quickstart test lint format docs package bench clean
 
 # An environment whose interpreter is gone (upgraded or moved away) counts as not installed.
 ifneq ($(shell $(BIN)/python -c "print('runs')" 2>/dev/null),runs)
-$(shell rm -f $(VENV)/.runtime $(VENV)/.dev)
+$(shell rm -f $(VENV)/.runtime $(VENV)/.dev $(VENV)/.docs)
 endif
 
 help: ## Show this list.
@@ -36,6 +36,12 @@ format: $(VENV)/.dev ## Format the code and repair what can be repaired.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: $(VENV)/.docs ## Build the site of the documents and the reference, in site/.
+	$(BIN)/python docs/build.py
+
+package: ## Build the wheel and the sdist in dist/, and try both in an environment of their own.
+	bash .ci/package $(PYTHON)
+
 # Short runs; without the flags each measures properly, in many minutes.
 bench: $(VENV)/.runtime ## Run the quickstart and the benchmarks, shortened.
 	$(BIN)/python -m benchmarks.quickstart --num-rounds 5 --output runs/bench --overwrite
@@ -50,7 +56,7 @@ bench: $(VENV)/.runtime ## Run the quickstart and the benchmarks, shortened.
 	  --readers fedjx fedjx_float32 tff_sqlite --training-clients 2 --output runs/bench/input_pipeline.json
 
 clean: ## Remove the environments, caches and build outputs (not runs/).
-	rm -rf .venv-* build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv-* build dist site *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is written last, so an interrupted installation is taken up again by the next make.
@@ -67,4 +73,9 @@ $(VENV)/.runtime: pyproject.toml
 $(VENV)/.dev: $(VENV)/.runtime
 	@echo "Installing the development tools into $(VENV) (about 300 MB to download, one to three minutes)."
 	@$(PIP_INSTALL) --editable ".[dev]"
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.runtime
+	@echo "Installing what builds the site into $(VENV)."
+	@$(PIP_INSTALL) --editable ".[docs]"
 	@touch $@

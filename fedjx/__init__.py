@@ -37,6 +37,8 @@ from fedjx.core.language.traffic import Traffic, traffic
 from fedjx.core.language.types import CLIENTS, SERVER, ArrayType, FederatedType, FunctionType, parse_type
 from fedjx.core.language.values import Batches, Clients, Sequence
 
+__version__ = "0.1.0"
+
 __all__ = [
     "CLIENTS",
     "SERVER",

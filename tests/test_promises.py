@@ -196,10 +196,23 @@ def test_every_promise_is_held_by_a_test():
             assert not test or f"def {test}(" in found, f"a test holds {words!r} of {name}; got none called {where}."
 
 
+def test_every_guarantee_is_held_by_a_test():
+    text, _, approximate = (ROOT / "docs/guarantees.md").read_text().partition("## What is approximate")
+    assert approximate
+    lines = re.findall(r"^\* .*$", text, flags=re.MULTILINE)
+    assert len(lines) > 25
+    for line in lines:
+        held = re.findall(r"\[test\]\(\.\./([\w/.]+) \"(\w+)\"\)", line)
+        assert held, f"a test holds each guarantee; got none of {line!r}. Link to it."
+        for file, test in held:
+            assert f"def {test}(" in (ROOT / file).read_text(), f"{file} has no {test}. Name the test that holds it."
+
+
 def test_documents_promise_no_time_that_is_not_held():
     """A time is that of a machine, and stands where it was measured: in the results, and as a design's reason."""
     held = re.findall(r"^  (\S.*second.*)$", PROMISES, flags=re.MULTILINE)
-    for document in ("README.md", "docs/aggregation.md", "docs/algorithms.md", "docs/data.md"):
+    pages = ("aggregation", "algorithms", "data", "guarantees", "limits", "pods")
+    for document in ("README.md", *(f"docs/{name}.md" for name in pages)):
         promised = re.findall(r"[^.]*\b(?:minutes?|(?:milli)?seconds?)\b[^.]*", _prose((ROOT / document).read_text()))
         wrong = [sentence for sentence in promised if not any(words in _plain(sentence) for words in held)]
         assert not wrong, f"{document} promises a time: {wrong}"

@@ -106,7 +106,7 @@ def inaturalist(
     `iNaturalist_train.csv` and `iNaturalist_test.csv`.
 
     Args:
-      split: What a client is, a column of the table: user_120k, or geo_ and 100, 300, 1k, 3k, 10k or 30k.
+      split: What a client is, a column of the table: ``user_120k``, or ``geo_`` and 100, 300, 1k, 3k, 10k or 30k.
       image_shape: To which images are scaled and cropped.
       missing: What to do where an image is missing or corrupt: refuse, or leave it out and warn.
     """
