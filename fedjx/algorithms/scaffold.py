@@ -43,7 +43,7 @@ def scaffold(
       option: Which gradient becomes a client's control: "I", that of all its examples at the server's parameters, for
         one more pass over them; "II", the mean of those of its local steps, which costs nothing. With plain SGD of
         rate η and K steps that is the paper's ``c_i - c + (x - y) / (K η)``.
-      participation: The part of all clients that is in a round, the paper's |S| / N; what each round counts if not
+      participation: The part of all clients that is in a round, the paper's ``|S| / N``; what each round counts if not
         given. With a private aggregator it must be, such as the probability of `poisson_sampler`: nothing that the
         server does may depend on who is there.
       **arguments: As for `fed_avg`. The client optimizer gets the corrected gradients, g - c_i + c; as server optimizer

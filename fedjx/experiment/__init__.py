@@ -15,8 +15,10 @@ from fedjx.experiment.plots import plot_clients, plot_comparison, plot_curves, p
 from fedjx.experiment.report import report
 from fedjx.experiment.rows import kept_rows, read_rows, rounds_to, values
 from fedjx.experiment.run_directory import Run, RunError, open_run
+from fedjx.experiment.seeds import Lanes, over_seeds, run_seeds
 from fedjx.experiment.sinks import Sink, csv_table, json_lines, progress_bar, tensorboard
 from fedjx.experiment.stop import StopRule, limit, patience, stopped, target
+from fedjx.experiment.sweeps import Outcome, Sweep, read_sweep, sweep
 
 __all__ = [
     "Best",
@@ -24,12 +26,15 @@ __all__ = [
     "Checkpointer",
     "Evaluation",
     "EventWriter",
+    "Lanes",
     "Log",
+    "Outcome",
     "Result",
     "Run",
     "RunError",
     "Sink",
     "StopRule",
+    "Sweep",
     "best_checkpoint",
     "central_evaluation",
     "client_evaluation",
@@ -40,6 +45,7 @@ __all__ = [
     "last_checkpoint",
     "limit",
     "open_run",
+    "over_seeds",
     "patience",
     "personalised_evaluation",
     "plot_clients",
@@ -48,11 +54,14 @@ __all__ = [
     "plot_percentiles",
     "progress_bar",
     "read_rows",
+    "read_sweep",
     "report",
     "rounds_to",
     "run",
+    "run_seeds",
     "save_checkpoint",
     "stopped",
+    "sweep",
     "target",
     "tensorboard",
     "values",

@@ -82,7 +82,7 @@ def curve(seeds: Sequence[Columns], y: str, x: str = "round", band: Band = "rang
     if not measured:
         return None
     grid = np.unique(np.concatenate([at for at, _ in measured]))
-    values = np.stack([_on_grid(grid, at, value) for at, value in measured])
+    values = np.stack([np.interp(grid, at, value, left=np.nan, right=np.nan) for at, value in measured])
     mean = values.mean(0)
     if band == "range":
         return Curve(grid, values, mean, values.min(0), values.max(0))
@@ -138,9 +138,3 @@ def better(metric: str) -> Mode:
     ('max', 'min')
     """
     return "min" if any(word in metric.lower() for word in ("loss", "error", "perplexity", "epsilon")) else "max"
-
-
-def _on_grid(grid: np.ndarray, at: np.ndarray, value: np.ndarray) -> np.ndarray:
-    line = np.interp(grid, at, value, left=np.nan, right=np.nan)
-    line[np.searchsorted(grid, at)] = value  # next to NaN, interpolation loses what is known
-    return line

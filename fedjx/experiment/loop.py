@@ -121,7 +121,7 @@ def run(
     """
     check_integer("[1, inf)", evaluate_every=evaluate_every, checkpoint_every=checkpoint_every)
     state, last = algorithm.init(key), num_rounds if budget is None else min(num_rounds, budget.max_rounds)
-    example = _example(algorithm, state, Cohort(data, data.ids[:1], batch_size=batch_size))
+    example = example_of(algorithm, state, Cohort(data, data.ids[:1], batch_size=batch_size))
 
     def cohort(number: int) -> Cohort:
         return Cohort(data, data.ids[sampler(number)], batch_size=batch_size, lanes=lanes)
@@ -129,15 +129,15 @@ def run(
     with contextlib.ExitStack() as stack:
         directory = None
         if path is not None:
-            own = _determined(algorithm, example, data, sampler, cohort(1), budget)
+            own = determined(algorithm, example, data, sampler, cohort(1), budget)
             directory = stack.enter_context(open_run(path, {**about, **own}, start=start))
         step, states = _step(stack, directory, algorithm, state, data, budget)
         saved = stack.enter_context(Checkpointer(directory, keep=keep, best=best, client_states=states))
         done, state = (saved.restore(state) or Checkpoint(0, state))[:2]
-        log = stack.enter_context(_log(directory, done, num_rounds, sinks, progress))
-        is_told = stack.enter_context(_told_to_end())
+        log = stack.enter_context(log_of(directory, done, num_rounds, sinks, progress))
+        is_told = stack.enter_context(told_to_end())
         tested = functools.partial(_tested, evaluate, states)
-        totals = _totals(_sent(algorithm, example), simulated_seconds)
+        totals = totals_of(sent_by(algorithm, example), simulated_seconds)
         if done == 0 and evaluate:
             log.add(0, tested(state))
         reason = _of_first(stopped(stop, log.wait()))
@@ -147,7 +147,7 @@ def run(
                 state, metrics = step(state, clients)
             is_due = number % evaluate_every == 0 or number == last
             found = tested(state) if is_due else {}
-            log.add(number, {**_grouped(metrics), **found, "total": totals(number, clients, metrics)})
+            log.add(number, {**grouped(metrics), **found, "total": totals(number, clients, metrics)})
             reason = _of_first(stopped(stop, log.wait())) if is_due and stop else None
             reason = reason or is_told(is_due)
             if number % checkpoint_every == 0 or number == last or reason or (found and best):
@@ -158,7 +158,7 @@ def run(
         return Result(state, log.wait(), reason or _at_the_end(num_rounds, last, budget))
 
 
-def _example(algorithm: Any, state: PyTree, cohort: Cohort) -> list[PyTree]:
+def example_of(algorithm: Any, state: PyTree, cohort: Cohort) -> list[PyTree]:
     """Returns arguments of a round, of one client."""
     if not isinstance(algorithm, StatefulAlgorithm):
         return [state, cohort.whole()]
@@ -166,7 +166,7 @@ def _example(algorithm: Any, state: PyTree, cohort: Cohort) -> list[PyTree]:
     return [state, cohort.whole(), Clients.of(own, ids=cohort.ids.astype(np.int32))]
 
 
-def _determined(
+def determined(
     algorithm: Any, example: Sequence[PyTree], data: ClientData, sampler: Any, cohort: Cohort, budget: Budget | None
 ) -> dict[str, Any]:
     """Says what determines a run, which a resumed one must have too."""
@@ -197,7 +197,8 @@ def _step(
     return step if budget is None else within(budget, step), states
 
 
-def _log(directory: Run | None, done: int, num_rounds: int, sinks: Sequence[Sink], progress: bool) -> Log:
+def log_of(directory: Run | None, done: int, num_rounds: int, sinks: Sequence[Sink], progress: bool) -> Log:
+    """Returns the log of a run, with its files in the directory, and the rows that they have until round `done`."""
     if jax.process_index() != 0:
         return Log([])
     bar = functools.partial(progress_bar, num_rounds)
@@ -208,7 +209,7 @@ def _log(directory: Run | None, done: int, num_rounds: int, sinks: Sequence[Sink
     return Log([*files, *([bar(rows)] if progress else []), *sinks], rows)
 
 
-def _sent(algorithm: Any, example: Sequence[PyTree]) -> Traffic | None:
+def sent_by(algorithm: Any, example: Sequence[PyTree]) -> Traffic | None:
     """Returns what a client receives and sends in a round, if that is known before."""
     with contextlib.suppress(ValueError):
         return traffic(algorithm.next, *example)
@@ -218,7 +219,7 @@ def _tested(evaluate: Mapping[str, Evaluation], states: ClientStates | None, sta
     return {name: fn(state) if states is None else fn(state, states) for name, fn in evaluate.items()}
 
 
-def _totals(sent: Traffic | None, simulated_seconds: Callable[[int], float] | None) -> Callable[..., Metrics]:
+def totals_of(sent: Traffic | None, simulated_seconds: Callable[[int], float] | None) -> Callable[..., Metrics]:
     """Returns the function that says what a round adds to what has been done."""
 
     def totals(number: int, clients: Cohort, metrics: Metrics) -> Metrics:
@@ -231,7 +232,7 @@ def _totals(sent: Traffic | None, simulated_seconds: Callable[[int], float] | No
     return totals
 
 
-def _grouped(metrics: Metrics) -> Metrics:
+def grouped(metrics: Metrics) -> Metrics:
     """Puts what a round's privacy has cost beside its metrics."""
     own = {name: value for name, value in metrics.items() if name != "privacy"}
     return {"train": own, "privacy": metrics.get("privacy", {})}
@@ -252,7 +253,7 @@ def _of_first(reason: str | None) -> str | None:
 
 
 @contextlib.contextmanager
-def _told_to_end() -> Iterator[Callable[[bool], str | None]]:
+def told_to_end() -> Iterator[Callable[[bool], str | None]]:
     """Takes SIGTERM, as batch systems send it before they kill, for a wish to end after the round.
 
     Several processes need not have heard of it in the same round: they ask the first one where all of them do.
@@ -273,6 +274,8 @@ def _told_to_end() -> Iterator[Callable[[bool], str | None]]:
         yield is_told
     finally:
         signal.signal(signal.SIGTERM, before)
+    if told and callable(before):
+        before(signal.SIGTERM, None)  # who runs several runs is told too
 
 
 @contextlib.contextmanager

@@ -49,7 +49,8 @@ def plot_curves(
     lines of their own. A scale is logarithmic where a curve is over 1,000 times its median.
 
     Args:
-      runs: As `fedjx.experiment.collect.collect` takes them: rows or directories by name, for each one or several seeds.
+      runs: Rows or directories by name, for each one or several seeds; or as `fedjx.experiment.collect.collect` takes
+        them.
       y: Name of a metric in the rows, such as ``"test/accuracy"``; it need not be in all.
       x: What is counted: "round", "total/bits_up", "total/examples", "total/seconds", or another name in the rows.
       target: Where to draw a line across.
@@ -112,7 +113,8 @@ def plot_comparison(runs: Runs, y: str, *, at: At = "last", mode: Mode | None = 
     figure = Figure(figsize=(6.4, height_of(found)), layout="constrained")
     axes: Any = figure.subplots()
     draw_ends(axes, found)
-    axes.set_xlabel(f"{y}, {at} of each seed" if any(len(values) > 1 for values in found.values()) else f"{y}, {at}")
+    of_each = " of each seed" if any(len(values) > 1 for values in found.values()) else ""
+    axes.set_xlabel(wrapped(f"{y}, {at}{of_each}"))
     return figure
 
 
@@ -160,26 +162,21 @@ def plot_clients(before: ArrayLike, after: ArrayLike | Mapping[str, ArrayLike], 
     pairs = {name: _pair(before, values) for name, values in _by_name(after).items()}
     figure = Figure(figsize=(10.0, 4.4 + 0.2 * len(pairs)), layout="constrained")
     cloud, gains = figure.subplots(1, 2)
-    titles = []
-    for i, (name, (old, new)) in enumerate(pairs.items()):
+    for i, (old, new) in enumerate(pairs.values()):
         cloud.plot(
             old, new, "o", color=COLOURS[i % len(COLOURS)], markersize=4, alpha=0.6, rasterized=len(old) > _MOST_POINTS
         )
         gained = np.sort(new - old)
         share = (np.arange(len(gained)) + 0.5) / len(gained)
-        gains.plot(100 * share, gained, label=wrapped(name), **look_of(i, len(gained)))
-        titles.append(
-            f"{wrapped(name)}{': ' if name else ''}mean {old.mean():.4g} before, {new.mean():.4g} after; "
-            f"{(gained > 0).mean():.0%} of {len(gained):,} clients gain, {(gained < 0).mean():.0%} lose"
-        )
+        gains.plot(100 * share, gained, **look_of(i, len(gained)))
     ends = np.array([[pair.min(), pair.max()] for columns in pairs.values() for pair in columns])
     cloud.axline((ends.min(), ends.min()), slope=1, color="#808080", linewidth=1, zorder=0)
     gains.axhline(0, color="#808080", linewidth=1, zorder=0)
     cloud.set(xlabel=f"{plain(quantity)} before", ylabel=f"{plain(quantity)} after")
     gains.set(xlabel="clients, the least gain first (%)", ylabel=f"gain of {plain(quantity)}")
-    figure.suptitle("\n".join(titles), fontsize=9)
+    figure.suptitle("\n".join(_gain(name, *pair) for name, pair in pairs.items()), fontsize=9)
     if len(pairs) > 1:
-        gains.legend(frameon=False, fontsize=8)
+        gains.legend(gains.lines[: len(pairs)], [wrapped(name) for name in pairs], frameon=False, fontsize=8)
     for axes in (cloud, gains):
         tidy(axes)
     return figure
@@ -201,6 +198,13 @@ def _having(runs: Runs, y: str, x: str = "round") -> dict[str, list[Columns]]:
         known = sorted({name for seeds in collected.values() for metrics in seeds for name in metrics})
         raise ValueError(f"{y!r} and {x!r} must be numbers of the same rows; got none. Choose among {known}.")
     return {name: seeds for name, seeds in having.items() if seeds}
+
+
+def _gain(name: str, old: np.ndarray, new: np.ndarray) -> str:
+    gained = new - old
+    means = f"mean {old.mean():.4g} before, {new.mean():.4g} after"
+    shares = f"{(gained > 0).mean():.0%} of {len(gained):,} clients gain, {(gained < 0).mean():.0%} lose"
+    return f"{wrapped(name)}{': ' if name else ''}{means}; {shares}"
 
 
 def _by_name(values: ArrayLike | Mapping[str, ArrayLike]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from fedjx.experiment.drawing import (
     draw_percentiles,
     height_of,
     percentiles,
+    wrapped,
 )
 from fedjx.experiment.plots import said_of_band
 from fedjx.experiment.rows import Mode
@@ -63,7 +64,8 @@ def report(
     same runs give the same file. Of over 30 runs the best 30 are drawn; tables have all.
 
     Args:
-      runs: A run's directory, a sweep's, several of them, or rows by name; as `fedjx.experiment.collect.collect` takes them.
+      runs: A run's directory, a sweep's, several of them, or rows by name; as `fedjx.experiment.collect.collect` takes
+        them.
       output: The file, such as ``"report.html"``; written over.
       metric: What runs are compared by; by default ``test/accuracy``, or else what is like it.
       mode: Whether more or less of it is better; by default less of what is called a loss, an error or a perplexity.
@@ -121,7 +123,7 @@ def _beginning(title: str, found: Mapping[str, Sequence[Member]]) -> Iterator[st
 
 def _results(found: Mapping[str, Sequence[Member]], metric: str, mode: Mode, target: float | None) -> Iterator[str]:
     yield "<h2>Results</h2>"
-    yield _table(results(found, metric, mode, target), "numbers")
+    yield _table(results(found, metric, mode, target), "numbers long" if max(map(len, found)) > _LONG else "numbers")
     said = f"{metric}: {'more' if mode == 'max' else 'less'} is better."
     if any(len(members) > 1 for members in found.values()):
         said += " Numbers are means of seeds ± their standard deviation, rounds to a target the median."
@@ -147,7 +149,7 @@ def _comparison(seeds: _Seeds, metric: str, mode: Mode) -> Iterator[str]:
 
     def draw(axes: Any) -> None:
         draw_ends(axes, ends)
-        axes.set_xlabel(metric)
+        axes.set_xlabel(wrapped(metric))
 
     yield "<h2>Runs compared</h2>"
     caption = f"{metric}, last of each seed, the best run first; a bar at the mean of several seeds"

@@ -88,10 +88,10 @@ def open_run(path: str | Path, about: Mapping[str, Any], *, start: Start = "new"
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"a run needs a directory; got {path}: {error.strerror}. Choose another.") from None
-    with _locked(path):
+    with locked(path):
         found = _marker(path)
         if found is not None and start in ("resume", "auto"):
-            _check_same(path, about, found["about"])
+            check_same(path, about, found["about"])
         else:
             _check_free(path, found, start == "overwrite")
             found = _begin(path, about, found)
@@ -130,7 +130,7 @@ def _marker(path: Path) -> dict[str, Any] | None:
     )
 
 
-def _check_same(path: Path, about: Mapping[str, Any], was: Mapping[str, Any]) -> None:
+def check_same(path: Path, about: Mapping[str, Any], was: Mapping[str, Any]) -> None:
     """Refuses to go on with another run."""
     now, before = dict(_flat(about)), dict(_flat(was))
     differ = [name for name in {**before, **now} if _shown(now, name) != _shown(before, name)]
@@ -216,7 +216,8 @@ def listed(checkpoint: Path) -> dict[str, str] | None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Holds a directory's lock as long as the context lasts; `RunError` if somebody else does."""
     # A file that is there or not would have to be judged by its writer's number, which another process, container or
     # machine may have too, and stay behind when that is killed. This lock is kept by the kernel, or the server of NFS.
     try:

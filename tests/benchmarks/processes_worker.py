@@ -25,7 +25,9 @@ RUNS = {
     "limit": "--workload logistic --clients 4 --rounds 1 --lanes 1 --seconds 0.01 --sizes 64 --megabytes 1",
     "quickstart": "--model mlp --num-clients 8 --clients-per-round 4 --num-rounds 2 --eval-every 2 --lanes 1",
     "round_time": "--workload logistic --clients 4 --rounds 1 --lanes 1",
+    "tasks": "emnist_logistic --twin --num-clients 4 --num-rounds 2 --evaluate-every 1 --lanes 1",
 }
+DIRECTORIES = ("quickstart", "tasks")  # whose output is a directory
 
 
 def make_small() -> None:
@@ -35,9 +37,9 @@ def make_small() -> None:
 
 def report(name: str, folder: Path, num_devices: int) -> dict[str, Any]:
     """Runs a benchmark."""
-    script = importlib.import_module(f"benchmarks.{name}")
-    flags = RUNS[name].split()
-    if name == "quickstart":
+    script = importlib.import_module("benchmarks.tasks.__main__" if name == "tasks" else f"benchmarks.{name}")
+    flags = RUNS[name].split() + (["--data", str(folder / "data")] if name == "tasks" else [])
+    if name in DIRECTORIES:
         return script.main(script.parse_flags([*flags, "--output", str(folder / name)]))
     output = ["--output", str(folder / f"{name}.json"), "--devices", str(num_devices)]
     return script.main(script.parse_flags([*flags, *output]))

@@ -41,6 +41,6 @@ def write_sweep(path: Path):
             told = {"error": "", "arguments": {"rate": rate}}
             (path / f"rate={rate}" / f"seed-{seed}.json").write_text(json.dumps(told))
     (path / "rate=0.1" / "seed-1.json").unlink()
-    (path / "rate=4.0" / "seed-0").mkdir(parents=True)
+    write_run(path / "rate=4.0" / "seed-0", history(2))
     told = {"error": "ValueError: rate must be <b>below</b> 2", "arguments": {"rate": 4.0}}
     (path / "rate=4.0" / "seed-0.json").write_text(json.dumps(told))

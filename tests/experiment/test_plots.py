@@ -57,6 +57,10 @@ def test_seeds_that_go_on_alone_are_lines_of_their_own(tmp_path):
     assert np.isfinite(mean.get_ydata()).sum() == 8
     alone = [line.get_ydata() for line in axes.lines if line is not mean]
     assert [np.isfinite(values).sum() for values in alone] == [13, 1, 7]  # from where the lines part
+    gap = [row | {"train/loss": math.nan} if row["round"] == 10 else row for row in history(20, every=1)]
+    (axes,) = plot_curves({"a": [history(20, every=1), gap]}, "train/loss").axes
+    alone = [line.get_ydata() for line in axes.lines if line not in lines(axes)]
+    assert [np.isfinite(values).sum() for values in alone] == [3, 2]  # to where they meet again
 
 
 def test_a_curve_that_explodes_leaves_the_others_to_be_seen(tmp_path):
@@ -66,7 +70,7 @@ def test_a_curve_that_explodes_leaves_the_others_to_be_seen(tmp_path):
     assert plot_curves({"steady": runs["steady"]}, "loss").axes[0].get_yscale() == "linear"
 
 
-NAMES = ("_hidden", r"$\no{formula", "50$ and 60$", "n" * 80, "a_long=name,of=many,parts=" * 3, "a<b&c")
+NAMES = ("_hidden", r"$\no{formula$", "50$ and 60$", "n" * 80, "a_long=name,of=many,parts=" * 3, "a<b&c")
 
 
 def test_any_name_is_shown_as_it_is(tmp_path):

@@ -115,7 +115,7 @@ def test_nothing_is_fetched_and_nothing_runs(tmp_path):
     assert "default-src 'none'" in text
 
 
-EVIL = '<script>alert("1")</script>&amp;\'x\' style="#000000"'
+EVIL = '<script>alert("1")</script>&amp;\'x\' style="#000000" $\\no{formula$'
 
 
 def test_names_are_text(tmp_path):
@@ -139,7 +139,7 @@ def test_the_same_rows_make_the_same_file(tmp_path):
     rows = [{"round": r, "test/loss": 1 / (1 + r)} for r in range(3)]
     runs = {"a": [rows, rows[:2]], "b": rows}
     report(runs, tmp_path / "a.html")
-    with mpl.rc_context({"axes.facecolor": "black", "font.size": 30, "svg.fonttype": "path", "lines.linewidth": 9}):
+    with mpl.rc_context({"axes.linewidth": 5, "font.size": 30, "svg.fonttype": "path", "lines.linewidth": 9}):
         report(runs, tmp_path / "b.html")
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
     report({"a": runs["a"]}, tmp_path / "b.html")

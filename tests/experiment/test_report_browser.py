@@ -26,10 +26,12 @@ FRAME = """<!doctype html>
 <script>
 addEventListener("load", () => {{
   const page = frame.contentDocument.documentElement;
+  const colour = getComputedStyle(frame.contentDocument.body).color;
   const pictures = [...page.querySelectorAll("figure svg")];
   const found = [
     page.scrollWidth, frame.contentWindow.innerWidth, pictures.length,
     pictures.filter((picture) => picture.getBoundingClientRect().height > 50).length,
+    [...page.querySelectorAll("svg text")].filter((text) => getComputedStyle(text).fill !== colour).length,
   ];
   said.textContent = found.join(" ");
 }});
@@ -48,7 +50,11 @@ def browser():
 
 
 def shown(browser, page, path, *, width=PHONE, dark=False):
-    """Returns how wide a page and its frame are, how many pictures it has and shows, and its pixels, ``[H, W, 3]``."""
+    """Returns how a page lies in its frame, and its pixels.
+
+    That is how wide the page and its frame are, how many pictures it has and shows, how many texts in them are not of
+    the page's colour, and int16 ``[H, W, 3]``.
+    """
     (path / "frame.html").write_text(FRAME.format(width=width, page=escape(page)), encoding="utf-8")
     picture = path / "shot.png"
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr"]
@@ -79,9 +85,10 @@ def near(pixels, colour):
 
 
 def test_a_phone_in_the_dark(browser, page, tmp_path):
-    page_width, frame_width, num_pictures, num_shown, pixels = shown(browser, page, tmp_path, dark=True)
+    page_width, frame_width, num_pictures, num_shown, num_other, pixels = shown(browser, page, tmp_path, dark=True)
     assert page_width <= frame_width == PHONE
     assert num_shown == num_pictures == page.count("<figure")
+    assert num_other == 0
     luminance = pixels.mean(-1)
     assert np.quantile(luminance, 0.7) < 60
     assert (luminance > 180).sum() > 5000  # text, which is light
@@ -90,9 +97,10 @@ def test_a_phone_in_the_dark(browser, page, tmp_path):
 
 
 def test_a_screen_in_the_light(browser, page, tmp_path):
-    page_width, frame_width, num_pictures, num_shown, pixels = shown(browser, page, tmp_path, width=1280)
+    page_width, frame_width, num_pictures, num_shown, num_other, pixels = shown(browser, page, tmp_path, width=1280)
     assert page_width <= frame_width == 1280
     assert num_shown == num_pictures
+    assert num_other == 0
     luminance = pixels.mean(-1)
     assert np.quantile(luminance, 0.3) > 200
     assert (luminance < 90).sum() > 5000
@@ -101,12 +109,14 @@ def test_a_screen_in_the_light(browser, page, tmp_path):
 
 
 def test_these_tests_can_fail(browser, page, tmp_path):
-    """A page that is too wide, has a script, and does not take the theme."""
-    wide = page.replace("</main>", '<p style="width: 600px">x</p></main>').replace(
-        "(prefers-color-scheme: dark)", "print"
+    """Of a page that is too wide, with a script, and with colours that do not take the theme."""
+    wrong = page.replace("</main>", '<p style="width: 600px">x</p></main>')
+    wrong = wrong.replace("(prefers-color-scheme: dark)", "print").replace(
+        "svg text { fill: currentColor", "svg text { fill: red"
     )
-    page_width, frame_width, _, _, pixels = shown(browser, wide, tmp_path, dark=True)
+    page_width, frame_width, _, _, num_other, pixels = shown(browser, wrong, tmp_path, dark=True)
     assert page_width > frame_width == PHONE
+    assert num_other > 100
     assert np.quantile(pixels.mean(-1), 0.3) > 200
     with pytest.raises(AssertionError, match="CONSOLE"):
         shown(browser, page.replace("</main>", "<script>1</script></main>"), tmp_path)

@@ -31,7 +31,8 @@ def initialize_distributed() -> bool:
       Whether there are several processes.
 
     Raises:
-      ValueError: If one of the three variables is missing, or is no number where it has to be one.
+      ValueError: If one of the three variables is missing, or is no number where it has to be one; if ``mpirun`` has
+        started several processes in which JAX finds no other one, as with Open MPI 5.
     """
     if jax.distributed.is_initialized():
         return jax.process_count() > 1
@@ -42,7 +43,12 @@ def initialize_distributed() -> bool:
     elif _is_launched():
         try:
             jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
-        except ValueError:  # JAX finds no cluster: a TPU of one machine, or a script of Slurm that is not under srun
+        except ValueError as error:  # a TPU of one machine, or a script of Slurm that is not under srun, or an MPI
+            if _has_started("OMPI_COMM_WORLD_SIZE"):
+                raise ValueError(
+                    f"processes that mpirun has started together need a coordinator; JAX finds none: {error} "
+                    "Set COORDINATOR, NUM_PROCESSES and PROCESS_ID, as examples/launch/mpirun.sh does."
+                ) from error
             return False
     if jax.distributed.is_initialized():
         sys.excepthook = _end_with_the_reason
@@ -63,8 +69,13 @@ def _plain(environment: Mapping[str, str]) -> tuple[str, int, int]:
 
 def _is_launched() -> bool:
     """Tells whether a launcher may have started other processes too; of a TPU only JAX can say."""
-    sizes = [os.environ.get(name, "") for name in _LAUNCHERS]
-    return any(size.isdigit() and int(size) > 1 for size in sizes) or importlib.util.find_spec("libtpu") is not None
+    return any(map(_has_started, _LAUNCHERS)) or importlib.util.find_spec("libtpu") is not None
+
+
+def _has_started(launcher: str) -> bool:
+    """Tells whether a launcher says, in a variable of its own, that it has started several processes."""
+    size = os.environ.get(launcher, "")
+    return size.isdigit() and int(size) > 1
 
 
 def _end_with_the_reason(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

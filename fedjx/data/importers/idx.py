@@ -14,12 +14,14 @@ import numpy as np
 from fedjx.data.importers.arrays import arrays
 from fedjx.data.importers.features import cast
 from fedjx.data.importers.files import PathLike, files, provenance, reading
+from fedjx.data.importers.tars import tar_files
 from fedjx.data.source import Source
 
 Examples = dict[str, np.ndarray]
 
 _DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _MAX_RATIO = 1100  # Deflate makes nothing smaller than by this.
+_MAX_MEMBER = 1 << 28
 _EMNIST = "emnist-"  # Files whose names begin so have images with rows and columns exchanged.
 _SUBSETS = Literal["balanced", "byclass", "bymerge", "digits", "letters", "mnist"]
 
@@ -71,6 +73,8 @@ def _array(file: io.BufferedIOBase, most: int) -> np.ndarray:
 def mnist(directory: PathLike) -> tuple[Examples, Examples]:
     """Reads MNIST, Fashion-MNIST, or another data set under MNIST's file names.
 
+    `fedjx.data.published.mnist` reads MNIST from the archive of a package registry too.
+
     These have no clients: distribute the training set with a partitioner.
 
     Args:
@@ -86,6 +90,27 @@ def mnist(directory: PathLike) -> tuple[Examples, Examples]:
       ValueError: If a file is cut or of another format, or there is no label for each image.
     """
     return _pair(directory, "train"), _pair(directory, "t10k")
+
+
+def packed_mnist(archive: Path) -> tuple[Examples, Examples]:
+    """Reads what `mnist` reads from a tar, in whichever folder the four files are.
+
+    Raises:
+      FileNotFoundError: If there is no such archive.
+      ValueError: If it is damaged, holds links or files that lead out of it, or a file is missing or as in `mnist`.
+    """
+    contents = {Path(name).name: content for name, content in tar_files(archive, _MAX_MEMBER)}
+
+    def pair(name: str) -> Examples:
+        arrays = {}
+        for feature, file in (("x", f"{name}-images-idx3-ubyte"), ("y", f"{name}-labels-idx1-ubyte")):
+            if file not in contents:
+                raise ValueError(f"it has no {file}")
+            arrays[feature] = _array(io.BytesIO(contents[file]), len(contents[file]))
+        return _checked(arrays, str(archive))
+
+    with reading(archive, "an archive of MNIST"):
+        return pair("train"), pair("t10k")
 
 
 def emnist(directory: PathLike, *, subset: _SUBSETS = "balanced") -> tuple[Examples, Examples]:

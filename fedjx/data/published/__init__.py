@@ -20,6 +20,7 @@ from fedjx.data.published.images import (
 from fedjx.data.published.language import reddit, shakespeare, stack_overflow, stack_overflow_tags
 from fedjx.data.published.leaf_sets import leaf_celeba, leaf_femnist, leaf_sent140, leaf_shakespeare
 from fedjx.data.published.photo_sets import flair, inaturalist, landmarks
+from fedjx.data.published.plays import shakespeare_plays
 from fedjx.data.published.raw_twins import raw_twin_source, twin_vocabulary
 from fedjx.data.published.stores import DataSet, open
 from fedjx.data.published.text import (
@@ -32,7 +33,7 @@ from fedjx.data.published.text import (
     token_ids,
 )
 from fedjx.data.published.twins import synthetic_twin, twin_names, twin_source
-from fedjx.data.published.vision import CELEBA_ATTRIBUTES, celeba, cifar10, cifar100, emnist
+from fedjx.data.published.vision import CELEBA_ATTRIBUTES, celeba, cifar10, cifar100, emnist, mnist
 
 DATA_SETS: Mapping[str, Callable[..., DataSet]] = {
     "celeba": celeba,
@@ -48,6 +49,7 @@ DATA_SETS: Mapping[str, Callable[..., DataSet]] = {
     "leaf_shakespeare": leaf_shakespeare,
     "reddit": reddit,
     "shakespeare": shakespeare,
+    "shakespeare_plays": shakespeare_plays,
     "stack_overflow": stack_overflow,
     "stack_overflow_tags": stack_overflow_tags,
 }
@@ -76,6 +78,7 @@ __all__ = [
     "leaf_femnist",
     "leaf_sent140",
     "leaf_shakespeare",
+    "mnist",
     "next_token",
     "next_word",
     "open",
@@ -86,6 +89,7 @@ __all__ = [
     "reddit",
     "renumbering",
     "shakespeare",
+    "shakespeare_plays",
     "shakespeare_tokens",
     "stack_overflow",
     "stack_overflow_tags",

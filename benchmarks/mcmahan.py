@@ -1,0 +1,289 @@
+"""Rounds of federated averaging to a target accuracy, beside tables 1 and 2 of McMahan et al. (arXiv 1602.05629).
+
+2NN and CNN on MNIST, of 100 clients that have images of all digits or two shards of one digit each, and the character
+LSTM on the roles of Shakespeare; `make data` fetches both. For each cell of the tables learning rates are tried until
+the best is between two others; a rate is given up when another has been faster. The curve is made monotone, and
+crosses the target by linear interpolation, as in the paper. The cells that cost least come first.
+
+Finished curves are kept beside `--output`, one line of JSON each: a run that was stopped or killed goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from benchmarks.mcmahan_paper import CELLS, SPLITS, TARGETS, Cell, published
+from benchmarks.mcmahan_report import Curve, best_curves, draw, rounds_to_target, show
+from benchmarks.measuring import client_mesh, environment, finish, flag_parser, start_alone
+from fedjx.algorithms import fed_avg
+from fedjx.data import Cohort, FederatedData, central, iid_partition, shards_partition, uniform_sampler
+from fedjx.data.published import mnist, open, shakespeare_plays
+from fedjx.models import Model, cnn, finalize_metrics, lstm, mlp
+from fedjx.training import local_evaluate
+
+STEP = 10 ** (1 / 3)  # between the rates; the paper's was this or the root of it
+INITIAL = ("lecun", "fan_in", "normal")
+# To order the cells: what an example costs beside one of the 2NN, and a test beside the training of so many examples.
+COST = {"2nn": 1, "cnn": 60, "lstm": 700}
+TEST_COST = 3000
+
+
+def parse_flags(args: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = flag_parser(__doc__)
+    flag = parser.add_argument
+    flag("--data", type=Path, default=Path("data"), help="directory with what `make data` fetches")
+    flag("--networks", nargs="+", default=["2nn", "cnn"], choices=list(TARGETS), help="which of them")
+    flag("--splits", nargs="+", default=list(SPLITS), choices=SPLITS, help="which of them")
+    flag("--fractions", type=float, nargs="+", help="which C; all if not given")
+    flag("--batch-sizes", type=int, nargs="+", help="which B, 0 for all examples; all if not given")
+    flag("--epochs", type=int, nargs="+", help="which E; all if not given")
+    flag("--cells", type=int, help="most cells, the cheapest; all if not given")
+    flag("--hours", type=float, default=math.inf, help="after which no more is begun, and what is unfinished is left")
+    flag("--initial", default="lecun", choices=INITIAL, help="law of the first parameters, see `initialised`")
+    flag("--first-rate", type=float, help="learning rate that is tried first; if not given, one that is often good")
+    flag("--rates", type=float, nargs="+", help="learning rates to try, instead of those between which the best is")
+    flag("--most-rounds", type=float, default=1.5, help="rounds that are tried, in those of the paper")
+    flag("--test-sequences", type=int, default=2000, help="of Shakespeare, on which a round is tested")
+    flag("--eval-every", type=int, default=1, help="rounds between two tests")
+    flag("--report-only", action="store_true", help="train nothing: show and draw the curves that are there")
+    flags = parser.parse_args(args)
+    flags.output = flags.output or Path("runs/mcmahan/mcmahan.json")
+    return flags
+
+
+# --- problems -----------------------------------------------------------------------------------
+
+
+class Problem(NamedTuple):
+    """A network, and the clients and the test set of a split."""
+
+    model: Model
+    data: FederatedData
+    test: dict[str, np.ndarray]
+    lanes: int
+
+
+@functools.cache
+def problem(network: str, split: str, directory: Path, seed: int, num_tested: int) -> Problem:
+    """Reads and distributes the data; the networks have the paper's numbers of parameters, the LSTM nearly."""
+    if network == "lstm":
+        return _of_roles(split, directory, seed, num_tested)
+    train, test = mnist(directory)
+    shape = {"input_shape": (28, 28, 1), "scale": 1 / 255}
+    partition = iid_partition(len(train["y"]), 100, seed=seed)
+    if split == "non-iid":
+        partition = shards_partition(train["y"], 100, shards_per_client=2, seed=seed)
+    data = FederatedData.from_partition(train, partition)
+    if network == "2nn":
+        return Problem(mlp(10, hidden=(200, 200), **shape), data, test, lanes=5)
+    return Problem(cnn(10, channels=(32, 64), kernel_size=5, hidden=(512,), **shape), data, test, lanes=1)
+
+
+def _of_roles(split: str, directory: Path, seed: int, num_tested: int) -> Problem:
+    """Reads the roles of Shakespeare; i.i.d. their sequences are dealt out to as many clients."""
+    stores = open(shakespeare_plays(), directory)
+    train, test = (_sequences(store.read(store.ids[:])["tokens"]) for store in stores.values())
+    data = FederatedData(train, np.append(0, np.cumsum(stores["train"].sizes[:])))
+    if split == "iid":
+        data = FederatedData.from_partition(train, iid_partition(data.num_examples, data.num_clients, seed=seed))
+    tested = np.random.default_rng(0).permutation(len(test["x"]))[:num_tested]
+    return Problem(lstm(90, ignored=0), data, {name: column[tested] for name, column in test.items()}, lanes=4)
+
+
+def _sequences(tokens: np.ndarray) -> dict[str, np.ndarray]:
+    return {"x": tokens[:, :-1], "y": tokens[:, 1:]}
+
+
+def initialised(model: Model, law: str) -> Model:
+    """Changes the law of a model's first parameters.
+
+    Args:
+      model: A model.
+      law: "lecun": as it is, normal with the variance of 1 / inputs, biases of zero; "fan_in": uniform between
+        plus and minus the root of 1 / inputs, biases too, as in PyTorch; "normal": truncated normal with a deviation
+        of 0.1, biases of 0.1, as in the tutorials of TensorFlow in 2016.
+    """
+    if law == "lecun":
+        return model
+
+    def init(key: jax.Array) -> Any:
+        shapes, treedef = jax.tree.flatten(jax.eval_shape(model.init, key))
+        fan_in = [math.prod(shape.shape[:-1]) for shape in shapes]
+        # A layer's bias is before its kernel, whose inputs it shares.
+        fan_in = [
+            n if len(s.shape) > 1 else after for n, s, after in zip(fan_in, shapes, [*fan_in[1:], 1], strict=True)
+        ]
+        keys = jax.random.split(key, len(shapes))
+        return jax.tree.unflatten(treedef, list(map(functools.partial(_drawn, law), keys, shapes, fan_in)))
+
+    return model._replace(init=init)
+
+
+def _drawn(law: str, key: jax.Array, shape: jax.ShapeDtypeStruct, fan_in: int) -> jax.Array:
+    if law == "fan_in":
+        return jax.random.uniform(key, shape.shape, minval=-(fan_in**-0.5), maxval=fan_in**-0.5)
+    if len(shape.shape) == 1:
+        return jax.numpy.full(shape.shape, 0.1)
+    return 0.1 * jax.random.truncated_normal(key, -2, 2, shape.shape)
+
+
+# --- training -----------------------------------------------------------------------------------
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def accuracy(model: Model, params: Any, batches: Any) -> jax.Array:
+    """Tests a model; data are an argument, as constants they would be compiled."""
+    return finalize_metrics(local_evaluate(model, params, batches))["accuracy"]
+
+
+def train(cell: Cell, rate: float, most_rounds: int, flags: argparse.Namespace, deadline: float) -> Curve | None:
+    """Trains until the target is reached or the rounds are over; returns nothing if the deadline was before that.
+
+    Args:
+      cell: What is trained.
+      rate: Learning rate of the clients.
+      most_rounds: When to give up.
+      flags: The command line.
+      deadline: As of `time.monotonic`.
+    """
+    model, data, test, lanes = problem(cell.network, cell.split, flags.data, flags.seed, flags.test_sequences)
+    model = initialised(model, flags.initial)
+    algorithm = fed_avg(model, client_optimizer=optax.sgd(rate), num_epochs=cell.num_epochs)
+    sample = uniform_sampler(data.num_clients, max(1, round(cell.fraction * data.num_clients)), seed=flags.seed)
+    batch_size, tested = cell.batch_size or data.largest, central(test, batch_size=1000)
+    state, started = algorithm.init(jax.random.key(flags.seed)), time.monotonic()
+    rounds, accuracies = [0], [float(accuracy(model, state.params, tested))]
+    for number in range(1, most_rounds + 1):
+        clients = Cohort(data, sample(number), batch_size=batch_size, lanes=lanes)
+        state, metrics = algorithm.next(state, clients)
+        if number % flags.eval_every and number != most_rounds:
+            continue
+        rounds.append(number)
+        accuracies.append(round(float(accuracy(model, state.params, tested)), 5))
+        if time.monotonic() > deadline:
+            return None
+        if accuracies[-1] >= TARGETS[cell.network] or not math.isfinite(float(metrics["loss"])):
+            break
+    seconds = (time.monotonic() - started) / rounds[-1]
+    return Curve(cell, rate, flags.seed, flags.initial, rounds, accuracies, round(seconds, 4))
+
+
+def tried(cell: Cell, curves: list[Curve], flags: argparse.Namespace) -> Iterator[float]:
+    """Yields the rates that are to be tried still, of which the best so far is always looked at from both sides."""
+    if flags.rates:
+        done = {curve.rate for curve in curves}
+        yield from (rate for rate in flags.rates if rate not in done)
+        return
+    first = flags.first_rate or 0.1 * (STEP if cell.batch_size else STEP**2)
+    done = {round(math.log(curve.rate / first, STEP)): curve for curve in curves}
+    best = max(done, key=lambda k: quality(done[k]), default=0)
+    yield from (float(f"{first * STEP**k:.3g}") for k in (best, best + 1, best - 1) if k not in done)
+
+
+def quality(curve: Curve) -> tuple[float, float]:
+    """Returns what is greater for a better curve: fewer rounds to the target, else more accuracy."""
+    return -(rounds_to_target(curve) or math.inf), max(curve.accuracies)
+
+
+def search(cell: Cell, curves: list[Curve], flags: argparse.Namespace, deadline: float) -> bool:
+    """Trains with one rate after another until the best is found, keeping each curve; tells if there was time."""
+    while True:
+        mine = [c for c in curves if (c.cell, c.seed, c.initial) == (cell, flags.seed, flags.initial)]
+        rate = next(tried(cell, mine, flags), None)
+        if rate is None:
+            return True
+        if time.monotonic() > deadline:
+            return False
+        reached = [rounds for curve in mine if (rounds := rounds_to_target(curve)) is not None]
+        longest = flags.most_rounds * max((rounds or 0 for rounds in published(cell)), default=0)
+        curve = train(cell, rate, math.ceil(min(reached, default=longest or 1000)), flags, deadline)
+        if curve is None:
+            return False
+        curves.append(curve)
+        keep(flags.output.with_suffix(".jsonl"), curve)
+        found = rounds_to_target(curve)
+        told = f"{max(curve.accuracies):.4f} in {curve.rounds[-1]}" if found is None else f"{found:.1f}"
+        print(f"{cell} rate {rate:g}: {told} rounds, {curve.seconds_per_round:.3g} s each", flush=True)
+
+
+def keep(path: Path, curve: Curve) -> None:
+    """Adds a curve to a file in one write, which a kill leaves whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps({**curve._asdict(), "cell": curve.cell._asdict()}) + "\n"
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(file, line.encode())
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def kept(path: Path) -> list[Curve]:
+    """Reads the curves of a file; a last line that was cut is dropped, from the file too."""
+    if not path.exists():
+        return []
+    whole = path.read_bytes()
+    whole = whole[: whole.rfind(b"\n") + 1]
+    os.truncate(path, len(whole))
+    found = [json.loads(line) for line in whole.splitlines()]
+    return [Curve(**{**curve, "cell": Cell(**curve["cell"])}) for curve in found]
+
+
+def chosen(flags: argparse.Namespace) -> list[Cell]:
+    """Returns the cells that the command line names, by what they cost."""
+
+    def cost(cell: Cell) -> float:
+        clients, rounds = max(1, 100 * cell.fraction), max(published(cell), key=lambda rounds: rounds or 0) or 5000
+        return COST[cell.network] * rounds * (600 * clients * cell.num_epochs + TEST_COST)
+
+    wanted = [
+        cell
+        for cell in CELLS
+        if cell.network in flags.networks
+        and cell.split in flags.splits
+        and (flags.fractions is None or cell.fraction in flags.fractions)
+        and (flags.batch_sizes is None or (cell.batch_size or 0) in flags.batch_sizes)
+        and (flags.epochs is None or cell.num_epochs in flags.epochs)
+    ]
+    return sorted(wanted, key=cost)[: flags.cells]
+
+
+def main(flags: argparse.Namespace) -> dict[str, Any]:
+    """Searches the cells that there is time for, draws and reports."""
+    deadline = time.monotonic() + 3600 * flags.hours
+    curves = kept(flags.output.with_suffix(".jsonl"))
+    for cell in [] if flags.report_only else chosen(flags):
+        if not search(cell, curves, flags, deadline):
+            print(f"No time is left for {cell}; start again to go on.", flush=True)
+            break
+    print(show(curves))
+    if curves:
+        draw(flags.output.with_suffix(".png"), curves)
+    return finish(
+        {**environment(client_mesh()), "best": [summary(curve) for curve in best_curves(curves)]}, flags.output
+    )
+
+
+def summary(curve: Curve) -> dict[str, Any]:
+    """Returns what is reported of the best curve of a cell; all curves are in the file beside the report."""
+    kept = {name: getattr(curve, name) for name in ("seed", "initial", "rate", "seconds_per_round")}
+    return {**curve.cell._asdict(), **kept, "rounds": rounds_to_target(curve), "published": published(curve.cell)}
+
+
+if __name__ == "__main__":
+    parsed = parse_flags()
+    start_alone(parsed.devices)
+    main(parsed)
