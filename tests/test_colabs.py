@@ -5,15 +5,17 @@ from __future__ import annotations
 import importlib.util
 import json
 import types
-import warnings
 from pathlib import Path
 
+import jax
 import matplotlib.pyplot as plt
 import pytest
 
 from tests.benchmarks import tutorial
 
 COLABS = Path(__file__).parents[1] / "colabs"
+# What only notebooks have, and what tests have done: their process has four devices from the beginning.
+LEFT_OUT = ("%", 'jax.config.update("jax_num_cpu_devices"')
 SOURCES = sorted((COLABS / "source").glob("*.py"))
 NAMES = [path.stem for path in SOURCES]
 
@@ -61,16 +63,24 @@ def test_a_notebook_begins_with_its_installation(name):
     assert not install["outputs"]
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=NAMES)
-def test_a_notebook_runs(path, capsys, monkeypatch, tmp_path):
+@pytest.fixture
+def as_readers_have_it(monkeypatch, tmp_path):
+    """Runs a notebook in an empty directory, with JAX's own settings."""
     monkeypatch.chdir(tmp_path)
-    namespace = {"__name__": "__main__"}
-    with warnings.catch_warnings():
-        for number, cell in enumerate(build.cells(path.read_text(encoding="utf-8"))):
-            if cell.kind == "code":
-                lines = [line for line in cell.source.splitlines() if not line.startswith("%")]
-                exec(compile("\n".join(lines), f"{path.name}[{number}]", "exec"), namespace)
+    jax.config.update("jax_numpy_rank_promotion", "allow")
+    yield
+    jax.config.update("jax_numpy_rank_promotion", "raise")
     plt.close("all")
+
+
+@pytest.mark.usefixtures("as_readers_have_it")
+@pytest.mark.parametrize("path", SOURCES, ids=NAMES)
+def test_a_notebook_runs(path, capsys):
+    namespace = {"__name__": "__main__"}
+    for number, cell in enumerate(build.cells(path.read_text(encoding="utf-8"))):
+        if cell.kind == "code":
+            lines = [line for line in cell.source.splitlines() if not line.startswith(LEFT_OUT)]
+            exec(compile("\n".join(lines), f"{path.name}[{number}]", "exec"), namespace)
     if path.stem == "compression_to_the_bit":
         bills_like_the_tutorial(namespace["bits"], capsys.readouterr().out)
     if path.stem == "analytics":

@@ -21,13 +21,13 @@ from fedjx.data import Cohort, digits, label_counts, uniform_sampler
 
 train, test = digits(num_clients=50, alpha=0.5)
 counts = label_counts(train, num_classes=10)
+figure, axis = plt.subplots(figsize=(9, 3.2), dpi=90, layout="constrained")
 bottom = np.zeros(train.num_clients)
 for digit in range(10):
-    plt.bar(np.arange(train.num_clients), counts[:, digit], 1.0, bottom=bottom, label=digit)
+    axis.bar(np.arange(train.num_clients), counts[:, digit], 0.9, bottom=bottom, label=digit)
     bottom += counts[:, digit]
-plt.xlabel("client")
-plt.ylabel("images")
-plt.legend(title="digit")
+axis.set(xlabel="client", ylabel="images")
+figure.legend(title="digit", loc="outside right center", frameon=False)
 plt.show()
 
 # %% [markdown]
@@ -65,9 +65,9 @@ for round_number in range(1, 31):
     clients = Cohort(train, sample(round_number), batch_size=10)
     state, metrics = algorithm.next(state, clients)
     losses.append(float(metrics["loss"]))
-plt.plot(range(1, 31), losses)
-plt.xlabel("round")
-plt.ylabel("clients' training loss")
+figure, axis = plt.subplots(figsize=(6, 3.2), dpi=90, layout="constrained")
+axis.plot(range(1, 31), losses)
+axis.set(xlabel="round", ylabel="clients' training loss")
 plt.show()
 
 # %% [markdown]
@@ -77,7 +77,9 @@ plt.show()
 
 # %%
 evaluation = federated_evaluation(model)
-print(evaluation(state.params, Cohort(train, range(train.num_clients), batch_size=10)))
+result = evaluation(state.params, Cohort(train, range(train.num_clients), batch_size=10))
+print({name: round(float(value), 3) for name, value in result.items()})
+assert result["accuracy"] > 0.9
 
 # %% [markdown]
 # ## Write your own
@@ -105,4 +107,5 @@ def brightness(data):
     return fedjx.federated_mean(client), fedjx.federated_min(client), fedjx.federated_max(client)
 
 
-print(brightness(Cohort(train, range(train.num_clients), batch_size=10)))
+average, darkest, brightest = brightness(Cohort(train, range(train.num_clients), batch_size=10))
+print(f"{average:.2f} on average, from {darkest:.2f} to {brightest:.2f}")

@@ -275,7 +275,7 @@ assert noisy["mean"][-1] < 0.5 < 0.8 < noisy["own aggregator"][-1]
 # %% [markdown]
 # ## Where it goes from here
 #
-# Method, server optimizer and aggregator go together with each other and with all that is there already: `own=` for a
+# Method, server optimizer and aggregator go together with each other and with all that is there already: `own` for a
 # memory at the clients, `Failures`, privacy, compression. And when something looks wrong, `debug=True` runs one
 # client after the other, uncompiled, so that a debugger shows numbers:
 
@@ -283,4 +283,4 @@ assert noisy["mean"][-1] < 0.5 < 0.8 < noisy["own aggregator"][-1]
 algorithm = normalized_averaging(model, step_length=0.2)
 step = algorithm.next.streamed(debug=True)
 state, metrics = step(algorithm.init(jax.random.key(0)), Cohort(train, [3, 4], batch_size=10))
-print(state.round, metrics["num_clients"])
+print("rounds done:", state.round)
