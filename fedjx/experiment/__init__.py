@@ -11,6 +11,8 @@ from fedjx.experiment.evaluations import (
 from fedjx.experiment.events import EventWriter, event_writer
 from fedjx.experiment.log import Log
 from fedjx.experiment.loop import Result, run
+from fedjx.experiment.plots import plot_clients, plot_comparison, plot_curves, plot_percentiles
+from fedjx.experiment.report import report
 from fedjx.experiment.rows import kept_rows, read_rows, rounds_to, values
 from fedjx.experiment.run_directory import Run, RunError, open_run
 from fedjx.experiment.sinks import Sink, csv_table, json_lines, progress_bar, tensorboard
@@ -40,8 +42,13 @@ __all__ = [
     "open_run",
     "patience",
     "personalised_evaluation",
+    "plot_clients",
+    "plot_comparison",
+    "plot_curves",
+    "plot_percentiles",
     "progress_bar",
     "read_rows",
+    "report",
     "rounds_to",
     "run",
     "save_checkpoint",
