@@ -169,10 +169,10 @@ plot_percentiles(result.rows, "clients/accuracy")
 from fedjx.experiment import rounds_to
 
 down, up = (last[f"total/bits_{way}"] / 2**23 for way in ("down", "up"))
-rounds = rounds_to(result.rows, "test/accuracy", 0.9)
-sent = rounds_to(result.rows, "test/accuracy", 0.9, x="total/bits_up") / 2**23
+rounds, sent = (rounds_to(result.rows, "test/accuracy", 0.9, x=x) for x in ("round", "total/bits_up"))
 print(f"{last['total/clients']} times a client took part: {down:.1f} MiB down and {up:.1f} MiB up")
-print(f"90 % of the test images were right after {rounds:.1f} rounds, and {sent:.1f} MiB of uploads")
+if rounds is not None and sent is not None:
+    print(f"90 % of the test images were right after {rounds:.1f} rounds, and {sent / 2**23:.1f} MiB of uploads")
 
 # %% [markdown]
 # ## One choice, compared

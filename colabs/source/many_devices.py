@@ -99,7 +99,7 @@ print(f"{metrics['num_clients']} clients: parameters differ by at most {differen
 #
 # | | what happens | takes memory for |
 # |---|---|---|
-# | `next.streamed()`, also `next` itself | a loop of Python over pieces of the cohort | a piece, however large the cohort |
+# | `next.streamed()`, also `next` | a loop of Python over pieces of the cohort | a piece, however large the cohort |
 # | `next.in_graph()` | one program, which may stand in a `jit` of yours | the whole cohort |
 #
 # `next.scanned()` goes on from the second: many rounds in one program.

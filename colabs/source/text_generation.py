@@ -66,12 +66,13 @@ print("private:", repr(decode(private[2])))
 # %% [markdown]
 # ## The network
 #
-# A recurrent network, an LSTM, reads a character after the other and says each time how likely each character is to
-# be the next. `next_token` makes inputs and targets of a sequence: all of it but the last character, and all but the
-# first. It goes around the model's functions, and so happens in the compiled step.
+# A recurrent network, an LSTM, reads a character after the other and says each time how likely each character is to be
+# the next. Inputs are a sequence without its last character, targets the same without its first. That is done around
+# the functions of the model, and so in the compiled step; the data stay as they are.
 
 # %%
 import jax
+import jax.numpy as jnp
 import optax
 
 from fedjx.models import lstm
@@ -79,12 +80,17 @@ from fedjx.models import lstm
 network = lstm(len(alphabet), embedding=16, hidden=(96,), ignored=0)
 
 
+def shifted(batch):
+    tokens = batch["tokens"].astype(jnp.int32)
+    return {**batch, "x": tokens[:, :-1], "y": tokens[:, 1:]}
+
+
 def loss(params, batch, key):
-    return network.loss(params, published.next_token(batch), key)
+    return network.loss(params, shifted(batch), key)
 
 
 def metrics(params, batch):
-    return network.metrics(params, published.next_token(batch))
+    return network.metrics(params, shifted(batch))
 
 
 model = network._replace(loss=loss, metrics=metrics, input_spec=None)
@@ -114,16 +120,18 @@ pretrained = trained_on_public_text(jax.random.key(0))
 # of that loop. What is carried is the last characters. The *temperature* divides the logits: at 1 characters are as
 # frequent as the network believes, below 1 the likely ones gain, and near 0 the most likely is always taken.
 
+
 # %%
-import jax.numpy as jnp
+def next_logits(params, window):
+    assert network.apply is not None  # only a model of your own may have none
+    return network.apply(params, {"x": window[None], "mask": jnp.ones(1, bool)})[0, -1]
 
 
 @jax.jit
 def written(params, window, key, temperature):
     def step(window, key):
-        batch = {"x": window[None], "mask": jnp.ones(1, bool)}
-        logits = network.apply(params, batch)[0, -1]
-        token = jax.random.categorical(key, logits.at[0].set(-jnp.inf) / temperature)  # never padding
+        logits = next_logits(params, window).at[0].set(-jnp.inf)  # never padding
+        token = jax.random.categorical(key, logits / temperature)
         return jnp.append(window[1:], token), token
 
     return jax.lax.scan(step, window, jax.random.split(key, 200))[1]
