@@ -311,7 +311,7 @@ print((100 * answer.value / answer.value.sum()).round(1), "%;", answer.bits, "bi
 #
 # Data do not leave the phones, but what a phone sends, and the model itself, can still betray something of them.
 # *Differential privacy* bounds that. Each phone's change is clipped to a length, and noise is added to their sum,
-# enough that nobody can tell from all the models whether one phone took part. Its measure is epsilon: small is
+# enough that from all the models it is hard to tell if one phone took part. Its measure is epsilon: small is
 # private.
 
 # %%
