@@ -168,9 +168,9 @@ axes.legend(frameon=False, loc="lower right", title="dotted: without noise")
 plt.show()
 
 # %% [markdown]
-# More noise, fewer rounds, a smaller clip, a larger cohort: `calibrate` finds any one of them from the others. More
-# clients in a round help twice, until each client is asked so often that it costs more. With few clients there may be
-# no useful private model, and it is better to know that than to raise epsilon until it says nothing.
+# Noise, cohort, rounds and epsilon: `calibrate` finds any one of them from the others. A larger cohort drowns the noise
+# better, and costs more, for each client is asked more often. With few clients there may be no useful private model,
+# and it is better to know that than to raise epsilon until it promises nothing.
 
 # %% [markdown]
 # ## What is guaranteed, and what is not
@@ -183,17 +183,14 @@ plt.show()
 #
 # - *Against the server.* It sees the updates and adds the noise; it is trusted here. `privacy.distributed_dp_mean` is
 #   for servers that are not: clients add the noise, and the server sees only sums.
-# - *For the exact numbers on this page.* A simulation sees losses and cohort sizes without noise. They are named in
-#   the metrics, as below, and who publishes them leaves the guarantee.
+# - *For the exact numbers on this page.* A simulation sees losses and cohort sizes without noise. `privacy.within`
+#   names them in a round's metrics, under `not_covered`, and who publishes them leaves the guarantee.
 # - *For choices.* Whoever tries ten settings on the same people and publishes the best has spent more than that one
 #   run.
 # - *That nothing can be learnt.* That the model says something about you which is true of everybody like you is what
 #   learning is, with or without your data.
 # - *For real use by this code.* Floating-point noise shows what a mechanism does to learning; secrets need integer
 #   noise and good random numbers.
-
-# %%
-print({name: value for name, value in last.items() if name.startswith("privacy/")})
 
 # %%
 assert private.reason == "the budget of epsilon 2 pays 30 rounds"

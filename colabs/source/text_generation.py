@@ -146,7 +146,7 @@ before = sampled(pretrained)
 print(before)
 
 # %% [markdown]
-# It was asked to go on from a beginning that its text hardly has, and goes on in the style of what it has read.
+# Whatever it is asked to go on from, it goes on in the style of what it has read: words of the manual.
 #
 # ## Federated fine-tuning
 #
@@ -178,9 +178,7 @@ import matplotlib.pyplot as plt
 
 figure, axes = plt.subplots(figsize=(5.5, 3.2))
 axes.plot(range(0, 31, 5), [measured["accuracy"] for measured in curve], marker="o")
-axes.set(
-    xlabel="round", ylabel="next characters that are right", ylim=(0, None), title="On text of clients never asked"
-)
+axes.set(xlabel="round", ylabel="next characters that are right", ylim=(0, 0.6), title="On text of clients never asked")
 plt.show()
 
 # %% [markdown]
