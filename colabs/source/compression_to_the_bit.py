@@ -6,7 +6,7 @@
 # codes that fill their words; what an entropy coder would send; and training that goes on until something is learnt.
 
 # %%
-# %pip install -q fedjx
+# %pip install -q "fedjx[compress]"
 # %matplotlib inline
 
 # %% [markdown]
