@@ -40,7 +40,7 @@ NAVIGATION = {
 }
 
 FENCED = re.compile(r"(^ *(?P<fence>```+|~~~+).*?^ *(?P=fence) *$)", flags=re.DOTALL | re.MULTILINE)
-LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)\s#]+)")  # in prose: inline code has no ](
+LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|data:|#)([^)\s#]+)")  # in prose: inline code has no ](
 
 
 def page_name(path: str) -> str:
