@@ -16,11 +16,12 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -34,7 +35,6 @@ from fedjx.models import Model, cnn, finalize_metrics, lstm, mlp
 from fedjx.training import local_evaluate
 
 STEP = 10 ** (1 / 3)  # between the rates; the paper's was this or the root of it
-INITIAL = ("lecun", "fan_in", "normal")
 # To order the cells: what an example costs beside one of the 2NN, and a test beside the training of so many examples.
 COST = {"2nn": 1, "cnn": 60, "lstm": 700}
 TEST_COST = 3000
@@ -52,7 +52,7 @@ def parse_flags(args: list[str] | None = None) -> argparse.Namespace:
     flag("--epochs", type=int, nargs="+", help="which E; all if not given")
     flag("--cells", type=int, help="most cells, the cheapest; all if not given")
     flag("--hours", type=float, default=math.inf, help="after which no more is begun, and what is unfinished is left")
-    flag("--initial", default="lecun", choices=INITIAL, help="law of the first parameters, see `initialised`")
+    flag("--variant", default="plain", choices=VARIANTS, help="of pixels or first weights of MNIST, see `varied`")
     flag("--first-rate", type=float, help="learning rate that is tried first; if not given, one that is often good")
     flag("--rates", type=float, nargs="+", help="learning rates to try, instead of those between which the best is")
     flag("--most-rounds", type=float, default=1.5, help="rounds that are tried, in those of the paper")
@@ -107,37 +107,54 @@ def _sequences(tokens: np.ndarray) -> dict[str, np.ndarray]:
     return {"x": tokens[:, :-1], "y": tokens[:, 1:]}
 
 
-def initialised(model: Model, law: str) -> Model:
-    """Changes the law of a model's first parameters.
+def varied(model: Model, variant: str) -> Model:
+    """Changes what the paper leaves open, to see what it makes of the number of rounds.
 
     Args:
-      model: A model.
-      law: "lecun": as it is, normal with the variance of 1 / inputs, biases of zero; "fan_in": uniform between
-        plus and minus the root of 1 / inputs, biases too, as in PyTorch; "normal": truncated normal with a deviation
-        of 0.1, biases of 0.1, as in the tutorials of TensorFlow in 2016.
+      model: A model of images.
+      variant: "plain": as it is, pixels from 0 to 1 and weights that are normal with the variance of 1 / inputs;
+        "centred": pixels from -0.5 to 0.5; "standardised": with MNIST's mean and deviation; "fan_in": weights and
+        biases uniform between plus and minus the root of 1 / inputs, as in PyTorch; "normal": weights truncated normal
+        with a deviation of 0.1, biases of 0.1, as in the tutorials of TensorFlow in 2016.
     """
-    if law == "lecun":
+    if variant == "plain":
         return model
+    if variant in LAWS:
+        return model._replace(init=functools.partial(_initial, model, LAWS[variant]))
+    shift, scale = PIXELS[variant]
 
-    def init(key: jax.Array) -> Any:
-        shapes, treedef = jax.tree.flatten(jax.eval_shape(model.init, key))
-        fan_in = [math.prod(shape.shape[:-1]) for shape in shapes]
-        # A layer's bias is before its kernel, whose inputs it shares.
-        fan_in = [
-            n if len(s.shape) > 1 else after for n, s, after in zip(fan_in, shapes, [*fan_in[1:], 1], strict=True)
-        ]
-        keys = jax.random.split(key, len(shapes))
-        return jax.tree.unflatten(treedef, list(map(functools.partial(_drawn, law), keys, shapes, fan_in)))
+    def changed(batch: Any) -> Any:
+        return {**batch, "x": (batch["x"].astype(np.float32) - shift) * scale}
 
-    return model._replace(init=init)
+    return model._replace(
+        loss=lambda params, batch, key: model.loss(params, changed(batch), key),
+        metrics=lambda params, batch: model.metrics(params, changed(batch)),
+    )
 
 
-def _drawn(law: str, key: jax.Array, shape: jax.ShapeDtypeStruct, fan_in: int) -> jax.Array:
-    if law == "fan_in":
-        return jax.random.uniform(key, shape.shape, minval=-(fan_in**-0.5), maxval=fan_in**-0.5)
-    if len(shape.shape) == 1:
-        return jax.numpy.full(shape.shape, 0.1)
-    return 0.1 * jax.random.truncated_normal(key, -2, 2, shape.shape)
+def _initial(model: Model, law: Callable[..., jax.Array], key: jax.Array) -> Any:
+    shapes, treedef = jax.tree.flatten(jax.eval_shape(model.init, key))
+    fan_in = [math.prod(shape.shape[:-1]) for shape in shapes]
+    # A layer's bias is before its kernel, whose inputs it shares.
+    shared = [
+        own if len(s.shape) > 1 else after for own, s, after in zip(fan_in, shapes, [*fan_in[1:], 1], strict=True)
+    ]
+    keys = jax.random.split(key, len(shapes))
+    return jax.tree.unflatten(treedef, [law(*given) for given in zip(keys, shapes, shared, strict=True)])
+
+
+def _fan_in(key: jax.Array, shape: jax.ShapeDtypeStruct, fan_in: int) -> jax.Array:
+    return jax.random.uniform(key, shape.shape, minval=-(fan_in**-0.5), maxval=fan_in**-0.5)
+
+
+def _normal(key: jax.Array, shape: jax.ShapeDtypeStruct, fan_in: int) -> jax.Array:
+    is_bias = len(shape.shape) == 1
+    return jnp.full(shape.shape, 0.1) if is_bias else 0.1 * jax.random.truncated_normal(key, -2, 2, shape.shape)
+
+
+LAWS = {"fan_in": _fan_in, "normal": _normal}
+PIXELS = {"centred": (127.5, 1.0), "standardised": (0.1307 * 255, 1 / 0.3081)}
+VARIANTS = ("plain", *PIXELS, *LAWS)
 
 
 # --- training -----------------------------------------------------------------------------------
@@ -160,7 +177,7 @@ def train(cell: Cell, rate: float, most_rounds: int, flags: argparse.Namespace, 
       deadline: As of `time.monotonic`.
     """
     model, data, test, lanes = problem(cell.network, cell.split, flags.data, flags.seed, flags.test_sequences)
-    model = initialised(model, flags.initial)
+    model = varied(model, flags.variant)
     algorithm = fed_avg(model, client_optimizer=optax.sgd(rate), num_epochs=cell.num_epochs)
     sample = uniform_sampler(data.num_clients, max(1, round(cell.fraction * data.num_clients)), seed=flags.seed)
     batch_size, tested = cell.batch_size or data.largest, central(test, batch_size=1000)
@@ -178,7 +195,7 @@ def train(cell: Cell, rate: float, most_rounds: int, flags: argparse.Namespace, 
         if accuracies[-1] >= TARGETS[cell.network] or not math.isfinite(float(metrics["loss"])):
             break
     seconds = (time.monotonic() - started) / rounds[-1]
-    return Curve(cell, rate, flags.seed, flags.initial, rounds, accuracies, round(seconds, 4))
+    return Curve(cell, rate, flags.seed, flags.variant, rounds, accuracies, round(seconds, 4))
 
 
 def tried(cell: Cell, curves: list[Curve], flags: argparse.Namespace) -> Iterator[float]:
@@ -201,7 +218,7 @@ def quality(curve: Curve) -> tuple[float, float]:
 def search(cell: Cell, curves: list[Curve], flags: argparse.Namespace, deadline: float) -> bool:
     """Trains with one rate after another until the best is found, keeping each curve; tells if there was time."""
     while True:
-        mine = [c for c in curves if (c.cell, c.seed, c.initial) == (cell, flags.seed, flags.initial)]
+        mine = [c for c in curves if (c.cell, c.seed, c.variant) == (cell, flags.seed, flags.variant)]
         rate = next(tried(cell, mine, flags), None)
         if rate is None:
             return True
@@ -279,7 +296,7 @@ def main(flags: argparse.Namespace) -> dict[str, Any]:
 
 def summary(curve: Curve) -> dict[str, Any]:
     """Returns what is reported of the best curve of a cell; all curves are in the file beside the report."""
-    kept = {name: getattr(curve, name) for name in ("seed", "initial", "rate", "seconds_per_round")}
+    kept = {name: getattr(curve, name) for name in ("seed", "variant", "rate", "seconds_per_round")}
     return {**curve.cell._asdict(), **kept, "rounds": rounds_to_target(curve), "published": published(curve.cell)}
 
 

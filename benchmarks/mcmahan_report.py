@@ -15,7 +15,10 @@ from benchmarks.measuring import table
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib import ticker
 from matplotlib.axes import Axes
+
+DRAWN = {"plain": "fedjx", "centred": "fedjx, pixels centred"}
 
 
 class Curve(NamedTuple):
@@ -25,7 +28,7 @@ class Curve(NamedTuple):
       cell: What was trained.
       rate: Learning rate of the clients.
       seed: Of the partition, the cohorts and the first parameters.
-      initial: Law of the first parameters.
+      variant: What was changed; "plain" if nothing.
       rounds: After how many rounds it was tested; the first is 0.
       accuracies: What was found then.
       seconds_per_round: How long a round took, tests and compiling included.
@@ -34,7 +37,7 @@ class Curve(NamedTuple):
     cell: Cell
     rate: float
     seed: int
-    initial: str
+    variant: str
     rounds: list[int]
     accuracies: list[float]
     seconds_per_round: float
@@ -44,7 +47,7 @@ def rounds_to_target(curve: Curve) -> float | None:
     """Returns where the best accuracy so far, linear between two tests, crosses the target; None if it does not.
 
     >>> cell = Cell("2nn", "iid", 0.1, 10, 1)
-    >>> rounds_to_target(Curve(cell, 0.1, 0, "lecun", [0, 10, 20, 30], [0.1, 0.95, 0.9, 0.99], 1.0))
+    >>> rounds_to_target(Curve(cell, 0.1, 0, "plain", [0, 10, 20, 30], [0.1, 0.95, 0.9, 0.99], 1.0))
     25.0
     """
     target, best = TARGETS[curve.cell.network], np.maximum.accumulate(np.nan_to_num(curve.accuracies))
@@ -58,10 +61,10 @@ def rounds_to_target(curve: Curve) -> float | None:
 
 
 def best_curves(curves: Sequence[Curve]) -> list[Curve]:
-    """Returns the fastest curve to the target of each cell, seed and law, in the order of the paper's tables."""
+    """Returns the fastest curve to the target of each cell, seed and variant, in the order of the paper's tables."""
 
     def group(curve: Curve) -> tuple:
-        return CELLS.index(curve.cell), curve.seed, curve.initial
+        return CELLS.index(curve.cell), curve.seed, curve.variant
 
     reached = sorted((c for c in curves if rounds_to_target(c) is not None), key=group)
     return [min(found, key=lambda c: rounds_to_target(c) or 0.0) for _, found in itertools.groupby(reached, group)]
@@ -69,22 +72,22 @@ def best_curves(curves: Sequence[Curve]) -> list[Curve]:
 
 def show(curves: Sequence[Curve]) -> str:
     """Formats a row for each cell that was tried: the paper's rounds, ours, the best rate and the others."""
-    best = {(c.cell, c.seed, c.initial): c for c in best_curves(curves)}
+    best = {(c.cell, c.seed, c.variant): c for c in best_curves(curves)}
     rows = []
-    for cell, seed, initial in sorted(
-        {(c.cell, c.seed, c.initial) for c in curves}, key=lambda g: (CELLS.index(g[0]), g)
+    for cell, seed, variant in sorted(
+        {(c.cell, c.seed, c.variant) for c in curves}, key=lambda g: (CELLS.index(g[0]), g)
     ):
-        found = best.get((cell, seed, initial))
-        tried = sorted(c.rate for c in curves if (c.cell, c.seed, c.initial) == (cell, seed, initial))
+        found = best.get((cell, seed, variant))
+        tried = sorted(c.rate for c in curves if (c.cell, c.seed, c.variant) == (cell, seed, variant))
         paper = " or ".join("-" if rounds is None else str(rounds) for rounds in published(cell))
         ours, rate = (None, None) if found is None else (round(rounds_to_target(found) or 0.0, 1), found.rate)
-        rows.append([str(cell), initial, seed, paper, ours, rate, " ".join(f"{r:g}" for r in tried)])
-    return table(["cell", "initial", "seed", "paper's rounds", "ours", "rate", "rates tried"], rows)
+        rows.append([str(cell), variant, seed, paper, ours, rate, " ".join(f"{r:g}" for r in tried)])
+    return table(["cell", "variant", "seed", "paper's rounds", "ours", "rate", "rates tried"], rows)
 
 
 def draw(path: Path, curves: Sequence[Curve]) -> None:
     """Draws the best curves of each network and split, and rounds to the target beside the paper's."""
-    best = [curve for curve in best_curves(curves) if curve.initial == "lecun"]
+    best = [curve for curve in best_curves(curves) if curve.variant in DRAWN]
     networks = [network for network in TARGETS if any(c.cell.network == network for c in best)]
     if not networks:
         return
@@ -95,7 +98,7 @@ def draw(path: Path, curves: Sequence[Curve]) -> None:
     for row, network in zip(panels, networks, strict=True):
         mine = [curve for curve in best if curve.cell.network == network]
         for panel, split in zip(row, SPLITS, strict=False):
-            _draw_curves(panel, [curve for curve in mine if curve.cell.split == split])
+            _draw_curves(panel, [c for c in mine if (c.cell.split, c.variant) == (split, "plain")])
             panel.axhline(TARGETS[network], color="grey", linewidth=1)
             panel.set(xscale="log", xlabel="round", ylabel="best test accuracy so far", title=f"{network}, {split}")
             panel.set_ylim(*{"2nn": (0.8, 1), "cnn": (0.9, 1), "lstm": (0.3, 0.6)}[network])
@@ -116,15 +119,20 @@ def _draw_curves(panel: Axes, curves: Sequence[Curve]) -> None:
 
 def _draw_rounds(panel: Axes, curves: Sequence[Curve]) -> None:
     cells = list(dict.fromkeys(c.cell for c in curves))[::-1]
+    found: dict[str, list[tuple[float, int]]] = {name: [] for name in ("paper", *DRAWN.values())}
     for height, cell in enumerate(cells):
-        ours = [rounds for c in curves if c.cell == cell and (rounds := rounds_to_target(c)) is not None]
-        paper = [rounds for rounds in published(cell) if rounds is not None]
-        panel.plot([*ours, *paper], [height] * (len(ours) + len(paper)), color="lightgrey", zorder=0)
-        panel.plot(ours, [height] * len(ours), "o", color="tab:blue", label="fedjx" if not height else None)
-        panel.plot(
-            paper, [height] * len(paper), "D", color="black", fillstyle="none", label=None if height else "paper"
-        )
+        found["paper"] += [(rounds, height) for rounds in published(cell) if rounds is not None]
+        for curve in (c for c in curves if c.cell == cell):
+            found[DRAWN[curve.variant]].append((rounds_to_target(curve) or 0.0, height))
+    for (name, points), marker in zip(found.items(), "Dos", strict=True):
+        x, y = [x for x, _ in points], [y for _, y in points]
+        panel.plot(x, y, marker, label=name if points else None, fillstyle="none" if name == "paper" else "full")
     panel.set(xscale="log", xlabel="rounds to the target", yticks=range(len(cells)))
     panel.set_yticklabels([str(cell).split(" ", 1)[1] for cell in cells], fontsize=7)
-    panel.grid(alpha=0.3, axis="x")
-    panel.legend()
+    low, high = panel.get_xlim()
+    panel.set_xlim(low / 1.5, high * 1.5)
+    panel.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    panel.xaxis.set_major_formatter("{x:g}")
+    panel.xaxis.set_minor_locator(ticker.NullLocator())
+    panel.grid(alpha=0.3)
+    panel.legend(loc="lower right")

@@ -355,7 +355,7 @@ def checked_examples(examples: Mapping[str, np.ndarray], owner: str = "") -> int
         if not is_numeric(column.dtype):
             raise TypeError(
                 f"features{owner} need to be numeric; got '{name}' of dtype {column.dtype}. Leave it out, or encode it "
-                "first, text with fedjx.data.tokenize."
+                "first: categories as numbers from 0, as by pandas.factorize, text with fedjx.data.tokenize."
             )
         if column.ndim == 0:
             raise ValueError(f"features{owner} need an examples axis; got the scalar '{name}'. Give an array [N, ...].")

@@ -111,12 +111,13 @@ def best_checkpoint(path: str | Path, like: PyTree, best: Best) -> Checkpoint:
     Raises:
       RunError: If none is whole and has the metric, or the state in it is of another structure.
     """
-    for candidate in _by_metric(checkpoints(Path(path)), best):
+    path = Path(path).absolute()  # as Orbax wants it
+    for candidate in _by_metric(checkpoints(path), best):
         if _problem(candidate) is None:
             return _read(candidate, like)
     raise RunError(
-        f"a best checkpoint needs to be one with its metric; got none with {best.metric} in {path}. Save them with "
-        "`metrics`, and keep some with `best`."
+        f"a best checkpoint needs to be one with its metric; got none with {best.metric} in {path}, of "
+        f"{len(checkpoints(path))} checkpoints. Look for a typo, or save them with `metrics` and keep some with `best`."
     )
 
 

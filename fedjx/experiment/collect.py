@@ -181,6 +181,7 @@ def _member(path: Path) -> Member:
 
 def _said(path: Path) -> Path:
     """Returns the file in which a sweep says how a run has ended."""
+    path = path.absolute()  # "." has no name
     return path.with_name(f"{path.name}.json")
 
 

@@ -30,7 +30,7 @@ from fedjx.experiment.checkpoints import Best, Checkpoint
 from fedjx.experiment.evaluations import Evaluation
 from fedjx.experiment.host_arrays import plain
 from fedjx.experiment.log import Log
-from fedjx.experiment.rows import Row, kept_rows
+from fedjx.experiment.rows import Row, flat, kept_rows
 from fedjx.experiment.run_directory import STATES, Run, Start, open_run
 from fedjx.experiment.sinks import Sink, csv_table, json_lines, progress_bar, tensorboard
 from fedjx.experiment.stop import StopRule, stopped
@@ -109,6 +109,7 @@ def run(
     Raises:
       RunError: As `open_run` and `last_checkpoint`; and if the disk is full, which loses no more than the rounds since
         the last checkpoint.
+      ValueError: If no evaluation measures the metric of `best`.
 
     >>> import optax
     >>> train, test = fedjx.data.digits(num_clients=20)
@@ -139,7 +140,7 @@ def run(
         tested = functools.partial(_tested, evaluate, states)
         totals = totals_of(sent_by(algorithm, example), simulated_seconds)
         if done == 0 and evaluate:
-            log.add(0, tested(state))
+            log.add(0, _with_metric_of(best, tested(state)))
         reason = _of_first(stopped(stop, log.wait()))
         numbers = range(done + 1, last + 1) if reason is None else ()
         for number, clients in zip(numbers, step.ahead(map(cohort, numbers)), strict=False):
@@ -217,6 +218,13 @@ def sent_by(algorithm: Any, example: Sequence[PyTree]) -> Traffic | None:
 
 def _tested(evaluate: Mapping[str, Evaluation], states: ClientStates | None, state: PyTree) -> dict[str, Metrics]:
     return {name: fn(state) if states is None else fn(state, states) for name, fn in evaluate.items()}
+
+
+def _with_metric_of(best: Best | None, found: dict[str, Metrics]) -> dict[str, Metrics]:
+    """Refuses before the first round a metric by which nothing would be kept after the last."""
+    if best is not None and best.metric not in (names := sorted(flat(found))):
+        raise ValueError(f"best needs a metric of evaluate; got {best.metric!r}. Choose among {names}.")
+    return found
 
 
 def totals_of(sent: Traffic | None, simulated_seconds: Callable[[int], float] | None) -> Callable[..., Metrics]:

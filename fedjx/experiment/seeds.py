@@ -48,7 +48,7 @@ class Lanes(NamedTuple):
       init: ``(keys [S]) -> states``; those of ``algorithm.init``, to the bit.
       next: ``(states, S cohorts) -> (states, metrics)``, a round of each seed. The cohorts are `Cohort.whole` with one
         ``num_steps`` and one ``num_places``, of one pool.
-      num_bytes: ``(states, S cohorts) -> `` the bytes that a round takes on the device, as its compiler says.
+      num_bytes: ``(states, S cohorts) -> int``, the bytes that a round takes on the device, as its compiler says.
     """
 
     init: Callable[[Key], PyTree]

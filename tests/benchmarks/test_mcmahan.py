@@ -17,7 +17,7 @@ CELL = Cell("2nn", "iid", 0.1, 10, 1)
 
 
 def curve(accuracies, rounds=None, rate=0.1, cell=CELL):
-    return Curve(cell, rate, 0, "lecun", rounds or list(range(len(accuracies))), accuracies, 1.0)
+    return Curve(cell, rate, 0, "plain", rounds or list(range(len(accuracies))), accuracies, 1.0)
 
 
 def test_the_tables_have_the_cells_of_the_paper():
@@ -42,7 +42,7 @@ def test_the_table_has_the_fastest_rate_that_reaches_the_target():
     short = curve([0.1, 0.9], rate=0.03)
     assert best_curves([short, slow, fast]) == [fast]
     row = show([short, slow, fast]).splitlines()[-1]
-    assert row.split() == ["2nn", "iid", "C=0.1", "B=10", "E=1", "lecun", "0", "87", "1", "0.3", "0.03", "0.1", "0.3"]
+    assert row.split() == ["2nn", "iid", "C=0.1", "B=10", "E=1", "plain", "0", "87", "1", "0.3", "0.03", "0.1", "0.3"]
     assert show([short]).splitlines()[-1].split()[-3:] == ["-", "-", "0.03"]
 
 
@@ -157,11 +157,22 @@ def test_cells_are_chosen_by_the_command_line_and_the_cheapest_come_first():
 )
 def test_laws_of_the_first_parameters(law, bias, kernel):
     model = mlp(10, input_shape=(20, 20, 1), hidden=(200,))
-    params = mcmahan.initialised(model, law).init(jax.random.key(0))
+    params = mcmahan.varied(model, law).init(jax.random.key(0))
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, model.init(jax.random.key(0)))
     [layer] = [
         layer for layer in jax.tree.leaves(params, is_leaf=lambda p: "kernel" in p) if len(layer["kernel"]) == 400
     ]
     np.testing.assert_allclose(np.std(layer["kernel"]), kernel, rtol=0.02)
     np.testing.assert_allclose(np.std(layer["bias"]), bias, rtol=0.1, atol=1e-6)
-    assert mcmahan.initialised(model, "lecun") is model
+    assert mcmahan.varied(model, "plain") is model
+
+
+def test_variants_of_the_pixels():
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 6, 6, 1)).astype(np.uint8)
+    plain = linear(10, input_shape=(6, 6, 1), scale=1 / 255)
+    params = plain.init(jax.random.key(0))
+    unscaled, labels, key = linear(10, input_shape=(6, 6, 1)), np.arange(8), jax.random.key(0)
+    for variant, x in (("centred", pixels / 255 - 0.5), ("standardised", (pixels / 255 - 0.1307) / 0.3081)):
+        expected = unscaled.loss(params, {"x": x.astype(np.float32), "y": labels}, key)
+        found = mcmahan.varied(plain, variant).loss(params, {"x": pixels, "y": labels}, key)
+        np.testing.assert_allclose(found, expected, rtol=1e-4)

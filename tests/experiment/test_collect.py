@@ -34,6 +34,14 @@ def test_directories(tmp_path):
     assert sizes(collect({"mine": tmp_path / "b"})) == {"mine": [3, 11]}
 
 
+def test_where_one_stands_is_a_directory_too(tmp_path, monkeypatch):
+    write_run(tmp_path / "a", history(2))
+    monkeypatch.chdir(tmp_path)
+    assert sizes(collect(".")) == {"a": [3]}
+    monkeypatch.chdir(tmp_path / "a")
+    assert sizes(collect(".")) == {"a": [3]}
+
+
 def test_two_sweeps_of_the_same_points_stay_apart(tmp_path):
     for place in ("one/runs", "one/others", "two/runs"):
         write_run(tmp_path / place / "rate=1/seed-0", history(2))

@@ -103,7 +103,7 @@ def test_it_goes_on_bitwise_and_returns_what_is_finished(whole, tmp_path):
     assert without_clocks(read_rows(tmp_path / "run")) == without_clocks(whole.rows)
 
 
-def test_the_best_checkpoint_stays(tmp_path):
+def test_the_best_checkpoint_stays(tmp_path, monkeypatch):
     metrics = iter([0.1, 0.5, 0.9, 0.3, 0.2, 0.1])
     made_up = {"made_up": lambda _: {"x": next(metrics)}}
     result = run_quietly(
@@ -114,8 +114,16 @@ def test_the_best_checkpoint_stays(tmp_path):
     found = best_checkpoint(tmp_path / "run", result.state, Best("made_up/x"))
     assert (found.round, found.metrics) == (2, {"made_up/x": 0.9})
     assert best_checkpoint(tmp_path / "run", result.state, Best("made_up/x", mode="min")).round == 5
-    with pytest.raises(RunError, match="got none with made_up/y"):
+    with pytest.raises(RunError, match=r"got none with made_up/y in .* of 2 checkpoints"):
         best_checkpoint(tmp_path / "run", result.state, Best("made_up/y"))
+    monkeypatch.chdir(tmp_path)
+    assert best_checkpoint("run", result.state, Best("made_up/x")).round == 2
+
+
+def test_a_best_metric_that_nothing_measures_is_refused_before_the_first_round():
+    made_up = {"made_up": lambda _: {"x": 0.5}}
+    with pytest.raises(ValueError, match=r"best needs a metric of evaluate; got 'x'. Choose among \['made_up/x'\]"):
+        run_quietly(ALGORITHM, TRAIN, SAMPLE, num_rounds=1, evaluate=made_up, best=Best("x"))
 
 
 def test_it_stops_by_a_rule_and_stays_stopped(whole, tmp_path):
