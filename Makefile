@@ -11,11 +11,11 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help quickstart test lint format docs package bench data clean
+.PHONY: help quickstart test lint format docs colabs package bench data clean
 
 # An environment whose interpreter is gone (upgraded or moved away) counts as not installed.
 ifneq ($(shell $(BIN)/python -c "print('runs')" 2>/dev/null),runs)
-$(shell rm -f $(VENV)/.runtime $(VENV)/.dev $(VENV)/.docs)
+$(shell rm -f $(VENV)/.runtime $(VENV)/.dev $(VENV)/.docs $(VENV)/.colabs)
 endif
 
 help: ## Show this list.
@@ -38,6 +38,9 @@ format: $(VENV)/.dev ## Format the code and repair what can be repaired.
 
 docs: $(VENV)/.docs ## Build the site of the documents and the reference, in site/.
 	$(BIN)/python docs/build.py
+
+colabs: $(VENV)/.colabs ## Execute the notebooks and store them with what they print and draw (ARGS=NAME: some).
+	$(BIN)/python colabs/build.py $(ARGS)
 
 package: ## Build the wheel and the sdist in dist/, and try both in an environment of their own.
 	bash .ci/package $(PYTHON)
@@ -81,4 +84,9 @@ $(VENV)/.dev: $(VENV)/.runtime
 $(VENV)/.docs: $(VENV)/.runtime
 	@echo "Installing what builds the site into $(VENV)."
 	@$(PIP_INSTALL) --editable ".[docs]"
+	@touch $@
+
+$(VENV)/.colabs: $(VENV)/.runtime
+	@echo "Installing what executes notebooks into $(VENV)."
+	@$(PIP_INSTALL) --editable ".[colabs]"
 	@touch $@

@@ -23,7 +23,8 @@ import api
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE, SITE = ROOT / "build" / "docs", ROOT / "site"
-DOCUMENTS = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/**/*.md", "examples/**/*.md", "benchmarks/**/*.md")
+FOLDERS = ("docs", "examples", "colabs", "benchmarks")
+DOCUMENTS = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", *(f"{folder}/**/*.md" for folder in FOLDERS))
 NOTEBOOKS = "colabs/*.ipynb"
 TEXTS = {".py": "python", ".sh": "bash", ".sbatch": "bash", ".toml": "toml", "": "text"}
 DESCRIBED = {module.__name__ for module in api.public_modules()}
@@ -32,14 +33,14 @@ DESCRIBED = {module.__name__ for module in api.public_modules()}
 GUIDES = ("data", "algorithms", "aggregation", "privacy", "analytics", "saving", "pods")
 NAVIGATION = {
     "Guides": [*(f"docs/{name}" for name in GUIDES), "docs/*", "examples/*"],
-    "Notebooks": ["colabs/first_steps", "colabs/*"],
+    "Notebooks": ["colabs/README", "colabs/first_steps", "colabs/five_steps", "colabs/federated_core", "colabs/*"],
     "Coming from": ["docs/coming_from/*"],
     "Reference": ["api/index", "docs/guarantees", "docs/limits", "benchmarks/*", "benchmarks/*/*"],
     "Project": ["docs/design", "CONTRIBUTING", "CHANGELOG"],
 }
 
 FENCED = re.compile(r"(^ *(?P<fence>```+|~~~+).*?^ *(?P=fence) *$)", flags=re.DOTALL | re.MULTILINE)
-LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)\s#]+)")  # in prose: inline code has no ](
+LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|data:|#)([^)\s#]+)")  # in prose: inline code has no ](
 
 
 def page_name(path: str) -> str:

@@ -1,32 +1,89 @@
-"""Every notebook runs from top to bottom, as it is."""
+"""Every notebook is its source, was executed, and runs from top to bottom."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import types
 from pathlib import Path
 
+import jax
+import matplotlib.pyplot as plt
 import pytest
 
 from tests.benchmarks import tutorial
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "colabs").glob("*.ipynb"))
+COLABS = Path(__file__).parents[1] / "colabs"
+# What only notebooks have, and what tests have done: their process has four devices from the beginning.
+LEFT_OUT = ("%", 'jax.config.update("jax_num_cpu_devices"')
+SOURCES = sorted((COLABS / "source").glob("*.py"))
+NAMES = [path.stem for path in SOURCES]
 
 
-def test_there_are_notebooks():
-    assert NOTEBOOKS
+def _build() -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location("colabs_build", COLABS / "build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+build = _build()
+
+
+def stored(name):
+    return json.loads((COLABS / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+
+
+def test_each_notebook_has_a_source():
+    assert len(NAMES) >= 3
+    assert sorted(path.stem for path in COLABS.glob("*.ipynb")) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_is_its_source_with_outputs(name):
+    made = build.notebook((COLABS / "source" / f"{name}.py").read_text(encoding="utf-8"))["cells"]
+    bare = [{**cell, "outputs": [], "execution_count": None} if "outputs" in cell else cell for cell in stored(name)]
+    assert bare == made, "run `make colabs` and add what it writes"
+    code = [cell for cell in stored(name) if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert not [output for output in outputs if output["output_type"] == "error" or output.get("name") == "stderr"]
+    assert [output for output in outputs if output.get("name") == "stdout"]
+    assert [output for output in outputs if "image/png" in output.get("data", {})]
+    assert (COLABS / f"{name}.ipynb").stat().st_size < 1_000_000
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_begins_with_its_installation(name):
+    words, install = stored(name)[:2]
+    assert "".join(words["source"]).startswith("# ")
+    assert "".join(install["source"]).startswith("%pip install -q ")
+    assert not install["outputs"]
+
+
+@pytest.fixture
+def as_readers_have_it(monkeypatch, tmp_path):
+    """Runs a notebook in an empty directory, with JAX's own settings."""
+    monkeypatch.chdir(tmp_path)
+    jax.config.update("jax_numpy_rank_promotion", "allow")
+    yield
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    plt.close("all")
+
+
+@pytest.mark.usefixtures("as_readers_have_it")
+@pytest.mark.parametrize("path", SOURCES, ids=NAMES)
 def test_a_notebook_runs(path, capsys):
     namespace = {"__name__": "__main__"}
-    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
-    assert cells
-    for number, cell in enumerate(cells):
-        assert not cell["outputs"], "notebooks are kept without outputs"
-        exec(compile("".join(cell["source"]), f"{path.name}[{number}]", "exec"), namespace)
-    if path.name == "compression.ipynb":
+    for number, cell in enumerate(build.cells(path.read_text(encoding="utf-8"))):
+        if cell.kind == "code":
+            lines = [line for line in cell.source.splitlines() if not line.startswith(LEFT_OUT)]
+            exec(compile("\n".join(lines), f"{path.name}[{number}]", "exec"), namespace)
+    if path.stem == "compression_to_the_bit":
         bills_like_the_tutorial(namespace["bits"], capsys.readouterr().out)
-    if path.name == "analytics.ipynb":
+    if path.stem == "analytics":
         answers_at_equal_epsilon(namespace)
 
 
@@ -57,3 +114,26 @@ def answers_at_equal_epsilon(namespace):
     for error in namespace["errors"].values():
         assert error == sorted(error, reverse=True)
     assert len(namespace["ledger"].payments) == 3
+
+
+# The checks above can fail.
+
+
+def test_sources_are_cut_into_cells():
+    found = build.cells("# %% [markdown]\n# # A\n#\n# b\n\n# %%\n# %pip install x\ny = 1  # %% no\n\n# %%\n# why\n")
+    words, code, comment = found
+    assert words == ("markdown", "# A\n\nb")
+    assert code == ("code", "%pip install x\ny = 1  # %% no")
+    assert comment == ("code", "# why")
+
+
+@pytest.mark.parametrize("text", ["x = 1\n# %%\n", "# %% [markdown]\nno comment\n"])
+def test_what_is_no_source_is_refused(text):
+    with pytest.raises(ValueError, match="got"):
+        build.cells(text)
+
+
+def test_readers_see_what_is_printed_and_drawn_and_no_installation():
+    outputs = [{"output_type": "stream", "name": name, "text": "x"} for name in ("stdout", "stderr")]
+    assert list(build._shown({"source": "x", "outputs": outputs})) == outputs[:1]
+    assert not list(build._shown({"source": "# a\n%pip install x", "outputs": outputs}))

@@ -109,6 +109,7 @@ def test_every_document_and_notebook_has_a_place_in_the_navigation(build: Module
         ("[a](../Makefile)", "docs/data.md", "[a](../source/Makefile.md)"),
         ("[a](conftest.py)", "README.md", "[a](source/conftest.py.md)"),
         ("[a](colabs/analytics.ipynb)", "README.md", "[a](colabs/analytics.md)"),
+        ("![a](data:image/png;base64,AA==)", "colabs/analytics.ipynb", "![a](data:image/png;base64,AA==)"),
         ("![a](privacy.png)", "benchmarks/results/README.md", "![a](privacy.png)"),
         ("[a](#b) [c](https://example.org/x.py)", "README.md", "[a](#b) [c](https://example.org/x.py)"),
         ("```\n[a](gone)\n```\n[a](LICENSE)", "README.md", "```\n[a](gone)\n```\n[a](source/LICENSE.md)"),
