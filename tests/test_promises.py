@@ -157,8 +157,10 @@ docs/experiments.md
     experiment/test_killed.py::test_a_killed_run_ends_with_the_same_bits
   a run that would differ is refused with the difference
     experiment/test_loop.py::test_it_goes_on_bitwise_and_returns_what_is_finished
-  with a checkpoint. | in the directory
+  end a run after its round, with a checkpoint
     experiment/test_loop.py::test_a_wish_to_end_is_granted_after_the_round
+  Ctrl-C again ends it at once
+    experiment/test_loop.py::test_an_interrupt_waits_for_the_round_and_a_second_one_does_not
   it has lost the rounds since its last checkpoint
     experiment/test_loop.py::test_a_disk_that_is_full_is_said_and_nothing_is_lost
   Two runs in one directory are refused

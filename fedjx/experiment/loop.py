@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import signal
+import sys
 import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -80,7 +82,7 @@ def run(
     """Trains until the last round, or until a rule says to stop, and leaves in a directory all that it needs to go on.
 
     Killed at any moment and started again, it ends with the bits of a run that was not, if `lanes` is a number. A
-    wish to end, SIGTERM, is granted after the round, with a checkpoint.
+    wish to end, SIGTERM or Ctrl-C, is granted after the round, with a checkpoint.
 
     Args:
       algorithm: What a round is. States of its clients, if they keep some, are on disk in the run's directory.
@@ -283,28 +285,38 @@ def _of_first(reason: str | None) -> str | None:
 
 @contextlib.contextmanager
 def told_to_end() -> Iterator[Callable[[bool], str | None]]:
-    """Takes SIGTERM, as batch systems send it before they kill, for a wish to end after the round.
+    """Takes SIGTERM, as batch systems send it before they kill, and Ctrl-C for a wish to end after the round.
 
-    Several processes need not have heard of it in the same round: they ask the first one where all of them do.
+    Who heard of these before is told when the run has ended: Ctrl-C is then a `KeyboardInterrupt` as ever, and so is a
+    second one at once. Several processes need not have heard in the same round: they ask the first one where all do.
     """
-    told: list[str] = []
+    told: list[int] = []
 
     def is_told(is_due: bool) -> str | None:
-        reason = told[0] if told else None
+        reason = f"it was told to end, by {signal.Signals(told[0]).name}" if told else None
         if jax.process_count() == 1:
             return reason
         return _of_first(reason) if is_due else None
 
+    def hear(number: int, frame: FrameType | None) -> None:
+        del frame
+        if number == signal.SIGINT and number in told:
+            raise KeyboardInterrupt
+        told.append(number)
+        print("\nfedjx: the run ends after this round, with a checkpoint.", file=sys.stderr)
+
     if threading.current_thread() is not threading.main_thread():
         yield is_told
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: told.append("it was told to end, by SIGTERM"))
+    before = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield is_told
     finally:
-        signal.signal(signal.SIGTERM, before)
-    if told and callable(before):
-        before(signal.SIGTERM, None)  # who runs several runs is told too
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for number in told:
+        if callable(handler := before[signal.Signals(number)]):
+            handler(number, None)
 
 
 @contextlib.contextmanager

@@ -156,6 +156,9 @@ def _marker(path: Path) -> dict[str, Any] | None:
     )
 
 
+_PROGRAM = " What differs in the algorithm is its program, as by a rate or the model: name such in `about` to be told."
+
+
 def check_same(path: Path, about: Mapping[str, Any], was: Mapping[str, Any]) -> None:
     """Refuses to go on with another run."""
     now, before = dict(_flat(about)), dict(_flat(was))
@@ -164,7 +167,7 @@ def check_same(path: Path, about: Mapping[str, Any], was: Mapping[str, Any]) -> 
         got, had = ({name: found[name] for name in differ if name in found} for found in (now, before))
         raise RunError(
             f"a resumed run needs what it began with; got {got}, was {had} in {path}. Repeat it, or choose another "
-            "directory."
+            f"directory.{_PROGRAM if 'algorithm' in differ else ''}"
         )
 
 

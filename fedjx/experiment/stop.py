@@ -28,6 +28,7 @@ def target(metric: str, value: float, *, mode: Mode = "max", x: str = "round") -
     check_choice(("max", "min"), mode=mode)
 
     def rule(rows: Sequence[Row]) -> str | None:
+        _check_measured(rows, metric)
         reached = rounds_to(rows, metric, value, mode=mode, x=x)
         return None if reached is None else f"{metric} {value:g} was reached at {x} {reached:g}"
 
@@ -48,6 +49,7 @@ def patience(metric: str, evaluations: int, *, mode: Mode = "max", min_change: f
     sign = 1 if mode == "max" else -1
 
     def rule(rows: Sequence[Row]) -> str | None:
+        _check_measured(rows, metric)
         _, measured = values(rows, metric)
         best, since = -np.inf, 0
         for value in sign * measured:
@@ -65,10 +67,18 @@ def limit(metric: str, most: float) -> StopRule:
     """
 
     def rule(rows: Sequence[Row]) -> str | None:
+        _check_measured(rows, metric)
         _, measured = values(rows, metric)
         return f"{metric} is {measured[-1]:g}, of at most {most:g}" if measured.size and measured[-1] >= most else None
 
     return rule
+
+
+def _check_measured(rows: Sequence[Row], metric: str) -> None:
+    """Refuses a name that no row has once there was a round: a rule of it would never stop a run."""
+    if rows and rows[-1]["round"] > 0 and not any(metric in row for row in rows):
+        names = sorted({name for row in rows for name in row} - {"round"})
+        raise ValueError(f"a rule needs a metric that is measured; got {metric!r}. Choose among {names}.")
 
 
 def stopped(rules: Iterable[StopRule], rows: Sequence[Row]) -> str | None:

@@ -96,10 +96,14 @@ def test_rules_stop_where_they_say():
     assert until(patience("test/accuracy", 2, min_change=0.2)) == 4
     assert until(patience("test/accuracy", 2, mode="min")) == 3
     assert until(limit("total/bits_up", 16)) == 3
-    assert stopped([limit("total/seconds", 1), patience("test/accuracy", 2)], rows[:4]) == (
+    assert stopped([limit("total/bits_up", 100), patience("test/accuracy", 2)], rows[:4]) == (
         "test/accuracy has not become better in 2 evaluations"
     )
     assert stopped([lambda rows: f"{rows[-1]['round']}"], []) is None
+    for rule in (target("test/acc", 0.5), patience("test/acc", 1), limit("test/acc", 1)):
+        assert rule(rows[:1]) is None  # before the first round
+        with pytest.raises(ValueError, match=r"got 'test/acc'. Choose among \['test/accuracy', 'total/bits_up'\]"):
+            rule(rows)
     with pytest.raises(ValueError, match="mode must be one of"):
         target("test/accuracy", 0.5, mode="most")
 

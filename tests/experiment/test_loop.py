@@ -180,6 +180,23 @@ def test_a_wish_to_end_is_granted_after_the_round(whole, tmp_path):
     assert int(checkpoints(tmp_path / "run")[-1].name) == result.rows[-1]["round"]
 
 
+def test_an_interrupt_waits_for_the_round_and_a_second_one_does_not(whole, tmp_path):
+    def interrupted(times):
+        def told(row):
+            for _ in range(times if row["round"] == 3 else 0):
+                signal.raise_signal(signal.SIGINT)
+
+        with pytest.raises(KeyboardInterrupt):
+            run_quietly(ALGORITHM, TRAIN, SAMPLE, num_rounds=2000, path=tmp_path / str(times), sinks=[Sink(told)])
+        return int(checkpoints(tmp_path / str(times))[-1].name), read_rows(tmp_path / str(times))[-1]["round"]
+
+    before = signal.getsignal(signal.SIGINT)
+    saved, last = interrupted(1)
+    assert 3 <= saved == last < 2000
+    interrupted(2)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_a_budget_ends_it():
     private = dp_mean(clip=1.0, noise_multiplier=4.0, expected_clients=10)
     sampler = fixed_sampler(10, [range(10)])
