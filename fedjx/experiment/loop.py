@@ -308,7 +308,8 @@ def told_to_end() -> Iterator[Callable[[bool], str | None]]:
     if threading.current_thread() is not threading.main_thread():
         yield is_told
         return
-    before = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGINT)}
+    heard = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, hear) for number in heard}
     try:
         yield is_told
     finally:

@@ -190,11 +190,17 @@ def test_an_interrupt_waits_for_the_round_and_a_second_one_does_not(whole, tmp_p
             run_quietly(ALGORITHM, TRAIN, SAMPLE, num_rounds=2000, path=tmp_path / str(times), sinks=[Sink(told)])
         return int(checkpoints(tmp_path / str(times))[-1].name), read_rows(tmp_path / str(times))[-1]["round"]
 
-    before = signal.getsignal(signal.SIGINT)
-    saved, last = interrupted(1)
-    assert 3 <= saved == last < 2000
-    interrupted(2)
-    assert signal.getsignal(signal.SIGINT) is before
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
+    try:
+        saved, last = interrupted(1)
+        assert 3 <= saved == last < 2000
+        interrupted(2)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        ignored = [Sink(lambda row: signal.raise_signal(signal.SIGINT))]
+        assert run_quietly(ALGORITHM, TRAIN, SAMPLE, num_rounds=2, sinks=ignored).reason == "all 2 rounds are done"
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_budget_ends_it():
