@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ import optax
 import pytest
 
 from fedjx.experiment import Checkpoint, Checkpointer, RunError, last_checkpoint, open_run, save_checkpoint
-from fedjx.experiment.run_directory import checkpoints
+from fedjx.experiment.run_directory import checkpoints, listed
 from tests.experiment.trees import contents
 
 ABOUT = {"seed": 0}
@@ -211,3 +212,13 @@ def test_a_checkpoint_of_another_run_or_structure(path, tmp_path):
     ):
         with open_run(path, ABOUT, start="resume") as run, pytest.raises(RunError, match=message):
             last_checkpoint(run, like)
+
+
+@pytest.mark.parametrize("name", ["../../thesis.pt", "/thesis.pt"])
+def test_a_list_that_names_files_outside_is_none(path, name):
+    lines = f"{'0' * 64}  {name}\n"
+    sums = f"# {hashlib.sha256(lines.encode()).hexdigest()}\n{lines}"
+    (checkpoints(path)[-1] / "SHA256SUMS").write_text(sums)
+    assert listed(checkpoints(path)[-1]) is None
+    (checkpoints(path)[-1] / "SHA256SUMS").write_text(sums.replace(name, "thesis.pt"))
+    assert listed(checkpoints(path)[-1]) is None  # for its own sum is another

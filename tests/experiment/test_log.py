@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import io
@@ -123,6 +124,8 @@ def test_rows_go_to_all_files_and_on_after_an_interruption(tmp_path):
                 return log.wait()
 
     written(range(1, 6), "new")
+    table = list(csv.DictReader(io.StringIO((path / "metrics.csv").read_text())))
+    assert [row["round"] for row in table] == list("12345")  # a column that came late has cost no line
     rows = written(range(4, 7), "resume")  # from a checkpoint of round 3
     assert [row["round"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert [row["total/clients"] for row in rows] == [3, 6, 9, 12, 15, 18]
@@ -213,3 +216,26 @@ def test_what_cannot_be_written_is_an_error_of_the_next_call(tmp_path):
     log.close()
     with pytest.raises(ZeroDivisionError), Log([Sink(lambda row: 1 // 0)]) as log:
         log.add(1, {})
+
+
+def test_more_rows_than_may_wait_are_written():
+    with Log([]) as log:
+        for number in range(80):
+            log.add(number, {})
+        assert len(log.wait()) == 80
+
+
+def test_nothing_is_written_after_what_could_not_be():
+    asked = []
+
+    def full(row):
+        asked.append(row["round"])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    log = Log([Sink(full)])
+    for number in (1, 2):
+        with contextlib.suppress(RunError):
+            log.add(number, {})
+    with contextlib.suppress(RunError):
+        log.close()
+    assert asked == [1]
