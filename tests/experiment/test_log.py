@@ -226,16 +226,18 @@ def test_more_rows_than_may_wait_are_written():
 
 
 def test_nothing_is_written_after_what_could_not_be():
-    asked = []
+    asked, both_wait = [], threading.Event()
 
     def full(row):
+        both_wait.wait(20)
         asked.append(row["round"])
         raise OSError(errno.ENOSPC, "No space left on device")
 
     log = Log([Sink(full)])
-    for number in (1, 2):
-        with contextlib.suppress(RunError):
-            log.add(number, {})
+    log.add(1, {})
+    log.add(2, {})
+    both_wait.set()
     with contextlib.suppress(RunError):
-        log.close()
+        log.wait()
+    log.close()
     assert asked == [1]
