@@ -131,12 +131,17 @@ class FederatedData:
           clients: For each client its features by name, each ``[n_k, ...]``.
 
         Raises:
+          TypeError: If it is no list of dicts.
           ValueError: If a client's features disagree on ``n_k``, or two clients disagree on the
             features' names, dtypes or shapes of one example; and as the class.
 
         >>> FederatedData.from_clients([{"x": [1, 2]}, {"x": [3]}]).offsets
         array([0, 2, 3])
         """
+        if isinstance(clients, Mapping):
+            raise TypeError(
+                "clients are a list of dicts; got a dict. Give `list(clients.values())`; a `Store` has names."
+            )
         arrays = [named_columns(client, k) for k, client in enumerate(clients)]
         if not arrays:
             raise ValueError("a federated data set needs at least one client; got clients=[]. Give one dict each.")
@@ -332,7 +337,8 @@ def named_columns(examples: Mapping[str, ArrayLike], k: Any = None) -> dict[str,
     who, owner = ("examples are", "") if k is None else ("a client is", f"client {k}")
     if not isinstance(examples, Mapping):
         got = " for ".join(filter(None, (type(examples).__name__, owner)))
-        raise TypeError(f"{who} a dict of arrays by name; got {got}. Name them.")
+        advice = "`fedjx.data.importers.table` reads frames." if hasattr(examples, "columns") else "Name them."
+        raise TypeError(f"{who} a dict of arrays by name; got {got}. {advice}")
     columns = {}
     for name, column in examples.items():
         try:

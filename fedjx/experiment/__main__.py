@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flag("--mode", choices=["max", "min"], help="whether more or less is better; by default less of a loss")
     flag("--target", type=float, metavar="NUMBER", help="of the metric: when runs reached it")
     flag("--data", metavar="STORE", help="a store of the clients' examples, to draw sizes and labels")
-    flag("--label", default="y", metavar="FEATURE", help="the feature with the labels; by default y")
+    flag("--label", metavar="FEATURE", help="the feature with the labels; by default y, if there is one")
     flag("--title", metavar="TEXT", help="by default the names of the runs")
     options = vars(parser.parse_args(arguments))
     paths, data = options.pop("paths"), options.pop("data")

@@ -11,10 +11,10 @@ import jax
 from fedjx.core.language.checks import check_integer
 from fedjx.core.language.names import PyTree
 from fedjx.data.client_states import ClientStates
-from fedjx.experiment.checkpoints import Best, Checkpoint, last_checkpoint, save_checkpoint
+from fedjx.experiment.checkpoints import Best, Checkpoint, check_best, last_checkpoint, save_checkpoint
 from fedjx.experiment.host_arrays import own_copy
 from fedjx.experiment.rows import flat
-from fedjx.experiment.run_directory import Run, RunError, checkpoints
+from fedjx.experiment.run_directory import Run, RunError, checkpoints, is_full
 
 
 class Checkpointer:
@@ -34,9 +34,15 @@ class Checkpointer:
         self, run: Run | None, *, keep: int = 3, best: Best | None = None, client_states: ClientStates | None = None
     ):
         check_integer("[1, inf)", keep=keep)
+        check_best(best)
         self._run, self._keep, self._best, self._states = run, keep, best, client_states
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether what is saved is kept."""
+        return self._run is not None
 
     def restore(self, like: PyTree) -> Checkpoint | None:
         """Reads the newest checkpoint that is whole, as `last_checkpoint` does, and takes the clients' states back."""
@@ -77,7 +83,7 @@ class Checkpointer:
             self._thread.join()
             self._thread = None
         error, self._error = self._error, None
-        if isinstance(error, OSError):
+        if is_full(error):
             raise RunError(
                 f"a checkpoint needs room; got {error}. Make some, and resume from the one before."
             ) from error

@@ -18,14 +18,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from fedjx.core.language.checks import check_integer
+from fedjx.core.language.checks import check_choice, check_integer
 from fedjx.core.language.names import PyTree
 from fedjx.data.manifest import sync_directory
 from fedjx.experiment.host_arrays import like as like_arrays
 from fedjx.experiment.host_arrays import on_host, plain
-from fedjx.experiment.rows import Mode
+from fedjx.experiment.rows import Mode, better
 from fedjx.experiment.run_directory import (
     CHECKPOINTS,
+    MARKER,
     SUMS,
     Run,
     RunError,
@@ -62,14 +63,24 @@ class Best(NamedTuple):
     """Which checkpoints stay because they are the best ones.
 
     Attributes:
-      metric: A name in `Checkpoint.metrics`; a checkpoint without it is none of them.
+      metric: A name in `Checkpoint.metrics`; a checkpoint without it is none of them. Round 0 has no checkpoint.
       number: How many.
-      mode: Whether more or less is better.
+      mode: Whether more or less is better; by default as in `fedjx.experiment.rounds_to`.
     """
 
     metric: str
     number: int = 1
-    mode: Mode = "max"
+    mode: Mode | None = None
+
+
+def check_best(best: Best | None) -> None:
+    """Refuses what does not say which checkpoints are the best ones."""
+    if best is None:
+        return
+    if not isinstance(best, Best):
+        raise TypeError(f"best needs to be a Best; got {best!r}. Say `Best({best!r})`, if that is the metric.")
+    check_integer("[1, inf)", number=best.number)
+    check_choice(("max", "min", None), mode=best.mode)
 
 
 def save_checkpoint(run: Run, checkpoint: Checkpoint, *, keep: int = 3, best: Best | None = None) -> None:
@@ -90,6 +101,7 @@ def save_checkpoint(run: Run, checkpoint: Checkpoint, *, keep: int = 3, best: Be
       OSError: If there is no room, say.
     """
     check_integer("[1, inf)", keep=keep)
+    check_best(best)
     arrays = [on_host(leaf) for leaf in jax.tree.leaves(checkpoint.state)]
     if jax.process_index() == 0:
         _write(run, checkpoint, _described(checkpoint.state), arrays)
@@ -125,7 +137,8 @@ def best_checkpoint(path: str | Path, like: PyTree, best: Best) -> Checkpoint:
     Raises:
       RunError: If none is whole and has the metric, or the state in it is of another structure.
     """
-    path = Path(path).absolute()  # as Orbax wants it
+    check_best(best)
+    path = Path(path).expanduser().absolute()  # as Orbax wants it
     for candidate in _by_metric(checkpoints(path), best):
         if _problem(candidate) is None:
             return _read(candidate, like)
@@ -144,7 +157,7 @@ def _newest(run: Run, like: PyTree) -> Checkpoint | None:
             f"({problems[0]}). Begin anew, in another directory or with `overwrite`."
         )
     for candidate, problem in zip(candidates, problems, strict=False):
-        aside = set_aside(candidate)
+        aside = set_aside(candidate, "damaged")
         warnings.warn(
             f"a checkpoint needs to be as it was written; {candidate} is not: {problem}. It is set aside as "
             f"{aside.name}; the run goes on from the one before.",
@@ -196,6 +209,8 @@ def _write(run: Run, checkpoint: Checkpoint, described: list[list[Any]], arrays:
     partial = final.with_name(f".partial-{final.name}.{run.token}")
     if final.exists():
         raise RunError(f"a checkpoint needs a place of its own; {final} is there already. Save each round once.")
+    if not (run.path / MARKER).exists():
+        raise RunError(f"a run's directory must stay where it is; {run.path} is gone, or is no run's now. Begin anew.")
     clear_partial(run.path, run.token)
     partial.mkdir(parents=True)
     about = {
@@ -241,7 +256,7 @@ def _retain(run: Run, keep: int, best: Best | None) -> None:
 
 def _by_metric(found: Sequence[Path], best: Best) -> list[Path]:
     """Sorts those checkpoints that have a metric, the best first."""
-    sign, measured = (-1 if best.mode == "max" else 1), {}
+    sign, measured = (-1 if (best.mode or better(best.metric)) == "max" else 1), {}
     for path in found:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             value = float(json.loads((path / _ABOUT).read_bytes())["metrics"][best.metric])
@@ -292,5 +307,10 @@ def _problem(directory: Path) -> str | None:
 def _described(state: PyTree) -> list[list[Any]]:
     """Names the leaves of a state, with dtype and shape of what is saved of each."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
-    arrays = ((path, plain(leaf)) for path, leaf in leaves)
+    arrays = [(path, plain(leaf)) for path, leaf in leaves]
+    for path, x in arrays:
+        if x.dtype.kind not in "biufcV":  # V: of numbers that NumPy has not
+            raise TypeError(
+                f"a state needs leaves of numbers; got {x.dtype} at {jax.tree_util.keystr(path)}. Leave it out."
+            )
     return [[jax.tree_util.keystr(path), x.dtype.name, list(x.shape)] for path, x in arrays]

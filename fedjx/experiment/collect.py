@@ -78,6 +78,8 @@ def collect(runs: Runs) -> dict[str, list[Member]]:
         found = _of_sweep(runs)
     elif isinstance(runs, str | Path):
         found = _in_directory(Path(runs))
+    elif isinstance(runs, Sequence) and not runs:
+        found = {}
     elif paths := _paths(runs):
         found = _in_directories(paths)
     else:
@@ -133,6 +135,7 @@ def _in_directories(paths: Sequence[Path]) -> dict[str, list[Member]]:
 
 def _in_directory(path: Path) -> dict[str, list[Member]]:
     """Reads the runs in a directory and below it."""
+    path = path.expanduser()
     found: dict[str, list[Member]] = {}
     for run in _runs_below(path):
         is_seed = run != path and re.fullmatch(_SEED, run.name)

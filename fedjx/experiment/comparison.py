@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
 from fedjx.core.language.checks import check_choice, check_integer
-from fedjx.experiment.rows import Mode, Row, values
+from fedjx.experiment.rows import Mode, Row, better, values
 
 Metric: TypeAlias = str | Callable[[list[Row]], float | None]
 
@@ -38,6 +38,8 @@ class Line(NamedTuple):
       difference: The mean over the seeds of the metric here minus that at the best point with the same seed.
       error: The standard error of that mean; NaN for one seed.
       failures: What runs failed with, by seed.
+      lost: Why a metric is not known, by seed: "not finite", "never measured", or "without a value" of a function.
+      is_constant: Whether several seeds have the same rows, but for the time they took.
     """
 
     point: dict[str, Any]
@@ -47,6 +49,8 @@ class Line(NamedTuple):
     difference: float
     error: float
     failures: Mapping[int, str]
+    lost: Mapping[int, str]
+    is_constant: bool
 
     @property
     def is_whole(self) -> bool:
@@ -68,16 +72,16 @@ class Table(NamedTuple):
     lines: tuple[Line, ...]
 
     def __str__(self) -> str:
-        """Prints the table, what failed, and where the best is at the edge of what was tried."""
+        """Prints the table, what failed or is not known, and where the best is at the edge of what was tried."""
         names = list(dict.fromkeys(name for line in self.lines for name in line.point))
         head = [*names, self.metric, "std", "seeds", "to the best", "s.e."]
         rows = [_cells(line, names, is_best=line is self.lines[0]) for line in self.lines]
         failures = [
-            f"{', '.join(f'{k}={v}' for k, v in [*line.point.items(), ('seed', seed)])}: {text}"
+            f"{_said({**line.point, 'seed': seed})}: {text}"
             for line in self.lines
             for seed, text in line.failures.items()
         ]
-        notes = [*failures, *_edges(self.lines)]
+        notes = [*failures, *_unknown(self.lines), *_constants(self.lines), *_edges(self.lines)]
         return "\n".join(
             [_markdown(head), "|---" * len(head) + "|", *map(_markdown, rows), *([""] if notes else []), *notes]
         )
@@ -86,33 +90,60 @@ class Table(NamedTuple):
         return str(self)
 
 
-def compared(outcomes: Sequence[HasOutcome], metric: Metric, mode: Mode, last: int) -> Table:
+def compared(outcomes: Sequence[HasOutcome], metric: Metric, mode: Mode | None, last: int) -> Table:
     """Compares the points of a sweep; see `Sweep.table`."""
+    name = metric if isinstance(metric, str) else getattr(metric, "__name__", "metric")
+    if mode is None and callable(metric):
+        raise ValueError(f"mode must be said where metric is a function; got {mode=}. Pass 'max' or 'min'.")
+    mode = mode or better(name)
     check_choice(("max", "min"), mode=mode)
     check_integer("[1, inf)", last=last)
+    if not callable(metric):
+        _check_measured(outcomes, metric)
     points: dict[str, list[HasOutcome]] = {}
     for outcome in outcomes:
         points.setdefault(str(outcome.point), []).append(outcome)
     lines = [_line(runs, metric, last) for runs in points.values()]
     sign = -1 if mode == "max" else 1
     lines = sorted(lines, key=lambda line: sign * line.mean if line.is_whole else math.inf)
-    name = metric if isinstance(metric, str) else getattr(metric, "__name__", "metric")
     return Table(name, mode, tuple(_against(line, lines[0]) for line in lines))
+
+
+def _check_measured(outcomes: Sequence[HasOutcome], metric: str) -> None:
+    """Refuses a name that no run has, if runs have some."""
+    cells = (cell for outcome in outcomes for row in outcome.rows for cell in row.items())
+    known = {name for name, value in cells if isinstance(value, int | float)}
+    if known and metric not in known:
+        raise ValueError(f"metric must be a number in some rows; got {metric=}. Choose among {sorted(known)}.")
 
 
 def _line(runs: Sequence[HasOutcome], metric: Metric, last: int) -> Line:
     found = {run.seed: _value(run.rows, metric, last) for run in runs if not run.error}
+    known = {seed: math.nan if value is None else value for seed, value in found.items()}
+    missing = "without a value" if callable(metric) else "never measured"
+    lost = {
+        seed: missing if value is None else "not finite"
+        for seed, value in found.items()
+        if value is None or not math.isfinite(value)
+    }
     failures = {run.seed: run.error for run in runs if run.error}
-    mean, deviation, _ = _statistics(list(found.values()))
-    return Line(runs[0].point, found, mean, deviation, math.nan, math.nan, failures)
+    mean, deviation, _ = _statistics(list(known.values()))
+    texts = [_text_of_rows(run.rows) for run in runs if run.rows]
+    is_constant = len(texts) > 1 == len(set(texts))
+    return Line(runs[0].point, known, mean, deviation, math.nan, math.nan, failures, lost, is_constant)
 
 
-def _value(rows: list[Row], metric: Metric, last: int) -> float:
+def _text_of_rows(rows: Sequence[Row]) -> str:
+    """Writes down what a run measured, but for the time it took; NaN is the same text as NaN."""
+    return str([{name: value for name, value in row.items() if name != "total/seconds"} for row in rows])
+
+
+def _value(rows: list[Row], metric: Metric, last: int) -> float | None:
     if callable(metric):
         found = metric(rows)
-        return math.nan if found is None else float(found)
+        return None if found is None else float(found)
     _, value = values(rows, metric)
-    return _statistics(value[-last:].tolist())[0]
+    return _statistics(value[-last:].tolist())[0] if len(value) else None
 
 
 def _against(line: Line, best: Line) -> Line:
@@ -148,6 +179,27 @@ def _text(value: float) -> str:
 
 def _markdown(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _said(point: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in point.items())
+
+
+def _unknown(lines: Sequence[Line]) -> Iterator[str]:
+    """Says where the metric is not known, and why."""
+    for line in lines:
+        for why in dict.fromkeys(line.lost.values()):
+            seeds = [str(seed) for seed, what in line.lost.items() if what == why]
+            which = f"{len(seeds)} of {len(line.values)} seeds {why}: seed {', '.join(seeds)}"
+            of_point = f"{_said(line.point)}: " if line.point else ""
+            yield of_point + (why if len(seeds) == len(line.values) else which)
+
+
+def _constants(lines: Sequence[Line]) -> list[str]:
+    """Says where seeds change nothing, of which a deviation of 0 is no finding."""
+    constant = [_said(line.point) for line in lines if line.is_constant]
+    where = f"{len(constant)} of {len(lines)} points, as at {constant[0]}" if constant and constant[0] else "the point"
+    return [f"All seeds have the same rows at {where}: use the seed in what is random."] if constant else []
 
 
 def _edges(lines: Sequence[Line]) -> list[str]:

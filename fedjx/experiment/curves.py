@@ -91,6 +91,18 @@ def curve(seeds: Sequence[Columns], y: str, x: str = "round", band: Band = "rang
     return Curve(grid, values, mean, mean - deviation, mean + deviation)
 
 
+class Ends(NamedTuple):
+    """What the seeds of a run came to.
+
+    Attributes:
+      values: Of each seed, ``[S]``; NaN where it was not finite, or never measured.
+      lost: Of how many that is, and which of both it was, in words; empty if of none.
+    """
+
+    values: np.ndarray
+    lost: str
+
+
 def thinned(curve: Curve, num_parts: int) -> Curve:
     """Keeps of each part of the axis what a picture shows of it: where each line is least, greatest and interrupted."""
     size = len(curve.x)
@@ -111,30 +123,29 @@ def thinned(curve: Curve, num_parts: int) -> Curve:
     return Curve(*(line[..., columns] for line in curve))
 
 
-def ends(seeds: Sequence[Columns], y: str, at: At, mode: Mode) -> np.ndarray:
-    """Returns what each seed came to, ``[S]``: last or best; NaN where that was not finite, or never measured."""
-    values = [np.append(np.nan, points(metrics, y)[1]) for metrics in seeds]
-    if at == "last":
-        return np.array([value[-1] for value in values])
-    return np.array([(np.fmax if mode == "max" else np.fmin).reduce(value) for value in values])
+def ends(seeds: Sequence[Columns], y: str, at: At, mode: Mode) -> Ends:
+    """Returns what each seed came to: last or best.
+
+    >>> runs = [{"round": 0, "loss": 2.0}], [{"round": 0, "loss": float("nan")}], [{"round": 0}]
+    >>> ends([columns(rows) for rows in runs], "loss", "last", "min")
+    Ends(values=array([ 2., nan, nan]), lost='1 of 3 not measured, 1 of 3 not finite')
+    """
+    measured = [points(metrics, y)[1] for metrics in seeds]
+    of_all = {"last": lambda value: value[-1], "best": (np.fmax if mode == "max" else np.fmin).reduce}[at]
+    found = np.array([of_all(value) if len(value) else np.nan for value in measured])
+    num_unmeasured = sum(not len(value) for value in measured)
+    num_lost = {"not measured": num_unmeasured, "not finite": int(np.isnan(found).sum()) - num_unmeasured}
+    parts = [what if n == len(seeds) else f"{n} of {len(seeds)} {what}" for what, n in num_lost.items() if n]
+    return Ends(found, ", ".join(parts))
 
 
 def rank(values: np.ndarray, mode: Mode) -> float:
-    """Returns a number to sort runs by, the best first: their mean, and those last in which a seed is not finite."""
+    """Returns a number to sort runs by, the best first: their mean, and those last of which a seed has no number."""
     mean = values.mean() if len(values) else np.nan
     return np.inf if np.isnan(mean) else float(-mean if mode == "max" else mean)
 
 
-def ranked(runs: Mapping[str, Sequence[Columns]], y: str, at: At, mode: Mode) -> dict[str, np.ndarray]:
+def ranked(runs: Mapping[str, Sequence[Columns]], y: str, at: At, mode: Mode) -> dict[str, Ends]:
     """Returns what the seeds of each run came to, the best run first."""
     found = {name: ends(seeds, y, at, mode) for name, seeds in runs.items()}
-    return dict(sorted(found.items(), key=lambda item: rank(item[1], mode)))
-
-
-def better(metric: str) -> Mode:
-    """Guesses whether more or less of a metric is better: less, if its name has loss, error, perplexity or epsilon.
-
-    >>> better("test/accuracy"), better("test/loss")
-    ('max', 'min')
-    """
-    return "min" if any(word in metric.lower() for word in ("loss", "error", "perplexity", "epsilon")) else "max"
+    return dict(sorted(found.items(), key=lambda item: rank(item[1].values, mode)))

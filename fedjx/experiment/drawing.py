@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjx.experiment.curves import Columns, Curve, curve, thinned
+from fedjx.experiment.curves import Columns, Curve, Ends, curve, thinned
 
 # Six that people with each kind of colour blindness tell apart, at least 3 to 1 on white; then other dashes.
 COLOURS = ("#0069ba", "#d56000", "#0a6066", "#c579af", "#212856", "#894a00")
@@ -72,16 +72,15 @@ def draw_curves(
     tidy(axes)
 
 
-def draw_ends(axes: Any, ends: Mapping[str, np.ndarray]) -> None:
+def draw_ends(axes: Any, ends: Mapping[str, Ends]) -> None:
     """Draws a line of dots for each name, from above, with a bar at their mean."""
-    for place, values in enumerate(ends.values()):
+    for place, (values, lost) in enumerate(ends.values()):
         known = values[np.isfinite(values)]
         axes.plot(known, np.full(len(known), place), "o", color=COLOURS[0], markersize=5, alpha=0.6)
         if len(known) == len(values) > 1:
             axes.plot([known.mean()], [place], "|", color=COLOURS[1], markersize=16, markeredgewidth=2.5)
-        if num_lost := len(values) - len(known):
-            text = "not finite" if len(values) == 1 else f"{num_lost} of {len(values)} not finite"
-            axes.annotate(text, (1, place), xycoords=("axes fraction", "data"), ha="right", va="center", fontsize=8)
+        if lost:
+            axes.annotate(lost, (1, place), xycoords=("axes fraction", "data"), ha="right", va="center", fontsize=8)
     axes.set_yticks(range(len(ends)), [wrapped(name) for name in ends], fontsize=8)
     axes.set_ylim(len(ends) - 0.5, -0.5)
     tidy(axes)

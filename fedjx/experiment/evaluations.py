@@ -61,12 +61,15 @@ def client_evaluation(
     Args:
       model: What is evaluated.
       data: The clients' examples.
-      ids: Which clients; all if not given.
+      ids: Which clients, each once; all if not given.
       batch_size: Examples that a client takes at once.
       lanes: As for `Cohort`.
+
+    Raises:
+      ValueError: If `ids` names nobody, or somebody twice.
     """
     step = federated_evaluation(model, per_client=True).streamed()
-    cohort = Cohort(data, data.ids[:] if ids is None else ids, batch_size=batch_size, lanes=lanes)
+    cohort = _each_once(data, ids, batch_size, lanes)
 
     def evaluation(state: Any, states: ClientStates | None = None) -> Metrics:
         metrics, of_each = step(state.params, cohort)
@@ -91,12 +94,21 @@ def personalised_evaluation(
         `personal_evaluation`, whose models are the clients' states in the run.
       data: The clients' examples.
       key: For the first kind, and only that.
-      ids: Which clients; all if not given.
+      ids: Which clients, each once; all if not given.
       batch_size: Examples that a client takes at once.
       lanes: As for `Cohort`.
+
+    Raises:
+      ValueError: If `ids` names nobody, or somebody twice.
+      TypeError: If `computation` is none, such as the model itself.
     """
+    if not isinstance(computation, Computation):
+        raise TypeError(
+            "what evaluates must be a computation, as personalization_evaluation and personal_evaluation return; got a "
+            f"{type(computation).__name__}. Make one of the model first."
+        )
     step = computation.streamed()
-    cohort = Cohort(data, data.ids[:] if ids is None else ids, batch_size=batch_size, lanes=lanes)
+    cohort = _each_once(data, ids, batch_size, lanes)
 
     def evaluation(state: Any, states: ClientStates | None = None) -> Metrics:
         if (key is None) == (states is None):
@@ -112,6 +124,13 @@ def personalised_evaluation(
         }
 
     return evaluation
+
+
+def _each_once(data: ClientData, ids: ArrayLike | None, batch_size: int, lanes: Lanes) -> Cohort:
+    cohort = Cohort(data, data.ids[:] if ids is None else ids, batch_size=batch_size, lanes=lanes)
+    if not 0 < len(np.unique(cohort.ids)) == cohort.ids.size:
+        raise ValueError(f"ids must be clients that differ, one at least; got {ids=!r:.80}. Leave it out for all.")
+    return cohort
 
 
 def _of_all(own: Clients, ids: np.ndarray) -> Clients:

@@ -26,7 +26,8 @@ class EventWriter:
     def add_scalar(self, name: str, value: float, round: int) -> None:
         """Adds a number to a curve."""
         if self._file is not None:
-            summary = scalar(name, float(value))
+            summary = scalar(name, 0.0)
+            summary.value[0].simple_value = float(value)  # `scalar` itself prints a warning of each NaN
             self._file.write_event(Event(wall_time=time.time(), step=round, summary=summary))
 
     def flush(self) -> None:

@@ -12,6 +12,10 @@ from fedjx.experiment.run_directory import RunError
 
 def plain(leaf: PyTree) -> Array:
     """Returns an array of a type that NumPy has: of random keys their data."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        raise TypeError(
+            f"a state needs to have arrays; got {leaf}. Give one such as `algorithm.init(jax.random.key(0))`."
+        )
     if not isinstance(leaf, jax.Array):
         return np.asarray(leaf)
     return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf

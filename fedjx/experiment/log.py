@@ -10,7 +10,7 @@ from types import TracebackType
 
 from fedjx.core.language.names import PyTree
 from fedjx.experiment.rows import Row, flat
-from fedjx.experiment.run_directory import RunError
+from fedjx.experiment.run_directory import RunError, is_full
 from fedjx.experiment.sinks import Sink
 
 _AHEAD = 32  # rounds
@@ -103,7 +103,7 @@ class Log:
         row["total/seconds"] = self._before + time.perf_counter() - self._begun  # after `flat`, which waits
         self._rows.append(row)
         for sink in self._sinks:
-            sink.write(row)
+            sink.write(dict(row))  # which is then its own
 
     def _flush(self) -> None:
         for sink in self._sinks:
@@ -116,7 +116,7 @@ class Log:
             self._error = self._error or error
 
     def _check(self) -> None:
-        if isinstance(self._error, OSError):
+        if is_full(self._error):
             raise RunError(
                 f"a run needs room to write what it measures; got {self._error}. Make some, and resume from the last "
                 "checkpoint."

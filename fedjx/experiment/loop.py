@@ -4,38 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import signal
-import sys
+import inspect
 import tempfile
-import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
 from fedjx.core.execution.process import Algorithm, StatefulAlgorithm
-from fedjx.core.language.checks import check_integer
+from fedjx.core.language.checks import check_choice, check_integer
 from fedjx.core.language.names import Key, Metrics, PyTree
-from fedjx.core.language.traffic import Traffic, traffic
-from fedjx.core.language.values import Clients
 from fedjx.data.client_states import ClientStates
 from fedjx.data.cohort import Cohort
 from fedjx.data.federated_data import ClientData
-from fedjx.data.fingerprint import fingerprint
+from fedjx.experiment.arguments import check_arguments
 from fedjx.experiment.checkpointing import Checkpointer
-from fedjx.experiment.checkpoints import Best, Checkpoint
+from fedjx.experiment.checkpoints import Best, Checkpoint, check_best
+from fedjx.experiment.ending import of_first, told_to_end
 from fedjx.experiment.evaluations import Evaluation
-from fedjx.experiment.host_arrays import plain
-from fedjx.experiment.log import Log
-from fedjx.experiment.rows import Row, flat, kept_rows
+from fedjx.experiment.identity import cohort_of, determined, example_of
+from fedjx.experiment.row_parts import grouped, log_of, totals_of
+from fedjx.experiment.rows import Row, flat
 from fedjx.experiment.run_directory import STATES, Run, Start, open_run
-from fedjx.experiment.sinks import Sink, csv_table, json_lines, progress_bar, tensorboard
+from fedjx.experiment.sinks import Sink
 from fedjx.experiment.stop import StopRule, stopped
 from fedjx.privacy.budget import Budget, within
 from fedjx.training.stateful_rounds import stateful_rounds
@@ -53,6 +46,9 @@ class Result(NamedTuple):
     state: Any
     rows: list[Row]
     reason: str
+
+    def __repr__(self) -> str:
+        return f"Result(state=..., rows=[... {len(self.rows)} of them], reason={self.reason!r})"
 
 
 def run(
@@ -82,7 +78,8 @@ def run(
     """Trains until the last round, or until a rule says to stop, and leaves in a directory all that it needs to go on.
 
     Killed at any moment and started again, it ends with the bits of a run that was not, if `lanes` is a number. A
-    wish to end, SIGTERM or Ctrl-C, is granted after the round, with a checkpoint.
+    wish to end, SIGTERM or Ctrl-C, is granted after the round, with a checkpoint; if several processes share the run,
+    after the next one that is evaluated or saved anyway, where they ask the first of them.
 
     Args:
       algorithm: What a round is. States of its clients, if they keep some, are on disk in the run's directory.
@@ -112,7 +109,7 @@ def run(
     Raises:
       RunError: As `open_run` and `last_checkpoint`; and if the disk is full, which loses no more than the rounds since
         the last checkpoint.
-      ValueError: If no evaluation measures the metric of `best`.
+      ValueError: If no evaluation measures the metric of `best`; if there is a round to profile and no directory.
 
     >>> import optax
     >>> train, test = fedjx.data.digits(num_clients=20)
@@ -125,12 +122,16 @@ def run(
     """
     check_integer("[0, inf)", num_rounds=num_rounds)
     check_integer("[1, inf)", evaluate_every=evaluate_every, checkpoint_every=checkpoint_every)
-    check_names(evaluate)
+    check_arguments(
+        data=data, sampler=sampler, about=about, evaluate=evaluate, stop=stop, sinks=sinks, budget=budget,
+        simulated_seconds=simulated_seconds,
+    )  # fmt: skip
+    _check_together(path, start, num_rounds, profile_round, evaluate, best)
     state, last = algorithm.init(key), num_rounds if budget is None else min(num_rounds, budget.max_rounds)
     example = example_of(algorithm, state, Cohort(data, data.ids[:1], batch_size=batch_size))
 
     def cohort(number: int) -> Cohort:
-        return Cohort(data, data.ids[sampler(number)], batch_size=batch_size, lanes=lanes)
+        return cohort_of(data, sampler, number, batch_size=batch_size, lanes=lanes)
 
     with contextlib.ExitStack() as stack:
         directory = None
@@ -141,22 +142,23 @@ def run(
         saved = stack.enter_context(Checkpointer(directory, keep=keep, best=best, client_states=states))
         done, state = (saved.restore(state) or Checkpoint(0, state))[:2]
         log = stack.enter_context(log_of(directory, done, num_rounds, sinks, progress))
-        is_told = stack.enter_context(told_to_end())
+        is_told = stack.enter_context(told_to_end(is_kept=directory is not None))
         tested = functools.partial(_tested, evaluate, states, best)
-        totals = totals_of(sent_by(algorithm, example), simulated_seconds)
+        totals = totals_of(algorithm, example, simulated_seconds)
         if done == 0 and evaluate:
-            log.add(0, tested(state))
-        reason = _of_first(stopped(stop, log.wait()))
+            log.add(0, {**tested(state), "total": totals(0)})
+        reason = of_first(stopped(stop, log.wait()))
         numbers = range(done + 1, last + 1) if reason is None else ()
         for number, clients in zip(numbers, step.ahead(map(cohort, numbers)), strict=False):
             with _profile(directory if number == profile_round else None):
                 state, metrics = step(state, clients)
             is_due = number % evaluate_every == 0 or number == last
             found = tested(state) if is_due else {}
-            log.add(number, {**grouped(metrics), **found, "total": totals(number, clients, metrics)})
-            reason = _of_first(stopped(stop, log.wait())) if is_due and stop else None
-            reason = reason or is_told(is_due)
-            if number % checkpoint_every == 0 or number == last or reason or (found and best):
+            log.add(number, {**grouped(metrics), **found, "total": totals(number, len(clients.ids), metrics)})
+            reason = of_first(stopped(stop, log.wait())) if is_due and stop else None
+            is_saved = number % checkpoint_every == 0 or number == last or bool(found and best)
+            reason = reason or is_told(is_due or is_saved)
+            if is_saved or reason:
                 saved.save(Checkpoint(number, state, metrics=found), before=log.flush)
             if reason:
                 break
@@ -164,42 +166,23 @@ def run(
         return Result(state, log.wait(), reason or _at_the_end(num_rounds, max(last, done), budget))
 
 
-def example_of(algorithm: Any, state: PyTree, cohort: Cohort) -> list[PyTree]:
-    """Returns arguments of a round, of one client."""
-    if not isinstance(algorithm, StatefulAlgorithm):
-        return [state, cohort.whole()]
-    own = jax.tree.map(lambda x: jnp.asarray(x)[None], algorithm.init_client(state))
-    return [state, cohort.whole(), Clients.of(own, ids=cohort.ids.astype(np.int32))]
-
-
-def check_names(evaluate: Mapping[str, Evaluation]) -> None:
-    """Refuses evaluations whose numbers would have the names of others in the rows."""
-    if taken := sorted({"round", "train", "privacy", "total"} & evaluate.keys()):
-        raise ValueError(f"evaluations need names of their own; got {taken}, as a run names its own. Rename them.")
-
-
-def determined(
-    about: Mapping[str, Any],
-    algorithm: Any,
-    example: Sequence[PyTree],
-    data: ClientData,
-    sampler: Any,
-    cohort: Cohort,
-    budget: Budget | None,
-) -> dict[str, Any]:
-    """Says what determines a run, which a resumed one must have too: what the user says of it, and the rest."""
-    own = {
-        "algorithm": algorithm.next.program(*example).fingerprint(),
-        "key": np.asarray(plain(example[0].key)).tolist() if hasattr(example[0], "key") else None,
-        "data": fingerprint(data),
-        "sampler": getattr(sampler, "description", getattr(sampler, "__qualname__", None)),
-        "batch_size": cohort.batch_size,
-        "lanes": cohort.lanes,
-        "budget": None if budget is None else budget.description,
-    }
-    if taken := sorted(own.keys() & about.keys()):
-        raise ValueError(f"a run says by itself what its {', '.join(taken)} is; got it in {about=}. Leave it out.")
-    return {**about, **own}
+def _check_together(
+    path: object,
+    start: Start,
+    num_rounds: int,
+    profile_round: int | None,
+    evaluate: Mapping[str, Any],
+    best: Best | None,
+) -> None:
+    """Refuses arguments of which one says what another cannot hold."""
+    check_choice(("new", "resume", "auto", "overwrite"), start=start)
+    check_best(best)
+    if path is None and (start == "resume" or profile_round is not None):
+        raise ValueError(f"a directory is needed for {start=} and {profile_round=}; got no path. Give one.")
+    if profile_round is not None:
+        check_integer(f"[1, {num_rounds}]", profile_round=profile_round)
+    if best is not None and not evaluate:
+        raise ValueError(f"best needs a metric of evaluate; got {best.metric!r}, and nothing to evaluate. Give it.")
 
 
 def _step(
@@ -218,106 +201,34 @@ def _step(
     return step if budget is None else within(budget, step), states
 
 
-def log_of(directory: Run | None, done: int, num_rounds: int, sinks: Sequence[Sink], progress: bool) -> Log:
-    """Returns the log of a run, with its files in the directory, and the rows that they have until round `done`."""
-    if jax.process_index() != 0:
-        return Log([])
-    bar = functools.partial(progress_bar, num_rounds)
-    if directory is None:
-        return Log([*([bar()] if progress else []), *sinks])
-    rows = kept_rows(directory.path, done or -1)  # what begins again has measured nothing
-    if done and (not rows or rows[-1]["round"] != done):
-        warnings.warn(
-            f"rows before round {done} are missing in {directory.path}; totals count without them.", stacklevel=3
-        )
-    files = [json_lines(directory), csv_table(directory, rows), tensorboard(directory, done)]
-    return Log([*files, *([bar(rows)] if progress else []), *sinks], rows)
-
-
-def sent_by(algorithm: Any, example: Sequence[PyTree]) -> Traffic | None:
-    """Returns what a client receives and sends in a round, if that is known before."""
-    with contextlib.suppress(ValueError):
-        return traffic(algorithm.next, *example)
-
-
 def _tested(
     evaluate: Mapping[str, Evaluation], states: ClientStates | None, best: Best | None, state: PyTree
 ) -> dict[str, Metrics]:
-    found = {name: fn(state) if states is None else fn(state, states) for name, fn in evaluate.items()}
+    given = (state,) if states is None else (state, states)
+    for name, evaluation in evaluate.items() if states is not None else ():
+        if not _takes(evaluation, given):
+            raise TypeError(f"where clients keep states an evaluation takes `(state, client_states)`; got {name!r}.")
+    found = {name: evaluation(*given) for name, evaluation in evaluate.items()}
     names = flat(jax.tree.map(lambda _: 0, found))  # of numbers that need not be known yet
     if best is not None and best.metric not in names:
         raise ValueError(f"best needs a metric of evaluate; got {best.metric!r}. Choose among {sorted(names)}.")
     return found
 
 
-def totals_of(sent: Traffic | None, simulated_seconds: Callable[[int], float] | None) -> Callable[..., Metrics]:
-    """Returns the function that says what a round adds to what has been done."""
-
-    def totals(number: int, clients: Cohort, metrics: Metrics) -> Metrics:
-        counted: Metrics = {"clients": len(clients.ids), "examples": metrics.get("num_examples", 0)}
-        if sent is not None:
-            everyone = sent * len(clients.ids)
-            counted |= {"bits_down": everyone.down, "bits_up": everyone.up}
-        return counted if simulated_seconds is None else {**counted, "simulated_seconds": simulated_seconds(number)}
-
-    return totals
-
-
-def grouped(metrics: Metrics) -> Metrics:
-    """Puts what a round's privacy has cost beside its metrics."""
-    own = {name: value for name, value in metrics.items() if name != "privacy"}
-    return {"train": own, "privacy": metrics.get("privacy", {})}
+def _takes(function: Callable[..., object], arguments: Sequence[object]) -> bool:
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError:
+        return False
+    except ValueError:  # of what has no signature nobody knows
+        return True
+    return True
 
 
 def _at_the_end(num_rounds: int, last: int, budget: Budget | None) -> str:
     if budget is not None and last < num_rounds:
         return f"the budget of epsilon {budget.epsilon:g} pays {last} rounds"
     return f"all {max(num_rounds, last)} rounds are done"
-
-
-def _of_first(reason: str | None) -> str | None:
-    """Gives all processes what the first one has decided: its clock and its rows count."""
-    if jax.process_count() == 1:
-        return reason
-    text = np.frombuffer((reason or "").encode()[:200].ljust(200), np.uint8)
-    return np.asarray(multihost_utils.broadcast_one_to_all(text)).tobytes().decode(errors="replace").strip() or None
-
-
-@contextlib.contextmanager
-def told_to_end() -> Iterator[Callable[[bool], str | None]]:
-    """Takes SIGTERM, as batch systems send it before they kill, and Ctrl-C for a wish to end after the round.
-
-    Who heard of these before is told when the run has ended: Ctrl-C is then a `KeyboardInterrupt` as ever, and so is a
-    second one at once. Several processes need not have heard in the same round: they ask the first one where all do.
-    """
-    told: list[int] = []
-
-    def is_told(is_due: bool) -> str | None:
-        reason = f"it was told to end, by {signal.Signals(told[0]).name}" if told else None
-        if jax.process_count() == 1:
-            return reason
-        return _of_first(reason) if is_due else None
-
-    def hear(number: int, frame: FrameType | None) -> None:
-        del frame
-        if number == signal.SIGINT and number in told:
-            raise KeyboardInterrupt
-        told.append(number)
-        print("\nfedjx: the run ends after this round, with a checkpoint.", file=sys.stderr)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield is_told
-        return
-    heard = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, hear) for number in heard}
-    try:
-        yield is_told
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    for number in told:
-        if callable(handler := before[signal.Signals(number)]):
-            handler(number, None)
 
 
 @contextlib.contextmanager

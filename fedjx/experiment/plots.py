@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fedjx.core.language.checks import check_choice
+from fedjx.core.language.checks import check_choice, check_number
 from fedjx.experiment.collect import RunLike, Runs, collect
-from fedjx.experiment.curves import At, Band, Columns, better, curve, points, ranked
+from fedjx.experiment.curves import At, Band, Columns, curve, points, ranked
 from fedjx.experiment.drawing import (
     COLOURS,
     draw_curves,
@@ -26,7 +26,7 @@ from fedjx.experiment.drawing import (
     tidy,
     wrapped,
 )
-from fedjx.experiment.rows import Mode
+from fedjx.experiment.rows import Mode, better
 
 if TYPE_CHECKING:  # Matplotlib takes a while to import, which those who plot nothing need not wait for.
     from matplotlib.figure import Figure
@@ -57,7 +57,7 @@ def plot_curves(
       band: "range", from the least seed to the greatest; "deviation", one standard deviation up and down.
 
     Raises:
-      ValueError: If there is no run, or none has the metric.
+      ValueError: If there is no run, or none has the metric, finite somewhere.
 
     >>> seeds = [[{"round": 0, "test/loss": 2.0}, {"round": 10, "test/loss": 1.0 + seed}] for seed in range(3)]
     >>> (axes,) = plot_curves({"fed_avg": seeds}, "test/loss", target=1.5).axes
@@ -67,6 +67,8 @@ def plot_curves(
     from matplotlib.figure import Figure
 
     check_choice(("range", "deviation"), band=band)
+    if target is not None:
+        check_number("(-inf, inf)", "Pass one, or None for no line.", target=target)
     curves = {name: line for name, rows in _having(runs, y, x).items() if (line := curve(rows, y, x, band))}
     names = {name: wrapped(name) for name in curves if name}
     num_lines = sum(name.count("\n") + 1 for name in names.values())
@@ -98,7 +100,7 @@ def plot_comparison(runs: Runs, y: str, *, at: At = "last", mode: Mode | None = 
       mode: Whether more or less is better; by default as `better` takes it to be.
 
     Raises:
-      ValueError: If there is no run, or none has the metric.
+      ValueError: If there is no run, or none has the metric, finite somewhere.
 
     >>> rows = {"rate=0.1": [{"round": 9, "test/accuracy": 0.5}], "rate=0.2": [{"round": 9, "test/accuracy": 0.7}]}
     >>> [label.get_text() for label in plot_comparison(rows, "test/accuracy").axes[0].get_yticklabels()]
@@ -113,7 +115,7 @@ def plot_comparison(runs: Runs, y: str, *, at: At = "last", mode: Mode | None = 
     figure = Figure(figsize=(6.4, height_of(found)), layout="constrained")
     axes: Any = figure.subplots()
     draw_ends(axes, found)
-    of_each = " of each seed" if any(len(values) > 1 for values in found.values()) else ""
+    of_each = " of each seed" if any(len(values) > 1 for values, _ in found.values()) else ""
     axes.set_xlabel(wrapped(f"{y}, {at}{of_each}"))
     return figure
 
@@ -128,7 +130,7 @@ def plot_percentiles(run: RunLike, metric: str, x: str = "round") -> Figure:
       x: What is counted.
 
     Raises:
-      ValueError: If the rows have no percentiles of it.
+      ValueError: If the rows have no percentiles of it, or there are several runs.
 
     >>> rows = [{"round": r, "clients/accuracy_p10": 0.1 * r, "clients/accuracy_p90": 0.3 * r} for r in range(3)]
     >>> plot_percentiles(rows, "clients/accuracy").axes[0].get_ylabel()
@@ -136,7 +138,11 @@ def plot_percentiles(run: RunLike, metric: str, x: str = "round") -> Figure:
     """
     from matplotlib.figure import Figure
 
-    (member,) = next(iter(collect({"": run}).values()))
+    member, *others = collect({"": run})[""]
+    if others:
+        raise ValueError(
+            f"percentiles are of one run; got {1 + len(others)} in {run!r:.80}. Give one's directory or rows."
+        )
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     draw_percentiles(figure.subplots(), member.metrics, metric, x)
     return figure
@@ -194,9 +200,10 @@ def _having(runs: Runs, y: str, x: str = "round") -> dict[str, list[Columns]]:
     having = {
         name: [metrics for metrics in seeds if len(points(metrics, y, x)[0])] for name, seeds in collected.items()
     }
-    if not any(having.values()):
-        known = sorted({name for seeds in collected.values() for metrics in seeds for name in metrics})
-        raise ValueError(f"{y!r} and {x!r} must be numbers of the same rows; got none. Choose among {known}.")
+    if not any(np.isfinite(points(metrics, y, x)[1]).any() for seeds in having.values() for metrics in seeds):
+        pairs = (pair for seeds in collected.values() for metrics in seeds for pair in metrics.items())
+        known = sorted({name for name, (_, values) in pairs if np.isfinite(values).any()})
+        raise ValueError(f"{y!r} and {x!r} must be finite numbers of the same rows; got none. Choose among {known}.")
     return {name: seeds for name, seeds in having.items() if seeds}
 
 

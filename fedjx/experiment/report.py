@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from fedjx.core.language.checks import check_choice
+from fedjx.core.language.checks import check_choice, check_number
 from fedjx.data.federated_data import ClientData
 from fedjx.data.manifest import replace_file
 from fedjx.data.partitions.dirichlet import label_counts
 from fedjx.data.plots import plot_label_distribution, plot_sizes
 from fedjx.experiment.collect import Member, Runs, collect
-from fedjx.experiment.curves import Columns, better, curve, points, ranked
+from fedjx.experiment.curves import Columns, curve, points, ranked
 from fedjx.experiment.drawing import (
     COLOURS,
     DASHES,
@@ -29,7 +29,7 @@ from fedjx.experiment.drawing import (
     wrapped,
 )
 from fedjx.experiment.plots import said_of_band
-from fedjx.experiment.rows import Mode
+from fedjx.experiment.rows import Mode, better
 from fedjx.experiment.summary import Table, problems, results, settings
 from fedjx.experiment.svg import picture, svg
 
@@ -55,7 +55,7 @@ def report(
     mode: Mode | None = None,
     target: float | None = None,
     data: ClientData | None = None,
-    label: str = "y",
+    label: str | None = None,
     title: str | None = None,
 ) -> None:
     """Writes a report of runs: results, curves, clients, what was run, and what went wrong, as one file of HTML.
@@ -66,16 +66,18 @@ def report(
     Args:
       runs: A run's directory, a sweep's, several of them, or rows by name; as `fedjx.experiment.collect.collect` takes
         them.
-      output: The file, such as ``"report.html"``; written over.
+      output: The file, such as ``"report.html"``; written over. Folders that are missing are made.
       metric: What runs are compared by; by default ``test/accuracy``, or else what is like it.
-      mode: Whether more or less of it is better; by default less of what is called a loss, an error or a perplexity.
+      mode: Whether more or less of it is better; by default less of a loss, an error, a perplexity or an epsilon.
       target: Of the metric: when runs reached it.
       data: The clients' examples, whose sizes are drawn, and how their labels are distributed.
-      label: The feature with the labels, drawn where it is one integer per example, of up to 20,000 clients.
+      label: The feature with the labels, drawn where it is one integer per example, of up to 20,000 clients; by default
+        "y", if the data have it.
       title: Of the report; by default the names of the runs.
 
     Raises:
-      ValueError: If there is no run, or none has the metric.
+      ValueError: If there is no run, or none has the metric; if no rows have a round, the data no such label, or the
+        file cannot be one.
 
     >>> import tempfile, pathlib
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "report.html"
@@ -83,7 +85,9 @@ def report(
     >>> "<h1>fed_avg</h1>" in path.read_text()
     True
     """
-    found = collect(runs)
+    if target is not None:
+        check_number("(-inf, inf)", "Pass one, or None for no target.", target=target)
+    found = _with_rounds(collect(runs))
     seeds = {name: [member.metrics for member in members if member.metrics] for name, members in found.items()}
     metric = _chosen(metric, seeds)
     mode = mode or better(metric)
@@ -104,7 +108,32 @@ def report(
     ]
     template = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
     page = template.substitute(title=escape(title), body="\n".join(sections))
-    replace_file(Path(output), page.encode("utf-8", "replace"))
+    replace_file(_file(output), page.encode("utf-8", "replace"))
+
+
+def _file(output: str | Path) -> Path:
+    """Returns where the report is written, in a folder that is there."""
+    path = Path(output).expanduser()
+    if path.is_dir():
+        raise ValueError(f"a report is a file; got {path}, a directory. Name a file in it: {path / 'report.html'}.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"a report needs a folder; got {path.parent}: {error.strerror}. Choose another.") from None
+    return path
+
+
+def _with_rounds(found: Mapping[str, Sequence[Member]]) -> dict[str, list[Member]]:
+    """Leaves out rows without a round, and says so; refuses them where there are no others."""
+    members = [member for of_name in found.values() for member in of_name if member.metrics]
+    if members and not any("round" in member.metrics for member in members):
+        names = sorted({name for member in members for name in member.metrics})
+        raise ValueError(f"the rows of a report need their round; got {names} alone. Give each row its 'round'.")
+    lost = {"metrics": {}, "problem": "its rows have no round, and are left out"}
+    return {
+        name: [m._replace(**lost) if m.metrics and "round" not in m.metrics else m for m in of_name]
+        for name, of_name in found.items()
+    }
 
 
 # --- sections -----------------------------------------------------------------------------------
@@ -183,9 +212,12 @@ def _clients(seeds: _Seeds) -> Iterator[str]:
         yield f'<p class="note">Not drawn: {len(left)} more</p>'
 
 
-def _data(data: ClientData | None, label: str) -> Iterator[str]:
+def _data(data: ClientData | None, label: str | None) -> Iterator[str]:
     if data is None:
         return
+    if label is not None and label not in data.schema:
+        raise ValueError(f"label must be a feature of the data; got {label=}. Choose among {sorted(data.schema)}.")
+    label = label or "y"
     yield "<h2>Data</h2>"
     yield f'<p class="note">{data.num_clients:,} clients, {data.num_examples:,} examples</p>'
     sizes = np.asarray(data.sizes)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
+import numpy as np
 
 from fedjx.core.language.checks import check_choice
 from fedjx.data.manifest import checked_text, replace_file
@@ -52,9 +53,10 @@ def open_run(
 ) -> Iterator[Run]:
     """Opens the directory of a run, for as long as the context lasts and for nobody else.
 
-    A new run takes a directory that is empty or not there. It leaves a marker, `run.json`, that says what determines
-    the run; only a run of which all of that is the same goes on in it. Nothing that the run has not written is ever
-    deleted or written over. Of several processes the first one alone looks at the directory.
+    A new run takes a directory that is empty or not there, or whose run failed before its first round. It leaves a
+    marker, `run.json`, that says what determines the run; only a run of which all of that is the same goes on in it.
+    Nothing that the run has not written is ever deleted or written over. Of several processes the first one alone looks
+    at the directory.
 
     The lock is the operating system's: it ends with the process that holds it, however that ends.
 
@@ -83,7 +85,7 @@ def open_run(
     """
     check_choice(("new", "resume", "auto", "overwrite"), start=start)
     about = _as_json(about)
-    path = Path(os.path.abspath(path))
+    path = Path(os.path.abspath(os.path.expanduser(path)))
     if jax.process_index() != 0:
         yield Run(path, "", "")
         return
@@ -95,6 +97,8 @@ def open_run(
         raise RunError(f"a run needs a directory; got {path}: {error.strerror}. Choose another.") from None
     with locked(path), _room_needed(path):
         found = _marker(path)
+        if found is not None and start in ("new", "auto") and not _has_begun(path, found["token"]):
+            start = "overwrite"
         if found is not None and start in ("resume", "auto"):
             left_out = of_versions if found.get("versions") != versions() else ()
             check_same(path, _without(about, left_out), _without(found["about"], left_out))
@@ -115,9 +119,17 @@ def _room_needed(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_full(error):
             raise
         raise RunError(f"a run needs room; got {error} in {path}. Make some, and resume.") from error
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Tells whether an error is of a full disk, or of one's share of it."""
+    # TensorStore says the number in its text alone.
+    numbers = (errno.ENOSPC, errno.EDQUOT)
+    said = {f"os_error_code='{number}'" for number in numbers}
+    return isinstance(error, OSError) and (error.errno in numbers or any(text in str(error) for text in said))
 
 
 def _without(about: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -126,9 +138,15 @@ def _without(about: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
 
 def _as_json(about: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        return json.loads(json.dumps(about))
+        return json.loads(json.dumps(about, default=_plain_number))
     except TypeError as error:
         raise TypeError(f"what a run is about must be JSON; got {error}. Give text and numbers.") from None
+
+
+def _plain_number(value: object) -> object:
+    if isinstance(value, np.generic) or (isinstance(value, (np.ndarray, jax.Array)) and value.ndim == 0):
+        return value.item()
+    raise TypeError(f"{type(value).__name__}, {value!r:.60}")
 
 
 # --- the marker ---------------------------------------------------------------------------------
@@ -198,13 +216,31 @@ def _check_free(path: Path, found: dict[str, Any] | None, overwrite: bool) -> No
         )
 
 
+def _has_begun(path: Path, token: str) -> bool:
+    """Tells whether a directory has more than what a run leaves that fails before its first round has ended."""
+    if has_rounds(path) or ((path / CHECKPOINTS).exists() and any((path / CHECKPOINTS).iterdir())):
+        return True
+    own = {MARKER, f"{MARKER}.partial", LOCK, CHECKPOINTS, ROWS, f"{ROWS}.partial", TABLE, f"{TABLE}.partial", STATES}
+    own |= {entry.name for entry in path.glob(f"{EVENTS}.{token}")}
+    return any(entry.name not in own for entry in path.iterdir())
+
+
+def has_rounds(path: Path) -> bool:
+    """Tells whether a run has written rows besides that of before its first round, damaged or not."""
+    try:
+        rows = (path / ROWS).read_bytes().splitlines()
+    except OSError:
+        return False
+    return not all(row.startswith(b'{"round": 0,') for row in rows)
+
+
 def _begin(path: Path, about: dict[str, Any], found: dict[str, Any] | None) -> dict[str, Any]:
     """Deletes the run that was there, if one was, and writes the marker of the new one."""
     if found is not None:
         for checkpoint in checkpoints(path):  # the newest last: as long as there is one, all that it needs is there
             delete_listed(checkpoint)
         for left in checkpoints(path):  # what is damaged, or has what others have put there, is none of the new run's
-            set_aside(left)
+            set_aside(left, "damaged")
         clear_partial(path, found["token"])
         delete(path / STATES)
         for file in (*path.glob(f"{EVENTS}.{found['token']}"), path / ROWS, path / TABLE):
@@ -237,9 +273,9 @@ def delete_listed(checkpoint: Path) -> None:
             os.rmdir(folder)
 
 
-def set_aside(checkpoint: Path) -> Path:
-    """Gives what is no checkpoint of the run, or no whole one, another name."""
-    return checkpoint.rename(checkpoint.with_name(f"{checkpoint.name}.damaged-{secrets.token_hex(4)}"))
+def set_aside(path: Path, why: str = "before") -> Path:
+    """Gives what the run does not go on with another name."""
+    return path.rename(path.with_name(f"{path.name}.{why}-{secrets.token_hex(4)}"))
 
 
 def clear_partial(path: Path, token: str) -> None:

@@ -21,22 +21,16 @@ from fedjx.core.language.names import Key, Metrics, PyTree
 from fedjx.core.language.values import Clients, per_client, stack_cohorts
 from fedjx.data.cohort import Cohort
 from fedjx.data.federated_data import ClientData
+from fedjx.experiment.arguments import check_arguments
 from fedjx.experiment.checkpointing import Checkpointer
 from fedjx.experiment.checkpoints import Checkpoint
+from fedjx.experiment.ending import told_to_end
+from fedjx.experiment.evaluations import Evaluation
+from fedjx.experiment.grid import seeds_of
+from fedjx.experiment.identity import cohort_of, determined, example_of
 from fedjx.experiment.log import Log
-from fedjx.experiment.loop import (
-    Evaluation,
-    Result,
-    check_names,
-    determined,
-    example_of,
-    grouped,
-    log_of,
-    run,
-    sent_by,
-    told_to_end,
-    totals_of,
-)
+from fedjx.experiment.loop import Result, run
+from fedjx.experiment.row_parts import grouped, log_of, totals_of
 from fedjx.experiment.run_directory import open_run
 
 Draw = Callable[[int], np.ndarray]  # from the round to places in the data, as samplers do
@@ -97,7 +91,7 @@ def run_seeds(
     data: ClientData,
     sampler: Callable[[int], Draw],
     *,
-    seeds: Sequence[int],
+    seeds: Sequence[int] | int,
     batch_size: int,
     num_rounds: int,
     key: Callable[[int], Key] = jax.random.key,
@@ -120,7 +114,7 @@ def run_seeds(
       algorithm: What a round is, for all seeds.
       data: The clients' examples.
       sampler: From the seed to the function of the round that draws its cohort.
-      seeds: The seeds.
+      seeds: The seeds; of a number so many from 0.
       batch_size: Examples in a local batch.
       num_rounds: Of each run.
       key: From the seed to the key that the algorithm begins with.
@@ -140,7 +134,9 @@ def run_seeds(
     """
     check_integer("[0, inf)", num_rounds=num_rounds)
     check_integer("[1, inf)", evaluate_every=evaluate_every, checkpoint_every=checkpoint_every)
-    check_names(evaluate)
+    seeds = seeds_of(seeds)
+    for seed in seeds:
+        check_arguments(data=data, sampler=sampler(seed), about=about, evaluate=evaluate)
     task = _Task(
         algorithm, data, batch_size, num_rounds, about, lanes, evaluate, evaluate_every, checkpoint_every, progress
     )
@@ -174,7 +170,7 @@ class _Task(NamedTuple):
     progress: bool
 
     def cohort(self, draw: Draw, number: int) -> Cohort:
-        return Cohort(self.data, self.data.ids[draw(number)], batch_size=self.batch_size, lanes=self.lanes)
+        return cohort_of(self.data, draw, number, batch_size=self.batch_size, lanes=self.lanes)
 
 
 class _Start(NamedTuple):
@@ -240,7 +236,7 @@ def _opened(stack: contextlib.ExitStack, task: _Task, seed: int, start: _Start) 
     saved = stack.enter_context(Checkpointer(directory))
     done, state = (saved.restore(state) or Checkpoint(0, state))[:2]
     log = stack.enter_context(log_of(directory, done, task.num_rounds, (), start.progress))
-    return _Member(seed, start.draw, state, done, saved, log, totals_of(sent_by(task.algorithm, example), None))
+    return _Member(seed, start.draw, state, done, saved, log, totals_of(task.algorithm, example, None))
 
 
 def _in_lanes(task: _Task, members: Sequence[_Member], done: int) -> tuple[dict[int, Result], str | None]:
@@ -254,9 +250,9 @@ def _in_lanes(task: _Task, members: Sequence[_Member], done: int) -> tuple[dict[
         return {}, f"as lanes they take {needed / 2**30:.2g} GiB, and the device has {device_memory() / 2**30:.2g}"
     apart = jax.jit(functools.partial(_unstacked, len(members)))
     for member in members if done == 0 and task.evaluate else ():
-        member.log.add(0, _evaluated(task, member.state))
+        member.log.add(0, {**_evaluated(task, member.state), "total": member.totals(0)})
     reason = f"all {task.num_rounds} rounds are done"
-    with told_to_end() as is_told:
+    with told_to_end(is_kept=all(member.saved.is_kept for member in members)) as is_told:
         for number, clients in enumerate(cohorts, done + 1):
             states, metrics = together.next(states, whole(clients))
             is_evaluated = number % task.evaluate_every == 0 or number == task.num_rounds
@@ -265,7 +261,8 @@ def _in_lanes(task: _Task, members: Sequence[_Member], done: int) -> tuple[dict[
             own = apart(states) if is_evaluated or is_saved else [None] * len(members)
             for member, cohort, state, trained in zip(members, clients, own, apart(metrics), strict=True):
                 tested = _evaluated(task, state) if is_evaluated else {}
-                member.log.add(number, {**grouped(trained), **tested, "total": member.totals(number, cohort, trained)})
+                total = member.totals(number, len(cohort.ids), trained)
+                member.log.add(number, {**grouped(trained), **tested, "total": total})
                 if is_saved:
                     member.saved.save(Checkpoint(number, state, metrics=tested), before=member.log.flush)
             if told:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjx.experiment.collect import Member
-from fedjx.experiment.curves import Columns, ends, points, rank
+from fedjx.experiment.curves import Columns, Ends, ends, points, rank
 from fedjx.experiment.rows import Mode, rounds_to
 
 # What is shown of a run besides its metric, where some run has it.
@@ -53,7 +53,7 @@ def results(found: Mapping[str, Sequence[Member]], metric: str, mode: Mode, targ
         row += [_spread(ends(run, metric, at, mode), _metric_text) for at in ("last", "best")]
         row += [] if target is None else [_reached(run, metric, target, mode)]
         rows.append(row + [_spread(ends(run, key, "last", "max"), _total_text) for key in totals])
-    order = [rank(ends(run, metric, "last", mode), mode) for run in seeds.values()]
+    order = [rank(ends(run, metric, "last", mode).values, mode) for run in seeds.values()]
     best = int(np.argmin(order)) if len(order) > 1 and np.isfinite(min(order)) else None
     return Table([*head, *(_TOTALS[key] for key in totals)], rows, best)
 
@@ -119,17 +119,15 @@ def _rounds(run: Sequence[Columns]) -> str:
     return "–" if not last else f"{last[0]:,}" if len(last) == 1 else f"{last[0]:,} to {last[-1]:,}"
 
 
-def _spread(values: np.ndarray, text: Callable[[float], str]) -> str:
-    """Says the mean of seeds and their standard deviation; those that are not finite are counted instead."""
-    known = values[np.isfinite(values)]
-    if not len(values):
-        return "–"
-    if len(known) < len(values):
-        return "not finite" if len(values) == 1 else f"{len(values) - len(known)} of {len(values)} not finite"
-    mean = text(float(known.mean()))
-    if len(known) == 1 or np.ptp(known) == 0:
+def _spread(found: Ends, text: Callable[[float], str]) -> str:
+    """Says the mean of seeds and their standard deviation; those that have no number are counted instead."""
+    values, lost = found
+    if lost or not len(values):
+        return lost or "–"
+    mean = text(float(values.mean()))
+    if len(values) == 1 or np.ptp(values) == 0:
         return mean
-    deviation = float(known.std(ddof=1))
+    deviation = float(values.std(ddof=1))
     return f"{mean} ± {deviation:.2g}" if deviation < 100 else f"{mean} ± {_total_text(deviation)}"
 
 
@@ -150,7 +148,7 @@ def _reached(run: Sequence[Columns], metric: str, target: float, mode: Mode) -> 
     found = [rounds_to(rows, "y", target, mode=mode) for rows in measured]
     reached = [number for number in found if number is not None]
     middle = np.median([np.inf if number is None else number for number in found]) if found else np.inf
-    if not run:
-        return "–"
+    if not any(measured):
+        return "not measured" if run else "–"
     shown = f"{middle:.4g}" if np.isfinite(middle) else "not reached"
     return shown if len(reached) in (0, len(found)) else f"{shown} ({len(reached)} of {len(found)})"

@@ -24,7 +24,7 @@ from fedjx.data.manifest import checked_text, replace_file
 from fedjx.experiment.comparison import Metric, Table, compared
 from fedjx.experiment.grid import Grid, Point, name_of, points_of, seeds_of
 from fedjx.experiment.rows import Mode, Row, flat, line, read_rows
-from fedjx.experiment.run_directory import ROWS, RunError, check_same, locked
+from fedjx.experiment.run_directory import MARKER, ROWS, RunError, check_same, locked
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,18 +66,24 @@ class Sweep(NamedTuple):
                 found.setdefault(name_of(outcome.point), []).append(outcome.rows)
         return found
 
-    def table(self, metric: Metric, mode: Mode = "max", *, last: int = 1) -> Table:
+    def table(self, metric: Metric, mode: Mode | None = None, *, last: int = 1) -> Table:
         """Compares the points, the best first, those that failed or are not finite last.
+
+        What is missing or not finite is told below it, and where seeds change nothing.
 
         Args:
           metric: Name of a metric in the rows, or a function of a run's rows to a number, or None where there is none,
             such as ``lambda rows: rounds_to(rows, "test/accuracy", 0.9)``.
-          mode: Whether more or less of it is better.
+          mode: Whether more or less of it is better; by default less of what is called a loss, an error, a perplexity
+            or an epsilon, as in a report. Of a function it must be said.
           last: A run counts with the mean of so many last values of the metric.
+
+        Raises:
+          ValueError: If no row of any run has the metric, though there are some.
         """
         return compared(self.outcomes, metric, mode, last)
 
-    def best(self, metric: Metric, mode: Mode = "max", *, last: int = 1) -> Point:
+    def best(self, metric: Metric, mode: Mode | None = None, *, last: int = 1) -> Point:
         """Returns the point that is best in the mean over the seeds; the arguments are those of `table`.
 
         Raises:
@@ -88,12 +94,12 @@ class Sweep(NamedTuple):
             raise ValueError(f"the best point needs a finite metric; got {metric!r} at none. Look at the table.")
         return first.point
 
-    def plot(self, metric: str, mode: Mode = "max", *, x: str = "round", most: int = 8) -> Figure:
+    def plot(self, metric: str, mode: Mode | None = None, *, x: str = "round", most: int = 8) -> Figure:
         """Plots the curves of the best points, with bands over the seeds, by `plot_curves`.
 
         Args:
           metric: Name of a metric in the rows.
-          mode: Whether more or less of it is better.
+          mode: Whether more or less of it is better; by default as in `table`.
           x: What is counted, such as "total/bits_up".
           most: How many points are shown.
         """
@@ -121,34 +127,36 @@ def sweep(fn: Callable[..., Any], grid: Grid, *, seeds: int | Sequence[int], pat
 
     Args:
       fn: Takes the values of a point by name, ``seed``, and ``path``, a directory of its own, if it has these
-        parameters; returns the rows of its run, or what has them, such as the result of `run`. If it takes ``seeds``
-        instead, it is called once for each point with all that are missing, and returns these by seed, as
-        `run_seeds` does; then ``path`` is the directory in which each seed has its own. Its other defaults, and those
-        that `functools.partial` sets, must stay the same in a directory, if they are numbers and text.
+        parameters, or any (``**arguments``); returns the rows of its run, each with its ``round``, or what has them,
+        such as the result of `run`. If it takes ``seeds`` instead, it is called once for each point with all that are
+        missing, and returns these by seed, as `run_seeds` does; then ``path`` is the directory in which each seed has
+        its own. Its other defaults, and those that `functools.partial` sets, must stay the same in a directory, if they
+        are what JSON holds: numbers, text, and tuples, lists and dicts of such.
       grid: Lists of values by name, of which every combination is a point, or a list of points. Values are what JSON
         holds: for a function or an optimizer give a name, and look it up.
       seeds: How many, ``0, 1, ...``; or which.
       path: The sweep's directory: what is measured is in ``<point>/seed-<n>/metrics.jsonl``. One sweep at a time has
-        it. Of several processes the first one writes, and all read. Nothing is written if not given.
+        it, and none has a run's. Of several processes the first one writes, and all read. Nothing is written if not
+        given.
 
     Raises:
-      RunError: If somebody else has the directory, or what is in it was run with other arguments; and any that the
-        function raises, as `run` does in the directory of another run: that is no failure of a point.
-      TypeError: If the function does not take what the grid names, or returns no rows.
+      RunError: If somebody else has the directory, or a run, or what is in it was run with other arguments; and any
+        that the function raises, as `run` does in the directory of another run: that is no failure of a point.
+      TypeError: If the function does not take what the grid names, or returns no rows, or such without a round.
 
     >>> def train(rate, seed):
     ...     return [{"round": r, "loss": (1 - rate) ** r + 0.01 * seed} for r in range(3)]
     >>> found = sweep(train, {"rate": [0.1, 0.5]}, seeds=3)
-    >>> found.best("loss", "min")
+    >>> found.best("loss")
     {'rate': 0.5}
-    >>> print(found.table("loss", "min"))
+    >>> print(found.table("loss"))
     | rate | loss | std | seeds | to the best | s.e. |
     |---|---|---|---|---|---|
     | 0.5 | 0.26 | 0.01 | 3 | best | |
     | 0.1 | 0.82 | 0.01 | 3 | 0.56 | ... |
     """
     points, seeds = points_of(grid), seeds_of(seeds)
-    plan = _Plan(fn, _parameters(fn, points), None if path is None else Path(path))
+    plan = _Plan(fn, _parameters(fn, points), None if path is None else Path(path).expanduser())
     groups = [(p, seeds) for p in points] if plan.takes_seeds else [(p, [s]) for s in seeds for p in points]
     with _opened(plan.path), _told_to_end():
         found = {(name_of(p), s): outcome for p in points for s in seeds if (outcome := _finished(plan, p, s))}
@@ -173,7 +181,7 @@ def read_sweep(path: str | Path) -> Sweep:
     Raises:
       RunError: If nothing has.
     """
-    found = [file for file in Path(path).glob("*/seed-*.json") if re.fullmatch(r"seed--?\d+", file.stem)]
+    found = [file for file in Path(path).expanduser().glob("*/seed-*.json") if re.fullmatch(r"seed--?\d+", file.stem)]
     files = sorted(found, key=lambda file: (file.parent.name, int(file.stem[5:])))
     if not files:
         raise RunError(f"a sweep has results in its directory; got none in {path}. Check the path.")
@@ -188,7 +196,8 @@ def _parameters(fn: Callable[..., Any], points: Sequence[Point]) -> dict[str, An
     """Returns the defaults of a function's parameters, by name, if it takes all points."""
     signature = inspect.signature(fn)
     names = signature.parameters
-    own = {name: 0 for name in ("seeds" if "seeds" in names else "seed", "path") if name in names}
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in names.values())
+    own = {name: 0 for name in ("seeds" if "seeds" in names else "seed", "path") if name in names or takes_any}
     for point in points:
         if reserved := {"seed", "seeds", "path"} & point.keys():
             raise ValueError(f"a grid has no {', '.join(reserved)}; got {point}. Pass seeds and path to the sweep.")
@@ -201,7 +210,7 @@ def _parameters(fn: Callable[..., Any], points: Sequence[Point]) -> dict[str, An
         raise TypeError(
             f"the function must take seed, or seeds; got {signature}. Seeds that change nothing are no sample."
         )
-    return {name: parameter.default for name, parameter in names.items()}
+    return {name: parameter.default for name, parameter in names.items()} | own
 
 
 class _Plan(NamedTuple):
@@ -221,8 +230,12 @@ class _Plan(NamedTuple):
 
     def arguments(self, point: Point) -> dict[str, Any]:
         """Returns what must be the same where a result is used again, as far as it can be written down."""
-        defaults = {k: v for k, v in self.parameters.items() if isinstance(v, bool | int | float | str | None)}
-        return {**{name: v for name, v in defaults.items() if name not in ("seed", "seeds", "path")}, **point}
+        defaults = {k: v for k, v in self.parameters.items() if k not in ("seed", "seeds", "path")}
+        written = {}
+        for name, value in defaults.items():
+            with contextlib.suppress(TypeError, ValueError):  # such as an optimizer
+                written[name] = json.loads(json.dumps(value))
+        return {**written, **point}
 
 
 # --- runs ---------------------------------------------------------------------------------------
@@ -233,6 +246,8 @@ def _opened(path: Path | None) -> Iterator[None]:
     if path is None or jax.process_index() != 0:
         yield
         return
+    if (path / MARKER).exists():
+        raise RunError(f"a sweep needs a directory of its own; got {path}, which has a run. Choose another.")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -287,9 +302,11 @@ def _called(plan: _Plan, point: Point, seeds: list[int]) -> Any:
 def _rows(plan: _Plan, found: Any, seed: int) -> list[Row]:
     rows = found.get(seed) if isinstance(found, Mapping) else None
     rows = getattr(rows, "rows", rows)
-    if not isinstance(rows, Sequence) or not all(isinstance(row, Mapping) for row in rows):
+    if not isinstance(rows, Sequence) or not all(isinstance(row, Mapping) and "round" in row for row in rows):
         of = "by seed, the rows of its runs" if plan.takes_seeds else "the rows of its run"
-        raise TypeError(f"the function must return {of}, as `run` does; got {found!r:.80}. Return them.")
+        raise TypeError(
+            f"the function must return {of}, each with its round, as `run` does; got {found!r:.80}. Return them."
+        )
     return [flat({k: np.asarray(v) if isinstance(v, list) else v for k, v in row.items()}) for row in rows]
 
 

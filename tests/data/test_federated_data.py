@@ -1,5 +1,7 @@
 """Tests of the flat columns and client offsets."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -173,3 +175,13 @@ def test_client_out_of_range(k):
 def test_what_is_no_client_is_refused(client, error, message):
     with pytest.raises(error, match=message):
         FederatedData.from_clients([{"x": [[1, 2]]}, client])
+
+
+def test_clients_by_name_and_frames_are_told_where_to_go():
+    with pytest.raises(TypeError, match=r"got a dict. Give `list\(clients.values\(\)\)`; a `Store` has names"):
+        FederatedData.from_clients({"ann": {"x": [1]}})
+    frame = types.SimpleNamespace(columns=["x"])
+    with pytest.raises(
+        TypeError, match=r"got SimpleNamespace for client 0\. `fedjx.data.importers.table` reads frames"
+    ):
+        FederatedData.from_clients([frame])

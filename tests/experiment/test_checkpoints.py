@@ -212,6 +212,12 @@ def test_a_checkpoint_of_another_run_or_structure(path, tmp_path):
     ):
         with open_run(path, ABOUT, start="resume") as run, pytest.raises(RunError, match=message):
             last_checkpoint(run, like)
+    with open_run(path, ABOUT, start="resume") as run, pytest.raises(TypeError, match="leaves of numbers; got <U4 at"):
+        save_checkpoint(run, Checkpoint(9, good._replace(params="text")))
+    shapes = jax.eval_shape(lambda: good.params)
+    message = r"a state needs to have arrays; got ShapeDtypeStruct.*Give one such as `algorithm.init"
+    with open_run(path, ABOUT, start="resume") as run, pytest.raises(TypeError, match=message):
+        last_checkpoint(run, good._replace(params=shapes))
 
 
 @pytest.mark.parametrize("name", ["../../thesis.pt", "/thesis.pt"])

@@ -42,6 +42,12 @@ def test_where_one_stands_is_a_directory_too(tmp_path, monkeypatch):
     assert sizes(collect(".")) == {"a": [3]}
 
 
+def test_a_tilde_is_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_run(tmp_path / "a", history(2))
+    assert sizes(collect("~/a")) == sizes(collect(["~/a"])) == {"a": [3]}
+
+
 def test_two_sweeps_of_the_same_points_stay_apart(tmp_path):
     for place in ("one/runs", "one/others", "two/runs"):
         write_run(tmp_path / place / "rate=1/seed-0", history(2))
@@ -91,6 +97,7 @@ def test_a_run_that_cannot_be_read_is_told(tmp_path):
     ("runs", "error", "words"),
     [
         ({}, ValueError, "runs to look at"),
+        ([], ValueError, r"runs to look at; got \[\]"),
         ("nowhere", ValueError, "got none in nowhere"),
         (3, TypeError, "got 3"),
         ({"a": 3}, TypeError, "got 3"),
@@ -102,4 +109,4 @@ def test_what_is_no_run_is_refused(runs, error, words):
 
 
 def test_no_rows_are_a_run_before_its_first_round():
-    assert [collect(runs)[""][0].problem for runs in ([], [[]])] == ["it has no rounds yet"] * 2
+    assert [collect(runs)[""][0].problem for runs in ([[]], {"": []})] == ["it has no rounds yet"] * 2

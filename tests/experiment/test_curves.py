@@ -83,8 +83,18 @@ def test_runs_come_to_the_last_or_the_best():
     }
     last, best = (ranked(runs, "loss", at, "max") for at in ("last", "best"))
     assert list(last) == ["best", "steady", "lost", "nothing"]
-    np.testing.assert_array_equal(last["lost"], [np.nan, 9])
-    np.testing.assert_array_equal(last["steady"], [3, 1])
-    np.testing.assert_array_equal(best["lost"], [1, 9])
+    np.testing.assert_array_equal(last["lost"].values, [np.nan, 9])
+    np.testing.assert_array_equal(last["steady"].values, [3, 1])
+    np.testing.assert_array_equal(best["lost"].values, [1, 9])
     assert list(ranked(runs, "loss", "last", "min"))[:2] == ["steady", "best"]
-    np.testing.assert_array_equal(ends(runs["steady"], "loss", "best", "min"), [2, 1])
+    np.testing.assert_array_equal(ends(runs["steady"], "loss", "best", "min").values, [2, 1])
+    assert [(name, found.lost) for name, found in last.items() if found.lost] == [("lost", "1 of 2 not finite")]
+
+
+def test_what_was_never_measured_is_not_called_infinite():
+    one, other = seeds_of([(0, math.nan)]), seeds_of([(0, 1.0)], y="accuracy")
+    assert ends(other, "loss", "last", "min").lost == "not measured"
+    assert ends(one + one, "loss", "best", "min").lost == "not finite"
+    found = ends(seeds_of([(0, 2.0)]) + other + one, "loss", "last", "min")
+    np.testing.assert_array_equal(found.values, [2, np.nan, np.nan])
+    assert found.lost == "1 of 3 not measured, 1 of 3 not finite"

@@ -46,20 +46,29 @@ def whole(path: Path, num_rounds: int) -> dict[str, object]:
     return ended(path)
 
 
-def kill_and_go_on(path: Path, num_rounds: int, kills: int, random: np.random.Generator) -> list[int]:
-    """Kills a run so often, each time some moments after a checkpoint of its own; returns where it was then."""
+def kill_and_go_on(
+    path: Path, num_rounds: int, kills: int, random: np.random.Generator, *, within: float | None = None
+) -> list[int]:
+    """Kills a run so often; returns at which checkpoint it was then.
+
+    Each time some moments after a checkpoint of its own; with `within` every other time so many seconds after its
+    start at most, when it may be importing, compiling, restoring, or without a checkpoint.
+    """
     seen = []
-    for _ in range(kills):
+    for k in range(kills):
         before = [found.name for found in checkpoints(path)]
         process = subprocess.Popen([*COMMAND, str(path), str(num_rounds)], stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 250
-        while [found.name for found in checkpoints(path)] == before and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        time.sleep(random.uniform(0, 0.3))
+        if within is not None and k % 2 == 0:
+            time.sleep(random.uniform(0, within))
+        else:
+            while [found.name for found in checkpoints(path)] == before and process.poll() is None:
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+            time.sleep(random.uniform(0, 0.3))
         process.kill()
         process.wait()
-        seen.append(int(checkpoints(path)[-1].name))
+        seen.append(int(checkpoints(path)[-1].name) if checkpoints(path) else 0)
     return seen
 
 
@@ -77,7 +86,10 @@ if __name__ == "__main__":
     kills, random = int(sys.argv[1]), np.random.default_rng()
     with tempfile.TemporaryDirectory() as folder:
         expected = whole(Path(folder) / "whole", 30 * kills)
-        seen = kill_and_go_on(Path(folder) / "killed", 30 * kills, kills, random)
+        started = time.monotonic()
+        whole(Path(folder) / "short", 3)
+        within = time.monotonic() - started
+        seen = kill_and_go_on(Path(folder) / "killed", 30 * kills, kills, random, within=within)
         print(f"killed {kills} times, at checkpoints {seen}")
         assert whole(Path(folder) / "killed", 30 * kills) == expected
         print(f"and it ended with the same {len(expected['rows'])} rows, state and client states")

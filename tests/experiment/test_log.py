@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
+import functools
 import io
 import json
 import math
 import sys
 import threading
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +36,7 @@ from fedjx.experiment import (
     stopped,
     target,
     tensorboard,
+    values,
 )
 from fedjx.experiment.rows import flat, line
 from fedjx.experiment.run_directory import checkpoints
@@ -47,7 +50,7 @@ def curve(*accuracies, every=10):
 def test_metrics_become_names_and_numbers():
     nested = {
         "train": {"loss": jnp.float32(0.5), "state": optax.EmptyState(), "aggregation": {"clip": np.float64(2.0)}},
-        "test": {"of_class": jnp.arange(3), "flag": True, "name": "a", "names": ("a", "b"), "nothing": None},
+        "test": {"of_class": jnp.arange(3), "flag": True, "name": "a", "names": ("a", "b"), "nothing": None, "no": []},
     }
     assert flat(nested) == {
         "train/loss": 0.5,
@@ -55,7 +58,14 @@ def test_metrics_become_names_and_numbers():
         "test/of_class": [0, 1, 2],
         "test/flag": True,
         "test/name": "a",
+        "test/names": ["a", "b"],
+        "test/no": [],
     }
+    for wrong, got in ((1j, "complex"), (Path("x"), "PosixPath"), ([{"a": 1}], "ndarray"), ([[1], [1, 2]], "list")):
+        with pytest.raises(TypeError, match=rf"a metric needs to be a number, .* got {got} for test/x"):
+            flat({"test": {"x": wrong}})
+    with pytest.raises(ValueError, match=r"names of their own; got \['a/b/c'\] twice"):
+        flat({"a": {"b/c": 1}, "a/b": {"c": 2}})
 
 
 def test_a_row_is_strict_json_and_comes_back(tmp_path):
@@ -68,9 +78,10 @@ def test_a_row_is_strict_json_and_comes_back(tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(line(rows[0]) + b'{"round": 1, "a"')  # as it was killed
     (found,) = read_rows(tmp_path)
     assert repr(found) == repr(rows[0])
-    (tmp_path / "metrics.jsonl").write_bytes(b"\x00\n" + line(rows[0]))
-    with pytest.raises(RunError, match="is damaged"):
-        read_rows(tmp_path)
+    for wrong in (b"\x00", b"[1, 2]", b"{}", b"{"):
+        (tmp_path / "metrics.jsonl").write_bytes(line(rows[0]) + wrong + b"\n")
+        with pytest.raises(RunError, match=r"line 2 of .* is damaged"):
+            read_rows(tmp_path)
     with pytest.raises(RunError, match=r"nowhere/metrics.jsonl; got No such file"):
         read_rows(tmp_path / "nowhere")
 
@@ -82,14 +93,31 @@ def test_rounds_to_a_target_are_those_of_the_best_so_far():
     assert rounds_to(rows, "test/accuracy", 0.7, x="total/bits_up") == pytest.approx(28.0)
     assert rounds_to(rows, "test/accuracy", 0.05) == 0
     assert rounds_to(rows, "test/accuracy", 0.95) is None
-    assert rounds_to(rows, "test/loss", 0.95) is None
+    assert rounds_to(curve(2.0, 0.5), "test/accuracy", 1.0, mode="min") == pytest.approx(20 / 3)
+    lost = [{"round": row["round"], "test/loss": row["test/accuracy"]} for row in curve(2.0, 0.5)]
+    assert rounds_to(lost, "test/loss", 1.0) == pytest.approx(20 / 3)  # less of a loss is better
+    assert rounds_to(curve(0.1, math.inf, 0.5), "test/accuracy", 0.3) == pytest.approx(15.0)
+    assert rounds_to([], "test/accuracy", 0.5) is None
+    assert rounds_to(rows[:1], "train/loss", 0.5) is None  # before the first round
+    for metric, x in (("test/acc", "round"), ("test/accuracy", "total/bits")):
+        with pytest.raises(ValueError, match="a metric needs to be measured; got"):
+            rounds_to(rows, metric, 0.5, x=x)
+    with pytest.raises(TypeError, match=r"rows are a list of dicts; got 'runs/a'. Read them"):
+        rounds_to("runs/a", "test/accuracy", 0.5)
+    with pytest.raises(ValueError, match=r"name by round needs to be numbers; got \(0, 'a'\)"):
+        values([{"round": 0, "name": "a"}], "name")
     assert rounds_to(curve(2.0, math.nan, 1.0), "test/accuracy", 1.5, mode="min") == pytest.approx(15.0)
     assert rounds_to(curve(math.nan, math.nan, 1.0), "test/accuracy", 0.5) == 20
 
 
+def until_of(accuracies, rule):
+    rows = curve(*accuracies)
+    return next((k for k in range(len(rows) + 1) if rule(rows[:k])), None)
+
+
 def test_rules_stop_where_they_say():
     rows = curve(0.1, 0.5, 0.5, 0.4, 0.6)
-    until = lambda rule: next((k for k in range(len(rows) + 1) if rule(rows[:k])), None)  # noqa: E731
+    until = functools.partial(until_of, (0.1, 0.5, 0.5, 0.4, 0.6))
     assert until(target("test/accuracy", 0.5)) == 2
     assert until(target("test/accuracy", 0.05, mode="min")) is None
     assert until(patience("test/accuracy", 2)) == 4
@@ -101,12 +129,43 @@ def test_rules_stop_where_they_say():
         "test/accuracy has not become better in 2 evaluations"
     )
     assert stopped([lambda rows: f"{rows[-1]['round']}"], []) is None
+    # Of what is NaN first, and of a loss.
+    assert until_of([math.nan, 1.0, 2.0, 3.0], patience("test/accuracy", 2)) is None
+    assert until_of([math.nan, math.nan, math.nan], patience("test/accuracy", 2)) == 3
+    falls = [{"round": k, "test/loss": 1 / (k + 1)} for k in range(9)]
+    assert patience("test/loss", 2)(falls) is None
+    assert target("test/loss", 0.5)(falls) == "test/loss 0.5 was reached at round 1"
     for rule in (target("test/acc", 0.5), patience("test/acc", 1), limit("test/acc", 1)):
-        assert rule(rows[:1]) is None  # before the first round
-        with pytest.raises(ValueError, match=r"got 'test/acc'. Choose among \['test/accuracy', 'total/bits_up'\]"):
-            rule(rows)
+        for known in (rows[:1], rows):  # before the first round, too, where its neighbours are measured
+            with pytest.raises(ValueError, match=r"got 'test/acc'. Choose among \['test/accuracy', 'total/bits_up'\]"):
+                rule(known)
+    for rule in (target("train/loss", 0.5), patience("train/loss", 1), limit("train/loss", 1)):
+        assert rule(rows[:1]) is None
+    for wrong in (lambda: target("a", "0.5"), lambda: limit("a", "1h"), lambda: patience("a", 1, min_change="0")):
+        with pytest.raises(TypeError, match="must be a"):
+            wrong()
+    with pytest.raises(TypeError, match="a rule says why a run stops, or None; got True"):
+        stopped([lambda rows: True], rows)
     with pytest.raises(ValueError, match="mode must be one of"):
         target("test/accuracy", 0.5, mode="most")
+
+
+def test_the_bar_says_how_far_how_fast_and_what_was_sent(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    first = {"round": 2, "total/seconds": 10.0, "total/clients": 20, "total/examples": 400}
+    bar = progress_bar(6, [first])
+    sent = {"total/bits_down": 3 * 2**23, "total/bits_up": 2**23, "total/simulated_seconds": 90.0}
+    row = {"round": 4, "total/seconds": 14.0, "total/clients": 40, "total/examples": 1200, **sent, "train/loss": 0.25}
+    others = {"test/accuracy": 0.5, "privacy/epsilon": 1.5, "train/num_clients": 10, "test/loss_of_class": [1.0, 2.0]}
+    bar.write({**row, **others, "clients/accuracy/p10": 0.1})
+    bar.write({**row, "round": 5, "train/loss": 0.125})
+    bar.close()
+    said = capsys.readouterr().err.split("\r")[-1]
+    assert "| 5/6 [" in said  # with the time left before the comma
+    for text in ("5 clients/s", "200 examples/s", "4.0 MiB", "90 s simulated", "train/loss 0.125", "epsilon 1.5"):
+        assert text in said
+    assert "test/accuracy 0.5" in said
+    assert not any(name in said for name in ("num_clients", "of_class", "p10"))
 
 
 def test_rows_go_to_all_files_and_on_after_an_interruption(tmp_path):
@@ -216,6 +275,19 @@ def test_what_cannot_be_written_is_an_error_of_the_next_call(tmp_path):
     log.close()
     with pytest.raises(ZeroDivisionError), Log([Sink(lambda row: 1 // 0)]) as log:
         log.add(1, {})
+
+    def down(row):
+        raise ConnectionError("no route to the board")
+
+    with pytest.raises(ConnectionError, match="no route"), Log([Sink(down)]) as log:  # which is no full disk
+        log.add(1, {})
+
+
+def test_a_sink_has_rows_of_its_own():
+    with Log([Sink(dict.clear)]) as log:
+        log.add(1, {"train": {"loss": 2.0}})
+        (row,) = log.wait()
+    assert (row["round"], row["train/loss"]) == (1, 2.0)
 
 
 def test_more_rows_than_may_wait_are_written():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import signal
+import time
 import warnings
 
 import jax
@@ -70,6 +72,9 @@ def test_a_run_is_rounds_of_the_algorithm(whole):
     assert whole.rows[6]["train/loss"] == float(metrics["loss"])
     assert [row["round"] for row in whole.rows if "test/accuracy" in row] == [0, 2, 4, 6]
     assert whole.rows[6]["test/accuracy"] == float(EVALUATION(state)["accuracy"])
+    counted = {name: value for name, value in whole.rows[0].items() if name.startswith("total/")}
+    assert counted.pop("total/seconds") > 0
+    assert counted == dict.fromkeys((f"total/{name}" for name in ("clients", "examples", "bits_down", "bits_up")), 0)
     assert whole.rows[6]["total/clients"] == 18
     assert whole.rows[6]["total/examples"] == sum(TRAIN.sizes[SAMPLE(number)].sum() for number in range(1, 7))
     assert whole.reason == "all 6 rounds are done"
@@ -96,6 +101,20 @@ def test_it_goes_on_bitwise_and_returns_what_is_finished(whole, tmp_path):
             ALGORITHM, TRAIN, uniform_sampler(10, 3, seed=1), num_rounds=8, path=tmp_path / "run", start="resume"
         )
 
+    # A function of one's own says nothing of itself: it is known by whom it draws first.
+    run_quietly(ALGORITHM, TRAIN, lambda number: np.arange(5), num_rounds=1, path=tmp_path / "own")
+    for start in ("resume", "auto"):
+        with pytest.raises(RunError, match=r"got \{'sampler.first': '\w{16}'\}, was \{'sampler.first': '\w{16}'\}"):
+            run_quietly(
+                ALGORITHM, TRAIN, lambda number: np.arange(1, 6), num_rounds=2, path=tmp_path / "own", start=start
+            )
+    run_quietly(ALGORITHM, TRAIN, lambda number: list(range(5)), num_rounds=2, path=tmp_path / "own", start="resume")
+
+    # A row beyond the checkpoint is damaged: it is run again.
+    rows = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    (tmp_path / "run" / "metrics.jsonl").write_bytes(rows + b"\x00\n")
+    assert without_clocks(going_on(6, "resume").rows) == without_clocks(whole.rows)
+
     # The newest checkpoint is damaged: the one before serves, and the rounds since are done again.
     os.truncate(checkpoints(tmp_path / "run")[-1] / "about.json", 5)
     with pytest.warns(UserWarning, match="set aside"):
@@ -121,11 +140,94 @@ def test_it_goes_on_bitwise_and_returns_what_is_finished(whole, tmp_path):
         (r"says by itself what its algorithm, key is; got it in about=", {"about": {"algorithm": "mine", "key": 1}}),
         ("num_rounds must be an integer of at least 0", {"num_rounds": -1}),
         ("keep must be an integer of at least 1", {"keep": 0}),
+        ("a directory is needed for start='new' and profile_round=1", {"profile_round": 1, "path": None}),
+        ("a directory is needed for start='resume'", {"start": "resume", "path": None}),
+        (r"profile_round must be an integer in \[1, 2\]; got profile_round=3", {"profile_round": 3}),
+        ("start must be one of", {"start": "foo", "path": None}),
+        ("got 'test/accuracy', and nothing to evaluate", {"best": Best("test/accuracy"), "evaluate": {}}),
+        ("mode must be one of", {"best": Best("test/accuracy", 1, "maximum")}),
+        ("number must be an integer of at least 1", {"best": Best("test/accuracy", 0)}),
+        ("a metric needs to be measured; got 'test/acc'", {"stop": [target("test/acc", 0.9)], "evaluate_every": 2}),
     ],
 )
 def test_what_would_be_lost_is_refused(message, wrong, tmp_path):
     with pytest.raises(ValueError, match=message):
         run_quietly(ALGORITHM, TRAIN, SAMPLE, **{"num_rounds": 2, "path": tmp_path / "run", **wrong})
+
+
+@pytest.mark.parametrize(
+    ("message", "wrong"),
+    [
+        ("data needs to be clients, .* got dict", {"data": {"x": np.zeros(3)}}),
+        ("sampler needs to be a function of the round; got list", {"sampler": [0, 1]}),
+        ("about needs to be a dict; got str: 'lr .1'", {"about": "lr .1"}),
+        ("evaluate needs to be a dict of functions by name; got function", {"evaluate": EVALUATION}),
+        (r"evaluate\['test'\] needs to be a function, .* got dict", {"evaluate": {"test": {}}}),
+        ("stop needs to be a list of rules; got function", {"stop": limit("total/clients", 1)}),
+        (r"sinks needs to be a list of Sink\(write\); got list: \[<built-in", {"sinks": [print]}),
+        ("sinks needs to be a list of", {"sinks": Sink(print)}),
+        ("budget needs to be a budget of fedjx.privacy; got float: 8.0", {"budget": 8.0}),
+        ("simulated_seconds needs to be a function of the round; got float", {"simulated_seconds": 10.0}),
+        (r"best needs to be a Best; got 'test/loss'. Say `Best\('test/loss'\)`", {"best": "test/loss"}),
+    ],
+)
+def test_what_no_run_is_made_of_is_refused(message, wrong, tmp_path):
+    given = {"data": TRAIN, "sampler": SAMPLE, "num_rounds": 2, "path": tmp_path / "run", **wrong}
+    with pytest.raises(TypeError, match=message):
+        run_quietly(ALGORITHM, **given)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("places", [[0, 10], [-1], (0.5,), [[0, 1]], ["ann"], None])
+def test_a_sampler_that_draws_nobody(places):
+    with pytest.raises(ValueError, match=r"places in the data, integers from 0 to 9; got .* for round 1. Look at it"):
+        run_quietly(ALGORITHM, TRAIN, lambda number: places, num_rounds=1)
+
+
+def test_a_budget_pays_for_the_cohorts_of_its_sampler():
+    private = dp_mean(clip=1.0, noise_multiplier=4.0, expected_clients=3)
+    algorithm = fed_avg(MODEL, client_optimizer=optax.sgd(0.1), aggregator=private)
+    paid = budget(account(private, uniform_sampler(10, 3, seed=1)), epsilon=20.0, delta=1e-2)
+    assert run_quietly(algorithm, TRAIN, SAMPLE, num_rounds=1, budget=paid).rows[-1]["privacy/epsilon"] > 0
+    for sampler, got in (
+        (uniform_sampler(10, 4, seed=0), r"'cohort_size': 4}, accounted for {'cohort_size': 3}"),
+        (lambda number: np.arange(10), r"'kind': None"),
+    ):
+        with pytest.raises(ValueError, match=rf"pays for the cohorts of its account's sampler; got .*{got}"):
+            run_quietly(algorithm, TRAIN, sampler, num_rounds=1, budget=paid)
+
+
+def test_rows_without_a_checkpoint_are_kept_aside(tmp_path):
+    run_quietly(ALGORITHM, TRAIN, SAMPLE, num_rounds=3, path=tmp_path / "run")
+    rows = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.warns(UserWarning, match=r"run has rows and none. It begins anew; the rows are kept"):
+        run_quietly(ALGORITHM, TRAIN, SAMPLE, num_rounds=1, path=tmp_path / "run", start="resume")
+    (kept,) = (tmp_path / "run").glob("metrics.jsonl.before-*")
+    assert kept.read_bytes() == rows
+    assert [row["round"] for row in read_rows(tmp_path / "run")] == [0, 1]
+
+
+def test_a_directory_that_goes_is_not_made_again(tmp_path):
+    def moved(state):
+        if int(state.round) == 4:  # all columns of the table are known, and the checkpoint before is whole
+            while not (tmp_path / "run" / "checkpoints" / "00000002").exists():
+                time.sleep(0.01)
+            (tmp_path / "run").rename(tmp_path / "elsewhere")
+        return {"x": 1}
+
+    with pytest.raises(RunError, match=r"must stay where it is; .*run is gone"):
+        run_quietly(ALGORITHM, TRAIN, SAMPLE, num_rounds=6, path=tmp_path / "run", evaluate={"own": moved})
+    assert not (tmp_path / "run").exists()
+
+
+def test_home_is_not_a_folder_here(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    best = Best("test/accuracy")
+    result = run_quietly(ALGORITHM, TRAIN, SAMPLE, num_rounds=2, path="~/run", best=best)
+    assert read_rows("~/run") == read_rows(tmp_path / "run") == result.rows
+    assert best_checkpoint("~/run", result.state, best).round == 2
+    assert repr(result) == "Result(state=..., rows=[... 3 of them], reason='all 2 rounds are done')"
 
 
 def test_the_best_checkpoint_stays(tmp_path, monkeypatch):
@@ -228,7 +330,7 @@ def test_a_disk_that_is_full_is_said_and_nothing_is_lost(whole, tmp_path, monkey
     with pytest.raises(RunError, match=r"needs room.*No space left"):
         run_quietly(ALGORITHM, TRAIN, SAMPLE, num_rounds=6, path=tmp_path / "run")
     monkeypatch.undo()
-    with warnings.catch_warnings(action="error"):
+    with warnings.catch_warnings(action="ignore"):  # of rows beyond the checkpoint, if there was room for one
         mended = run_quietly(ALGORITHM, TRAIN, SAMPLE, num_rounds=6, path=tmp_path / "run", start="resume")
     assert leaves(mended.state) == leaves(whole.state)
     assert without_clocks(mended.rows) == without_clocks(whole.rows)
@@ -265,6 +367,8 @@ def test_models_that_clients_keep_are_evaluated_in_the_run():
         algorithm, TRAIN, fixed_sampler(10, [range(10)]), num_rounds=2,
         evaluate={"own": personalised_evaluation(own, TRAIN, lanes=1), "test": EVALUATION},
     )  # fmt: skip
+    with pytest.raises(TypeError, match=r"an evaluation takes `\(state, client_states\)`; got 'test'"):
+        run_quietly(algorithm, TRAIN, SAMPLE, num_rounds=1, evaluate={"test": lambda state: {}})
     first, last = result.rows[0], result.rows[-1]
     assert last["own/personal/accuracy_mean"] > first["own/personal/accuracy_mean"]
 

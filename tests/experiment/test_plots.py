@@ -157,6 +157,9 @@ def test_a_sweep_is_plotted_from_its_directory(tmp_path):
         (lambda: plot_curves(history(), "test/acc"), "'test/acc' and 'round'.*Choose among.*'test/accuracy'"),
         (lambda: plot_curves(history(), "test/accuracy", "epoch"), "'epoch'"),
         (lambda: plot_curves(history(), "test/accuracy", band="std"), "band must be one of"),
+        (lambda: plot_curves(history(), "test/accuracy", target="0.8"), "target must be a number.*got target='0.8'"),
+        (lambda: plot_curves([{"round": 0, "a": math.inf, "b": 1.0}], "a"), r"'a' .* finite .* among \['b', 'round'\]"),
+        (lambda: plot_percentiles([history(), history()], "clients/accuracy"), "percentiles are of one run; got 2 in"),
         (lambda: plot_comparison(history(), "test/accuracy", at="first"), "at must be one of"),
         (lambda: plot_percentiles(history(), "test/accuracy"), "percentiles of 'test/accuracy'"),
         (lambda: plot_clients([0.5], [0.5, 0.6]), "the same clients"),
@@ -165,7 +168,7 @@ def test_a_sweep_is_plotted_from_its_directory(tmp_path):
     ],
 )
 def test_what_cannot_be_plotted_is_said(make, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((ValueError, TypeError), match=words):
         make()
 
 

@@ -194,7 +194,46 @@ def test_data_are_drawn(tmp_path):
     page = reported({"a": history(1)}, tmp_path, data=data)
     assert page.labels[-2:] == ["sizes of clients", "labels of clients, y"]
     assert "3 clients, 5 examples" in page.texts["p"]
-    assert reported({"a": history(1)}, tmp_path, data=data, label="z").labels[-1] == "sizes of clients"
+    with pytest.raises(ValueError, match=r"label must be a feature .* got label='z'. Choose among \['y'\]"):
+        reported({"a": history(1)}, tmp_path, data=data, label="z")
+    other = FederatedData({"x": np.arange(2)}, np.array([0, 2]))
+    assert reported({"a": history(1)}, tmp_path, data=other).labels[-1] == "sizes of clients"
+
+
+def test_what_was_never_measured_is_told(tmp_path):
+    runs = {"mine": [{"round": 0, "test/accuracy": 0.5, "privacy/epsilon": 1}], "theirs": [{"round": 0, "val/loss": 1}]}
+    page = reported({**runs, "both": [*runs.values()]}, tmp_path, target=0.1)
+    assert page.rows[2] == ["theirs", "1", "0", *["not measured"] * 4]
+    assert page.rows[3] == [
+        "both",
+        "2",
+        "0",
+        *["1 of 2 not measured"] * 2,
+        "not reached (1 of 2)",
+        "1 of 2 not measured",
+    ]
+    assert page.texts["text"].count("1 of 2 not measured") == 1  # in the picture that compares
+    assert "not finite" not in (tmp_path / "report.html").read_text()
+
+
+def test_the_file_is_made_where_it_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    report(history(0), "~/not/there/yet.html")
+    assert (tmp_path / "not" / "there" / "yet.html").exists()
+    for output, words in (("~/not", "not, a directory. Name a file in it"), ("~/not/there/yet.html/a", "File exists")):
+        with pytest.raises(ValueError, match=words):
+            report(history(0), output)
+    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["not", "there", "yet.html"]
+
+
+def test_rows_without_a_round_are_told_or_refused(tmp_path):
+    page = reported({"a": history(1), "b": [{"test/accuracy": 1.0}]}, tmp_path)
+    assert page.rows[2][:4] == ["b", "0 of 1", "–", "–"]
+    assert page.texts["li"] == ["b: its rows have no round, and are left out"]
+    with pytest.raises(ValueError, match=r"need their round; got \['loss'\] alone"):
+        reported([{"loss": 1.0}], tmp_path)
+    with pytest.raises(TypeError, match="target must be a number"):
+        reported(history(1), tmp_path, target="0.8")
 
 
 def test_the_metric_is_chosen(tmp_path):

@@ -189,6 +189,13 @@ def test_what_is_being_overwritten_is_whole_or_not_there(tmp_path, monkeypatch):
     }
 
 
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    with open_run(tmp_path / "run", {"rate": np.float32(0.5), "seed": np.int64(3), "clip": np.array(2.0)}):
+        pass
+    with open_run(tmp_path / "run", {"rate": 0.5, "seed": 3, "clip": 2.0}, start="resume"):
+        pass
+
+
 def test_what_a_run_is_about_must_be_json(tmp_path):
     message = r"what a run is about must be JSON; got .*Path.*Give text and numbers"
     with pytest.raises(TypeError, match=message), open_run(tmp_path / "run", {"output": tmp_path}):
@@ -199,6 +206,45 @@ def test_a_crash_before_the_marker_leaves_a_directory_for_a_new_run(tmp_path):
     (tmp_path / "run.lock").write_text("")
     (tmp_path / "run.json.partial").write_text("{")
     begun(tmp_path)
+
+
+def test_a_run_that_failed_before_its_first_round_is_begun_anew(tmp_path):
+    other = {"flags": "mended"}
+
+    def failed(path, *lines, more=None):
+        with open_run(path, ABOUT) as run, event_writer(run, after=0):
+            (path / "metrics.jsonl").write_text("".join(lines))
+            (path / "metrics.csv").write_text("round\n")
+            (path / "client_states").mkdir()
+        if more:
+            (path / more).parent.mkdir(exist_ok=True)
+            (path / more).write_text("mine")
+        return path
+
+    first = '{"round": 0, "test/loss": 2.0}\n'
+    for name, options, lines in (("a", {}, [first]), ("b", {"start": "auto"}, [first]), ("c", {}, [])):
+        path = failed(tmp_path / name, *lines)
+        refused(r"got {'flags': 'mended'}", path, other, start="resume")
+        with open_run(path, other, **options):
+            pass
+        assert sorted(x.name for x in path.iterdir()) == ["run.json", "run.lock"]
+        with open_run(path, other, start="resume"):
+            pass
+    second = '{"round": 1, "train/loss": 1.0}\n'
+    for name, lines, more in (
+        ("d", [first, second], None),
+        ("e", [second], None),
+        ("f", [first], "notes.txt"),
+        ("g", [first], "checkpoints/thesis.pt"),
+        ("h", [first], "events.out.tfevents.1.mine"),
+    ):
+        path = failed(tmp_path / name, *lines, more=more)
+        before = contents(path)
+        refused("holds a run. Resume it, or overwrite it", path, other)
+        refused(r"got {'flags': 'mended'}", path, other, start="auto")
+        assert {k: v for k, v in contents(path).items() if k != "run.lock"} == {
+            k: v for k, v in before.items() if k != "run.lock"
+        }
 
 
 def test_events_are_of_a_file_for_each_start(tmp_path):

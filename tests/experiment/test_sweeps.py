@@ -120,6 +120,20 @@ def test_other_defaults_are_other_runs(tmp_path):
     assert [len(rows) for (rows,) in found.runs.values()] == [2, 2]
 
 
+def test_other_defaults_are_told_in_all_that_json_holds(tmp_path):
+    def any_of(rate, seed, sizes, options, other):
+        return rows_of(rate, seed)
+
+    train = functools.partial(any_of, sizes=(1, 2), options={2: "a", 10: [math.nan]}, other=(max,))
+    sweep(train, RATES, seeds=1, path=tmp_path)
+    again = functools.partial(train, sizes=[1, 2], other=(min,))
+    assert same(sweep(again, RATES, seeds=1, path=tmp_path), read_sweep(tmp_path))
+    with pytest.raises(RunError, match=r"got \{'sizes': \[1, 3\]\}, was \{'sizes': \[1, 2\]\}"):
+        sweep(functools.partial(train, sizes=(1, 3)), RATES, seeds=1, path=tmp_path)
+    with pytest.raises(RunError, match=r"got \{'options.2': 'b'\}"):
+        sweep(functools.partial(train, options={2: "b", 10: [math.nan]}), RATES, seeds=1, path=tmp_path)
+
+
 def test_damaged_and_deleted_results_are_missing(tmp_path):
     train, calls = calls_of()
     sweep(train, RATES, seeds=1, path=tmp_path)
@@ -227,8 +241,11 @@ def test_what_has_no_finite_metric_comes_last():
         assert math.isnan(table.lines[1].mean)
     assert "E: bad" in str(found.table("x"))
     assert "| 3 | 1.5 | 0.7071 | 2 | best |  |" in str(found.table("x"))
-    with pytest.raises(ValueError, match="needs a finite metric; got 'y' at none"):
-        found.best("y")
+    for name in (found.best, found.table):
+        with pytest.raises(ValueError, match=r"a number in some rows; got metric='y'. Choose among \['round', 'x'\]"):
+            name("y")
+    with pytest.raises(ValueError, match="needs a finite metric; got 'x' at none"):
+        outcomes({1: [at(math.nan)]}).best("x")
     text = str(outcomes({1: ["E: a"], 2: ["E: b"]}).table("x"))
     assert "| 1 | failed | – | 0 | – | – |" in text
 
@@ -238,8 +255,39 @@ def test_metrics_of_ones_own_and_edges_of_the_grid():
     table = found.table(lambda rows: rounds_to(rows, "loss", 0.5, mode="min"), "min")
     assert [line.point["rate"] for line in table.lines] == [0.6, 0.5, 0.3, 0.1]
     np.testing.assert_allclose([line.mean for line in table.lines], [5 / 6, 1, 1 + 0.2 / 0.21, np.nan], rtol=1e-6)
-    assert str(table).endswith("\n\nThe best rate, 0.6, is the largest that was tried.")
+    assert str(table).endswith("\n\nrate=0.1: without a value\nThe best rate, 0.6, is the largest that was tried.")
+    with pytest.raises(ValueError, match="mode must be said where metric is a function"):
+        found.best(len)
     assert "that was tried" not in str(outcomes({r: [[{"round": 1, "x": -r * r}]] for r in (-1, 0, 1)}).table("x"))
+
+
+def test_what_is_not_known_is_told_under_the_table():
+    def at(x):
+        return [{"round": 1, "x": x, "total/seconds": next(seconds)}]
+
+    seconds = iter(range(100))
+    found = outcomes({1: [at(1.0), at(2.0), at(math.inf), [], at(math.nan)], 3: [[], []], 2: [at(1.0), at(1.0)]})
+    lines = str(found.table("x")).splitlines()
+    assert lines[lines.index("") + 1 :] == [
+        "rate=1: 2 of 5 seeds not finite: seed 2, 4",
+        "rate=1: 1 of 5 seeds never measured: seed 3",
+        "rate=3: never measured",
+        "All seeds have the same rows at 1 of 3 points, as at rate=2: use the seed in what is random.",
+    ]
+    assert "" not in str(outcomes({1: [at(1.0), at(2.0)], 2: [at(1.0)]}).table("x")).splitlines()
+
+
+def test_less_of_a_loss_is_better_unless_it_is_said():
+    found = sweep(lambda rate, seed: [{"round": 0, "test/loss": rate, "accuracy": rate}], RATES, seeds=1)
+    assert [found.best(*a)["rate"] for a in (["test/loss"], ["accuracy"], ["test/loss", "max"])] == [0.1, 0.5, 0.5]
+    assert found.table("test/loss").mode == "min"
+    assert [text.get_text() for text in found.plot("test/loss").legends[0].get_texts()] == ["rate=0.1", "rate=0.5"]
+
+
+def test_a_function_of_any_arguments_gets_seed_and_path(tmp_path):
+    calls = []
+    sweep(lambda **own: calls.append(own) or rows_of(own["rate"], 0), {"rate": [0.1]}, seeds=[3], path=tmp_path)
+    assert calls == [{"rate": 0.1, "seed": 3, "path": tmp_path / "rate=0.1" / "seed-3"}]
 
 
 def test_names_are_of_any_values():
@@ -275,7 +323,13 @@ def test_the_picture_has_the_curves_of_the_best_points(tmp_path):
         (rows_of, {"seed": [1]}, 1, "a grid has no seed; got"),
         (rows_of, {"ratio": [1]}, 1, r"must take ratio, seed; got rows_of\(rate, seed\): missing a required argument"),
         (lambda rate: [], RATES, 1, "must take seed, or seeds"),
-        (lambda rate, seed: None, RATES, 1, "must return the rows of its run, as `run` does; got {0: None}"),
+        (
+            lambda rate, seed: None,
+            RATES,
+            1,
+            "must return the rows of its run, each with its round, as `run` does; got {0: None}",
+        ),
+        (lambda rate, seed: [{"round": 0}, {"loss": 1}], RATES, 1, "each with its round"),
         (rows_of, RATES, 0, "seeds must be an integer of at least 1"),
         (rows_of, RATES, [1, 1], "seeds must be some that differ"),
         (rows_of, RATES, [], "seeds must be some that differ"),
@@ -291,3 +345,14 @@ def test_a_path_that_is_no_directory(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"a sweep needs a directory; got .*file: File exists. Choose another"):
         sweep(rows_of, RATES, seeds=1, path=tmp_path / "file")
+
+
+def test_a_tilde_is_the_home_and_a_runs_directory_is_no_sweeps(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    sweep(rows_of, RATES, seeds=1, path="~/x")
+    assert len(read_sweep("~/x").outcomes) == len(read_sweep(tmp_path / "x").outcomes) == 2
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(
+        RunError, match=r"a sweep needs a directory of its own; got .*, which has a run. Choose another"
+    ):
+        sweep(rows_of, RATES, seeds=1, path=tmp_path)
