@@ -8,7 +8,8 @@ becomes its model. `--norm_bound inf` leaves out the ball: explicit boosting (Bh
 
 Trains without the attacker, with it, and with it where the server clips what clients send to `l2_norm_clip`; with
 `mul_factor` also where it adds noise of so many clips to their sum. Unlike theirs the attacker mixes both tasks in its
-batches, and is projected after every step; and it makes its images itself. The last line printed is one JSON object.
+batches, and is projected after every step; it makes its images itself; `drop_prob`, which they only log, is used; and
+the network is a dense one, or with `--network cnn` one of two convolutions. The last line printed is one JSON object.
 """
 
 from __future__ import annotations

@@ -4,6 +4,10 @@
 #   examples/launch/mpirun.sh -n 2 --hostfile machines -- python -m benchmarks.quickstart
 set -euo pipefail
 
+if [[ " $* " != *" -- "* ]]; then
+  echo "mpirun.sh needs -- between mpirun's options and the command; got: $*" >&2
+  exit 2
+fi
 options=()
 while [ "$1" != -- ]; do
   options+=("$1")

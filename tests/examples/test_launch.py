@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,8 +21,8 @@ SAY = ["sh", "-c", 'echo "$NUM_PROCESSES $PROCESS_ID $COORDINATOR $1"', "sh", "t
 
 # What stands for programs that are not here: each does what it is told to on this machine.
 STAND_INS = {
-    "ssh": 'echo "ssh $1" >&2; cd /; exec sh -c "$2"',
-    "srun": '[ "$1" = --kill-on-bad-exit=0 ] && shift; for R in 0 1; do NUM_PROCESSES=2 PROCESS_ID=$R "$@"; done',
+    "ssh": '[ "$1" = -tt ] || exit; echo "ssh $2" >&2; cd /; exec bash -c "$3"',
+    "srun": 'echo "$1 $2" >&2; shift 2; for R in 0 1; do SLURM_PROCID=$R "$@"; done',
     "mpirun": 'shift 2; for R in 0 1; do OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_RANK=$R "$@"; done',
     "gcloud": 'echo "$1 $2 $3 $4 $5 $6 $7" >&2; exec sh -c "${8#--command=}"',
 }
@@ -80,6 +81,38 @@ def test_several_processes_end_with_the_error_of_any(launch):
         assert launch("several_processes.sh", "2", "sh", "-c", f"exit $((7 * ($PROCESS_ID == {rank})))").returncode == 7
 
 
+WAITS = """
+import os, signal, sys, time
+def end(number, frame):
+    time.sleep(0.3)
+    os.write(1, b"a checkpoint\\n")
+    sys.exit(3)
+signal.signal(signal.SIGTERM, end)
+os.write(1, b"here\\n")
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("script", ["several_processes.sh 2", "over_ssh.sh a\\ b"])
+def test_a_wish_to_end_is_that_of_all_processes(script, number, launch):
+    command = ["bash", "-c", f'exec {LAUNCH}/{script} "$@"', "bash", sys.executable, "-c", WAITS]
+    # What the tests are started by may ignore it, and so would bash.
+    heard = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    finally:
+        signal.signal(signal.SIGINT, heard)
+    with process:
+        assert process.stdout is not None
+        assert [process.stdout.readline() for _ in range(2)] == ["here\n"] * 2
+        process.send_signal(number)
+        rest = process.stdout.read()  # until nobody holds it any more
+        if script.startswith("several"):
+            assert (rest, process.wait(20)) == ("a checkpoint\n" * 2, 3)
+        assert process.wait(20) != 0
+
+
 def test_processes_over_ssh_are_told_who_they_are(launch):
     result = launch("over_ssh.sh", "first second", *SAY)
     assert said(result) == ["2 0 first:9876 two words", "2 1 first:9876 two words"]
@@ -94,10 +127,15 @@ def test_processes_of_mpi_are_told_who_they_are(launch):
     assert first[2:] == second[2:]
     assert first[2].endswith(":9876")
     assert first[3:] == ["two", "words"]
+    wrong = launch("mpirun.sh", "-n", "2", "python")
+    assert (wrong.returncode, wrong.stderr.startswith("mpirun.sh needs -- between")) == (2, True)
 
 
-def test_slurm_and_a_tpu_pod_are_given_the_command(launch):
-    assert said(launch("slurm.sbatch", *SAY)) == ["2 0  two words", "2 1  two words"]
+def test_slurm_and_a_tpu_pod_are_given_the_command(launch, monkeypatch):
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "16")
+    result = launch("slurm.sbatch", "sh", "-c", 'echo "$SLURM_PROCID $1"', "sh", "two words")
+    assert said(result) == ["0 two words", "1 two words"]
+    assert result.stderr == "--kill-on-bad-exit=0 --cpus-per-task=16\n"
     result = launch("tpu_pod.sh", "a pod", "a zone", "/", *SAY)
     assert said(result) == ["   two words"]
     assert result.stderr == "compute tpus tpu-vm ssh a pod --zone=a zone --worker=all\n"

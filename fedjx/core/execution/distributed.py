@@ -25,6 +25,9 @@ def initialize_distributed() -> bool:
       the ``host:port`` at which process 0 is to be found;
     - without them as `jax.distributed.initialize` finds them: under Slurm, Open MPI and on a TPU pod.
 
+    A process has all devices that it sees. Of several that Slurm or Open MPI has started on one machine each has the
+    GPU of its number there, unless Slurm was told ``--gpus-per-task``; ``JAX_LOCAL_DEVICE_IDS`` names others.
+
     When a process ends by an error or is killed, the others, which would wait for it for ever, end within 20 seconds.
 
     Returns:
@@ -39,17 +42,26 @@ def initialize_distributed() -> bool:
     if "NUM_PROCESSES" in os.environ:
         coordinator, number, rank = _plain(os.environ)
         if number > 1:
-            jax.distributed.initialize(coordinator, number, rank, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+            jax.distributed.initialize(
+                coordinator,
+                number,
+                rank,
+                cluster_detection_method="deactivate",  # or, under a launcher, JAX takes one GPU a process, or stops
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            )
     elif _is_launched():
+        devices = [] if _has_all_that_it_sees(os.environ) else None  # none named are all; without a list JAX takes one
         try:
-            jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
-        except ValueError as error:  # a TPU of one machine, or a script of Slurm that is not under srun, or an MPI
+            jax.distributed.initialize(local_device_ids=devices, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+        except (ValueError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "mpi4py" not in str(error):
+                raise
             if _has_started("OMPI_COMM_WORLD_SIZE"):
                 raise ValueError(
                     f"processes that mpirun has started together need a coordinator; JAX finds none: {error} "
                     "Set COORDINATOR, NUM_PROCESSES and PROCESS_ID, as examples/launch/mpirun.sh does."
                 ) from error
-            return False
+            return False  # a TPU of one machine, or a script of Slurm that is not under srun
     if jax.distributed.is_initialized():
         sys.excepthook = _end_with_the_reason
     return jax.distributed.is_initialized()
@@ -76,6 +88,16 @@ def _has_started(launcher: str) -> bool:
     """Tells whether a launcher says, in a variable of its own, that it has started several processes."""
     size = os.environ.get(launcher, "")
     return size.isdigit() and int(size) > 1
+
+
+def _has_all_that_it_sees(environment: Mapping[str, str]) -> bool:
+    """Tells whether a launcher has started one process on each machine, or has shown each its own devices."""
+    if "JAX_LOCAL_DEVICE_IDS" in environment:
+        return False
+    if "SLURM_NTASKS" in environment:
+        nodes = environment.get("SLURM_STEP_NUM_NODES", environment.get("SLURM_NNODES"))
+        return nodes == environment["SLURM_NTASKS"] or "SLURM_GPUS_PER_TASK" in environment
+    return environment.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
 
 
 def _end_with_the_reason(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
