@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from benchmarks import compression, measuring
+from fedjx.core.execution import distributed
 from tests.benchmarks import processes_worker
 from tests.benchmarks.processes_worker import RUNS
 from tests.core.execution.test_hosts import free_port, together
@@ -29,8 +30,8 @@ ROOT = Path(__file__).resolve().parents[2]
 BY_ITSELF = {"privacy", "privacy_tutorial", "robustness"}
 OF_REPORTS = {"fetch_data", "privacy_report"}  # fetches files; draws what others have measured
 ALONE = {
-    "aggregation_memory", "analytics_scale", "client_states", "data_scale", "experiment_cost", "input_pipeline",
-    "mcmahan", "peers", "scaling",
+    "adaptive", "aggregation_memory", "analytics_scale", "client_states", "data_scale", "experiment_cost",
+    "input_pipeline", "mcmahan", "peers", "scaling",
 }  # fmt: skip
 # What depends on the data and the seeds alone; all else is a time, a size in memory or a date.
 NUMBERS = {
@@ -183,7 +184,7 @@ def test_processes_of_a_launcher_are_found_by_jax(launcher, monkeypatch):
             monkeypatch.setenv(launcher, number)
         measuring.fedjx.initialize_distributed()
         assert len(asked) == times or launcher == "libtpu"
-    assert asked[-1] == ((), {"heartbeat_timeout_seconds": 12})
+    assert asked[-1] == ((), {"local_device_ids": None, "heartbeat_timeout_seconds": 12})
 
     def finds_none(**options):
         raise ValueError("no cluster")
@@ -194,6 +195,66 @@ def test_processes_of_a_launcher_are_found_by_jax(launcher, monkeypatch):
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")  # as Open MPI 5, whose coordinator JAX does not find
     with pytest.raises(ValueError, match=r"mpirun has started together need a coordinator; .*no cluster Set COORD"):
         measuring.fedjx.initialize_distributed()
+
+
+SAYS = """
+import sys, jax, fedjx
+jax.config.update("jax_num_cpu_devices", 1)
+try:
+    assert fedjx.initialize_distributed()
+except ValueError as error:
+    sys.exit(str(error))
+print(jax.process_count(), jax.process_index(), jax.config.read("jax_cuda_visible_devices"))
+"""
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_NODES": "2"}
+MPI_5 = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_VERSION": "5.0.3"}
+MPI_RANKS = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK")
+
+
+@pytest.mark.parametrize(
+    ("launcher", "numbers", "devices"),
+    [
+        ({**SLURM, "SLURM_LOCALID": "0"}, ["SLURM_PROCID"], ["all", "all"]),
+        ({**SLURM, "SLURM_STEP_NUM_NODES": "1"}, ["SLURM_PROCID", "SLURM_LOCALID"], ["0", "1"]),
+        ({**MPI_5, "NUM_PROCESSES": "2"}, [*MPI_RANKS, "PROCESS_ID"], ["all", "all"]),
+        (MPI_5, MPI_RANKS, None),
+    ],
+    ids=["slurm, two nodes", "slurm, one node", "mpirun with three variables", "mpirun alone"],
+)
+def test_launchers_as_they_are(launcher, numbers, devices, tmp_path, monkeypatch):
+    """With the variables that they set, and JAX as it is: who has which GPUs, or what is to be done."""
+    port = str(free_port())
+    told = {"COORDINATOR": f"127.0.0.1:{port}"} if "NUM_PROCESSES" in launcher else {"JAX_COORDINATOR_PORT": port}
+    for name, value in (launcher | told).items():
+        monkeypatch.setenv(name, value)
+    lines = [["env", *(f"{name}={rank}" for name in numbers), sys.executable, "-c", SAYS] for rank in (0, 1)]
+    logs = [tmp_path / f"log{rank}" for rank in (0, 1)]
+    with started(lines, logs) as processes:
+        codes = [process.wait(120) for process in processes]
+    said = [log.read_text().splitlines() for log in logs]
+    if devices is None:
+        assert codes == [1, 1]
+        assert all("mpirun has started together need a coordinator" in text[-1] for text in said)
+    else:
+        for rank, text in enumerate(said):
+            assert f"2 {rank} {devices[rank]}" in text
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_NODES": "4"}, True),
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_NODES": "1"}, False),
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_NODES": "1", "SLURM_NNODES": "4"}, False),
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_NODES": "1", "SLURM_GPUS_PER_TASK": "2"}, True),
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_NODES": "4", "JAX_LOCAL_DEVICE_IDS": "2,3"}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, False),
+        ({}, False),
+    ],
+)
+def test_who_has_all_devices_that_it_sees(environment, expected):
+    assert distributed._has_all_that_it_sees(environment) is expected
 
 
 def test_a_process_alone_stays_alone(monkeypatch):
