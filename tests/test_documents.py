@@ -46,6 +46,11 @@ def fenced_blocks(text: str) -> Iterator[Block]:
         raise ValueError(f"each fence must be closed; got an open one before line {start}. Close it.")
 
 
+def without_blocks(text: str) -> str:
+    """Returns a Markdown text without its fenced code blocks."""
+    return re.sub(r"^\s*(`{3,}|~{3,}).*?^\s*\1`*\s*$", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
 def run_block(block: Block, path: Path, namespace: dict[str, object]) -> None:
     """Runs one block in `namespace`, as a doctest where it has prompts, and fails with the document's file and line."""
     if ">>>" in block.source:
@@ -84,9 +89,8 @@ def run_document(path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
 def make_targets_named(text: str) -> set[str]:
     """Returns the targets of every make command in shell blocks and in inline code."""
     blocks = [block for block in fenced_blocks(text) if block.info.split(" ")[0] in SHELLS]
-    prose = re.sub(r"^\s*(`{3,}|~{3,}).*?^\s*\1`*\s*$", "", text, flags=re.DOTALL | re.MULTILINE)
     commands = [line for block in blocks for line in block.source.splitlines()]
-    commands += re.findall(r"(?<!`)`(make\b[^`\n]*)`(?!`)", prose)
+    commands += re.findall(r"(?<!`)`(make\b[^`\n]*)`(?!`)", without_blocks(text))
     targets = set()
     for command in commands:
         lexer = shlex.shlex(command, posix=True, punctuation_chars=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.test_documents import DOCUMENTS, ROOT
+from tests.test_documents import DOCUMENTS, ROOT, without_blocks
 
 # A dotted name, and the arguments of a call that is not nested.
 NAME = re.compile(r"\bfedjx((?:\.[A-Za-z]\w*)+)(?:\(([^()]*)\))?")
@@ -18,8 +18,7 @@ NAME = re.compile(r"\bfedjx((?:\.[A-Za-z]\w*)+)(?:\(([^()]*)\))?")
 
 def named(text: str) -> Iterator[tuple[str, set[str]]]:
     """Yields the dotted names in the inline code of a Markdown text, each with the keywords that it is called with."""
-    prose = re.sub(r"^\s*(`{3,}|~{3,}).*?^\s*\1`*\s*$", "", text, flags=re.DOTALL | re.MULTILINE)
-    for code in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", prose):
+    for code in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", without_blocks(text)):
         for match in NAME.finditer(code):
             yield f"fedjx{match[1]}", set(re.findall(r"(\w+)=", match[2] or ""))
 

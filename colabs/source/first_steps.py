@@ -12,13 +12,18 @@
 # ## The data
 #
 # The digits of scikit-learn, divided among 50 clients with skewed labels. Every bar is a client.
+#
+# The cell begins with what JAX runs on. If that is `cpu` on a GPU runtime, the installation is newer than the runtime's
+# CUDA plugin: run `%pip install -U "jax[cuda12]"`, or `cuda13` where `!nvidia-smi` names CUDA 13, and restart.
 
 # %%
+import jax
 import matplotlib.pyplot as plt
 import numpy as np
 
 from fedjx.data import Cohort, digits, label_counts, uniform_sampler
 
+print("JAX runs on:", jax.default_backend())
 train, test = digits(num_clients=50, alpha=0.5)
 counts = label_counts(train, num_classes=10)
 figure, axis = plt.subplots(figsize=(9, 3.2), dpi=90, layout="constrained")
@@ -37,7 +42,6 @@ plt.show()
 # server, what stays at the clients.
 
 # %%
-import jax
 import optax
 
 from fedjx.algorithms import fed_avg, federated_evaluation

@@ -19,12 +19,17 @@
 # client draws how often it has which digit from a Dirichlet distribution; a smaller `alpha` makes clients less alike.
 # If you have the file of Federated EMNIST, name its folder: its clients are the real writers, in images of 28 × 28
 # pixels, and the rest of the notebook is the same.
+#
+# The cell begins with what JAX runs on. If that is `cpu` on a GPU runtime, the installation is newer than the runtime's
+# CUDA plugin: run `%pip install -U "jax[cuda12]"`, or `cuda13` where `!nvidia-smi` names CUDA 13, and restart.
 
 # %%
+import jax
 import numpy as np
 
 from fedjx.data import digits, map_examples, preprocess, published
 
+print("JAX runs on:", jax.default_backend())
 EMNIST = None  # such as "data", a folder with emnist_all.sqlite.lzma
 
 
