@@ -9,6 +9,7 @@ from string import Template
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fedjx.core.language.checks import check_choice, check_number
 from fedjx.data.federated_data import ClientData
@@ -28,7 +29,7 @@ from fedjx.experiment.drawing import (
     percentiles,
     wrapped,
 )
-from fedjx.experiment.plots import said_of_band
+from fedjx.experiment.plots import plot_clients, said_of_band
 from fedjx.experiment.rows import Mode, better
 from fedjx.experiment.summary import Table, problems, results, settings
 from fedjx.experiment.svg import picture, svg
@@ -45,6 +46,7 @@ _MOST_PERCENTILES = 6
 # More clients than these are narrower than a point of the picture of labels.
 _MOST_CLIENTS = 20_000
 _Seeds = Mapping[str, Sequence[Columns]]
+_BeforeAfter = tuple[ArrayLike, ArrayLike | Mapping[str, ArrayLike]]
 
 
 def report(
@@ -56,6 +58,7 @@ def report(
     target: float | None = None,
     data: ClientData | None = None,
     label: str | None = None,
+    personalised: Mapping[str, _BeforeAfter] = {},
     title: str | None = None,
 ) -> None:
     """Writes a report of runs: results, curves, clients, what was run, and what went wrong, as one file of HTML.
@@ -73,6 +76,8 @@ def report(
       data: The clients' examples, whose sizes are drawn, and how their labels are distributed.
       label: The feature with the labels, drawn where it is one integer per example, of up to 20,000 clients; by default
         "y", if the data have it.
+      personalised: By name, such as "accuracy", a metric of each client before and after personalisation, as
+        `plot_clients` takes them.
       title: Of the report; by default the names of the runs.
 
     Raises:
@@ -103,6 +108,7 @@ def report(
         *_comparison(drawn, metric, mode),
         *_others(drawn, metric),
         *_clients(drawn),
+        *_before_and_after(personalised),
         *_data(data, label),
         *_settings(found),
     ]
@@ -212,6 +218,12 @@ def _clients(seeds: _Seeds) -> Iterator[str]:
         yield f'<p class="note">Not drawn: {len(left)} more</p>'
 
 
+def _before_and_after(personalised: Mapping[str, _BeforeAfter]) -> Iterator[str]:
+    if personalised:
+        yield "<h2>Personalisation</h2>"
+        yield _pictures(_gains(*pair, metric) for metric, pair in personalised.items())
+
+
 def _data(data: ClientData | None, label: str | None) -> Iterator[str]:
     if data is None:
         return
@@ -296,6 +308,11 @@ def _percentile_picture(metrics: Columns, name: str, caption: str) -> str:
         lambda axes: draw_percentiles(axes, metrics, name, "round", num_parts=150), f"{name} of clients, {caption}"
     )
     return _figure(drawn, caption)
+
+
+def _gains(before: ArrayLike, after: ArrayLike | Mapping[str, ArrayLike], metric: str) -> str:
+    text = f"{metric} of each client before and after personalisation"
+    return _figure(svg(lambda: plot_clients(before, after, metric), text), text, wide=True)
 
 
 def _legend(seeds: _Seeds) -> Iterator[str]:

@@ -200,6 +200,17 @@ def test_data_are_drawn(tmp_path):
     assert reported({"a": history(1)}, tmp_path, data=other).labels[-1] == "sizes of clients"
 
 
+def test_what_personalisation_gains_is_drawn(tmp_path):
+    before, after = [0.5, 0.75, 0.25], {"tuned": [0.75, 0.75, 0.5], "<alone>": [0.25, 1.0, np.nan]}
+    page = reported({"a": history(1)}, tmp_path, personalised={"accuracy": (before, after), "loss": (before, before)})
+    texts = [f"{metric} of each client before and after personalisation" for metric in ("accuracy", "loss")]
+    assert page.labels[-2:] == page.texts["figcaption"][-2:] == texts
+    assert "tuned: mean 0.5 before, 0.6667 after; 67% of 3 clients gain, 0% lose" in page.texts["text"]
+    assert "<alone>: mean 0.625 before, 0.625 after; 50% of 2 clients gain, 50% lose" in page.texts["text"]
+    with pytest.raises(ValueError, match="need to be of the same clients"):
+        reported({"a": history(1)}, tmp_path, personalised={"accuracy": (before, [1.0])})
+
+
 def test_what_was_never_measured_is_told(tmp_path):
     runs = {"mine": [{"round": 0, "test/accuracy": 0.5, "privacy/epsilon": 1}], "theirs": [{"round": 0, "val/loss": 1}]}
     page = reported({**runs, "both": [*runs.values()]}, tmp_path, target=0.1)

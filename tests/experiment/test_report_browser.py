@@ -75,7 +75,8 @@ def page(tmp_path_factory):
     names = ("fed_avg", "a_very_long_name_without_any_space_in_it_" * 2)
     runs = {name: [history(seed=s, rate=0.1 * (1 + k)) for s in range(2)] for k, name in enumerate(names)}
     data = FederatedData({"y": np.arange(60) % 7}, np.array([0, 10, 40, 60]))
-    report(runs, path, target=0.5, data=data, title="title" * 20)
+    gains = {"accuracy": ([0.2, 0.5, 0.9], {"tuned": [0.6, 0.4, 0.95], "mixed": [0.3, 0.5, 0.9]})}
+    report(runs, path, target=0.5, data=data, personalised=gains, title="title" * 20)
     return path.read_text(encoding="utf-8")
 
 
