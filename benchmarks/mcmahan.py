@@ -5,7 +5,8 @@ LSTM on the roles of Shakespeare; `make data` fetches both. For each cell of the
 the best is between two others; a rate is given up when another has been faster. The curve is made monotone, and
 crosses the target by linear interpolation, as in the paper. The cells that cost least come first.
 
-Finished curves are kept beside `--output`, one line of JSON each: a run that was stopped or killed goes on.
+Finished curves are kept beside `--output`, one line of JSON each, and runs that are not finished in a directory there:
+what was stopped or killed goes on where it was.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import functools
 import json
 import math
 import os
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,8 +31,10 @@ from benchmarks.mcmahan_paper import CELLS, SPLITS, TARGETS, Cell, published
 from benchmarks.mcmahan_report import Curve, best_curves, draw, rounds_to_target, show
 from benchmarks.measuring import client_mesh, environment, finish, flag_parser, start_alone
 from fedjx.algorithms import fed_avg
-from fedjx.data import Cohort, FederatedData, central, iid_partition, shards_partition, uniform_sampler
+from fedjx.data import FederatedData, central, iid_partition, shards_partition, uniform_sampler
 from fedjx.data.published import mnist, open, shakespeare_plays
+from fedjx.experiment import run, values
+from fedjx.experiment.rows import Row
 from fedjx.models import Model, cnn, finalize_metrics, lstm, mlp
 from fedjx.training import local_evaluate
 
@@ -51,7 +55,7 @@ def parse_flags(args: list[str] | None = None) -> argparse.Namespace:
     flag("--batch-sizes", type=int, nargs="+", help="which B, 0 for all examples; all if not given")
     flag("--epochs", type=int, nargs="+", help="which E; all if not given")
     flag("--cells", type=int, help="most cells, the cheapest; all if not given")
-    flag("--hours", type=float, default=math.inf, help="after which no more is begun, and what is unfinished is left")
+    flag("--hours", type=float, default=math.inf, help="after which no more is begun, and what is unfinished waits")
     flag("--variant", default="plain", choices=VARIANTS, help="of pixels or first weights of MNIST, see `varied`")
     flag("--first-rate", type=float, help="learning rate that is tried first; if not given, one that is often good")
     flag("--rates", type=float, nargs="+", help="learning rates to try, instead of those between which the best is")
@@ -167,7 +171,7 @@ def accuracy(model: Model, params: Any, batches: Any) -> jax.Array:
 
 
 def train(cell: Cell, rate: float, most_rounds: int, flags: argparse.Namespace, deadline: float) -> Curve | None:
-    """Trains until the target is reached or the rounds are over; returns nothing if the deadline was before that.
+    """Trains until the target is reached or the rounds are over; what was stopped before that goes on where it was.
 
     Args:
       cell: What is trained.
@@ -175,27 +179,48 @@ def train(cell: Cell, rate: float, most_rounds: int, flags: argparse.Namespace, 
       most_rounds: When to give up.
       flags: The command line.
       deadline: As of `time.monotonic`.
+
+    Returns:
+      Nothing if there was no time.
     """
     model, data, test, lanes = problem(cell.network, cell.split, flags.data, flags.seed, flags.test_sequences)
     model = varied(model, flags.variant)
+    tested = central(test, batch_size=1000)
     algorithm = fed_avg(model, client_optimizer=optax.sgd(rate), num_epochs=cell.num_epochs)
-    sample = uniform_sampler(data.num_clients, max(1, round(cell.fraction * data.num_clients)), seed=flags.seed)
-    batch_size, tested = cell.batch_size or data.largest, central(test, batch_size=1000)
-    state, started = algorithm.init(jax.random.key(flags.seed)), time.monotonic()
-    rounds, accuracies = [0], [float(accuracy(model, state.params, tested))]
-    for number in range(1, most_rounds + 1):
-        clients = Cohort(data, sample(number), batch_size=batch_size, lanes=lanes)
-        state, metrics = algorithm.next(state, clients)
-        if number % flags.eval_every and number != most_rounds:
-            continue
-        rounds.append(number)
-        accuracies.append(round(float(accuracy(model, state.params, tested)), 5))
-        if time.monotonic() > deadline:
-            return None
-        if accuracies[-1] >= TARGETS[cell.network] or not math.isfinite(float(metrics["loss"])):
-            break
-    seconds = (time.monotonic() - started) / rounds[-1]
-    return Curve(cell, rate, flags.seed, flags.variant, rounds, accuracies, round(seconds, 4))
+    cohort_size = max(1, round(cell.fraction * data.num_clients))
+    about = {"cell": str(cell), "rate": rate, "seed": flags.seed, "variant": flags.variant}
+    directory = flags.output.with_suffix("") / " ".join(map(str, about.values()))
+
+    def is_over(rows: Sequence[Row]) -> str | None:
+        reached = rows[-1].get("test/accuracy", 0.0) >= TARGETS[cell.network]
+        return "enough" if reached or not math.isfinite(rows[-1].get("train/loss", 0.0)) else None
+
+    def is_late(rows: Sequence[Row]) -> str | None:
+        return "no time" if time.monotonic() > deadline else None
+
+    rows = run(
+        algorithm,
+        data,
+        uniform_sampler(data.num_clients, cohort_size, seed=flags.seed),
+        batch_size=cell.batch_size or data.largest,
+        num_rounds=most_rounds,
+        key=jax.random.key(flags.seed),
+        path=directory,
+        start="auto",
+        about=about,
+        lanes=lanes,
+        evaluate={"test": lambda state: {"accuracy": accuracy(model, state.params, tested)}},
+        evaluate_every=flags.eval_every,
+        stop=[is_over, is_late],
+        progress=False,
+    ).rows
+    if rows[-1]["round"] < most_rounds and not is_over(rows):
+        return None
+    shutil.rmtree(directory)
+    rounds, accuracies = values(rows, "test/accuracy")
+    seconds = rows[-1]["total/seconds"] / rows[-1]["round"]
+    found = [round(float(value), 5) for value in accuracies]
+    return Curve(cell, rate, flags.seed, flags.variant, rounds.astype(int).tolist(), found, round(seconds, 4))
 
 
 def tried(cell: Cell, curves: list[Curve], flags: argparse.Namespace) -> Iterator[float]:

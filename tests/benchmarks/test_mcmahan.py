@@ -1,7 +1,9 @@
 """Tests of the benchmark that goes on with the tables of McMahan et al., on images that are made up."""
 
+import itertools
 import json
 import os
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -11,6 +13,7 @@ from benchmarks import mcmahan, mcmahan_report
 from benchmarks.mcmahan_paper import CELLS, TABLE_1, TABLE_2, Cell, published
 from benchmarks.mcmahan_report import Curve, best_curves, rounds_to_target, show
 from fedjx.data import FederatedData
+from fedjx.experiment import read_rows
 from fedjx.models import linear, mlp
 
 CELL = Cell("2nn", "iid", 0.1, 10, 1)
@@ -111,6 +114,25 @@ def test_a_run_that_was_killed_goes_on_where_it_was_and_ends_alike(tiny, tmp_pat
     before = os.stat(tmp_path / "b.jsonl").st_size
     run("b.json", "--report-only")
     assert os.stat(tmp_path / "b.jsonl").st_size == before
+
+
+def test_a_rate_that_was_stopped_goes_on_in_its_round(tiny, tmp_path, monkeypatch):
+    def train(name, deadline):
+        flags = mcmahan.parse_flags(["--output", str(tmp_path / name), "--eval-every", "2"])
+        return mcmahan.train(CELL, 0.05, 60, flags, deadline)
+
+    whole, clock = train("a.json", np.inf), itertools.count()
+    assert 5 < whole.rounds[-1] < 60
+    assert not list((tmp_path / "a").iterdir())
+    monkeypatch.setattr(mcmahan, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    assert train("b.json", 1.5) is None  # the clock is read before the first round, after two and after four
+    [begun] = (tmp_path / "b").iterdir()
+    assert [row["round"] for row in read_rows(begun) if "test/accuracy" in row] == [0, 2, 4]
+    tested, accuracy = [], mcmahan.accuracy
+    monkeypatch.setattr(mcmahan, "accuracy", lambda *given: tested.append(0) or accuracy(*given))
+    again = train("b.json", np.inf)
+    assert (again.rounds, again.accuracies) == (whole.rounds, whole.accuracies)
+    assert len(tested) == len(whole.rounds) - 3
 
 
 def test_problems_have_the_clients_and_the_networks_of_the_paper(tmp_path):
