@@ -28,7 +28,7 @@ import numpy as np
 import optax
 
 from benchmarks.mcmahan_paper import CELLS, SPLITS, TARGETS, Cell, published
-from benchmarks.mcmahan_report import Curve, best_curves, draw, rounds_to_target, show
+from benchmarks.mcmahan_report import Curve, best_curves, draw, quality, rounds_to_target, show
 from benchmarks.measuring import client_mesh, environment, finish, flag_parser, start_alone
 from fedjx.algorithms import fed_avg
 from fedjx.data import FederatedData, central, iid_partition, shards_partition, uniform_sampler
@@ -233,11 +233,6 @@ def tried(cell: Cell, curves: list[Curve], flags: argparse.Namespace) -> Iterato
     done = {round(math.log(curve.rate / first, STEP)): curve for curve in curves}
     best = max(done, key=lambda k: quality(done[k]), default=0)
     yield from (float(f"{first * STEP**k:.3g}") for k in (best, best + 1, best - 1) if k not in done)
-
-
-def quality(curve: Curve) -> tuple[float, float]:
-    """Returns what is greater for a better curve: fewer rounds to the target, else more accuracy."""
-    return -(rounds_to_target(curve) or math.inf), max(curve.accuracies)
 
 
 def search(cell: Cell, curves: list[Curve], flags: argparse.Namespace, deadline: float) -> bool:

@@ -60,14 +60,25 @@ def rounds_to_target(curve: Curve) -> float | None:
     return float(curve.rounds[after - 1] + share * (curve.rounds[after] - curve.rounds[after - 1]))
 
 
-def best_curves(curves: Sequence[Curve]) -> list[Curve]:
-    """Returns the fastest curve to the target of each cell, seed and variant, in the order of the paper's tables."""
+def quality(curve: Curve) -> tuple[float, float]:
+    """Returns what is greater for a better curve: fewer rounds to the target, else more accuracy."""
+    reached = rounds_to_target(curve)
+    return -np.inf if reached is None else -reached, max(curve.accuracies)
+
+
+def best_curves(curves: Sequence[Curve], *, reached: bool = True) -> list[Curve]:
+    """Returns the best curve of each cell, seed and variant, in the order of the paper's tables.
+
+    Args:
+      curves: What was trained.
+      reached: Whether only those are wanted that reach the target.
+    """
 
     def group(curve: Curve) -> tuple:
         return CELLS.index(curve.cell), curve.seed, curve.variant
 
-    reached = sorted((c for c in curves if rounds_to_target(c) is not None), key=group)
-    return [min(found, key=lambda c: rounds_to_target(c) or 0.0) for _, found in itertools.groupby(reached, group)]
+    wanted = sorted((c for c in curves if not reached or rounds_to_target(c) is not None), key=group)
+    return [max(found, key=quality) for _, found in itertools.groupby(wanted, group)]
 
 
 def show(curves: Sequence[Curve]) -> str:
@@ -87,7 +98,7 @@ def show(curves: Sequence[Curve]) -> str:
 
 def draw(path: Path, curves: Sequence[Curve]) -> None:
     """Draws the best curves of each network and split, and rounds to the target beside the paper's."""
-    best = [curve for curve in best_curves(curves) if curve.variant in DRAWN]
+    best = [curve for curve in best_curves(curves, reached=False) if curve.variant in DRAWN]
     networks = [network for network in TARGETS if any(c.cell.network == network for c in best)]
     if not networks:
         return
@@ -101,7 +112,7 @@ def draw(path: Path, curves: Sequence[Curve]) -> None:
             _draw_curves(panel, [c for c in mine if (c.cell.split, c.variant) == (split, "plain")])
             panel.axhline(TARGETS[network], color="grey", linewidth=1)
             panel.set(xscale="log", xlabel="round", ylabel="best test accuracy so far", title=f"{network}, {split}")
-            panel.set_ylim(*{"2nn": (0.8, 1), "cnn": (0.9, 1), "lstm": (0.3, 0.6)}[network])
+            panel.set_ylim(*{"2nn": (0.8, 1), "cnn": (0.9, 1), "lstm": (0.1, 0.6)}[network])
             panel.grid(alpha=0.3)
         _draw_rounds(row[-1], mine)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,6 +126,8 @@ def _draw_curves(panel: Axes, curves: Sequence[Curve]) -> None:
         panel.plot(curve.rounds, np.maximum.accumulate(curve.accuracies), color=f"C{number % 10}", label=label)
     if curves:
         panel.legend(fontsize=7, loc="lower right")
+    else:
+        panel.text(0.5, 0.5, "not run", transform=panel.transAxes, ha="center")
 
 
 def _draw_rounds(panel: Axes, curves: Sequence[Curve]) -> None:
@@ -122,8 +135,9 @@ def _draw_rounds(panel: Axes, curves: Sequence[Curve]) -> None:
     found: dict[str, list[tuple[float, int]]] = {name: [] for name in ("paper", *DRAWN.values())}
     for height, cell in enumerate(cells):
         found["paper"] += [(rounds, height) for rounds in published(cell) if rounds is not None]
-        for curve in (c for c in curves if c.cell == cell):
-            found[DRAWN[curve.variant]].append((rounds_to_target(curve) or 0.0, height))
+        reached = [(DRAWN[c.variant], rounds_to_target(c)) for c in curves if c.cell == cell]
+        for name, rounds in reached:
+            found[name] += [] if rounds is None else [(rounds, height)]
     for (name, points), marker in zip(found.items(), "Dos", strict=True):
         x, y = [x for x, _ in points], [y for _, y in points]
         panel.plot(x, y, marker, label=name if points else None, fillstyle="none" if name == "paper" else "full")

@@ -44,6 +44,9 @@ def test_the_table_has_the_fastest_rate_that_reaches_the_target():
     slow, fast = curve([0.1, 0.9, 0.98], rate=0.1), curve([0.1, 0.975], rate=0.3)
     short = curve([0.1, 0.9], rate=0.03)
     assert best_curves([short, slow, fast]) == [fast]
+    low = short._replace(rate=0.01, accuracies=[0.1, 0.8])
+    assert best_curves([low, short, slow, fast], reached=False) == [fast]
+    assert (best_curves([low, short]), best_curves([low, short], reached=False)) == ([], [short])
     row = show([short, slow, fast]).splitlines()[-1]
     assert row.split() == ["2nn", "iid", "C=0.1", "B=10", "E=1", "plain", "0", "87", "1", "0.3", "0.03", "0.1", "0.3"]
     assert show([short]).splitlines()[-1].split()[-3:] == ["-", "-", "0.03"]
