@@ -149,4 +149,4 @@ def _draw_rounds(panel: Axes, curves: Sequence[Curve]) -> None:
     panel.xaxis.set_major_formatter("{x:g}")
     panel.xaxis.set_minor_locator(ticker.NullLocator())
     panel.grid(alpha=0.3)
-    panel.legend(loc="lower right")
+    panel.legend(loc="best")
