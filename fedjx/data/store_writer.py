@@ -277,7 +277,11 @@ class StoreWriter:
         }
         write_manifest(self._directory, body, [*columns.values(), *index, *self._finished])
         _check_free(self.path)
-        os.rename(self._directory, self.path)
+        try:
+            os.rename(self._directory, self.path)
+        except OSError:
+            _check_free(self.path)  # Another writer may have put its store there between the two lines above.
+            raise
         sync_directory(self.path.parent)
 
     def _checked_size(self, client_id: ClientId, columns: Mapping[str, np.ndarray]) -> int:

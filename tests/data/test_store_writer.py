@@ -245,6 +245,21 @@ def test_a_taken_path_is_refused(tmp_path):
     assert sorted(x.name for x in tmp_path.iterdir()) == ["s", "t"]
 
 
+def test_a_path_that_is_taken_at_the_last_moment_is_refused(tmp_path, monkeypatch):
+    rename = os.rename
+
+    def late(directory, path):
+        monkeypatch.setattr(os, "rename", rename)
+        written(path)  # Another writer was faster, and this one has already looked.
+        rename(directory, path)
+
+    monkeypatch.setattr(os, "rename", late)
+    with pytest.raises(FileExistsError, match="path that is free"), StoreWriter(tmp_path / "t") as writer:
+        writer.add(0, CLIENTS[0])
+    assert Store(tmp_path / "t").num_clients == 10
+    assert [x.name for x in tmp_path.iterdir()] == ["t"]
+
+
 def test_errors_of_writers(tmp_path):
     with pytest.raises(ValueError, match="shard_bytes must be an integer of at least 1; got shard_bytes=0"):
         StoreWriter(tmp_path / "s", shard_bytes=0)
