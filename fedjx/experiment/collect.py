@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 from fedjx.experiment.curves import Columns, columns
 from fedjx.experiment.rows import Row, read_rows
-from fedjx.experiment.run_directory import MARKER, ROWS, RunError, checkpoints
+from fedjx.experiment.run_directory import ENDED, MARKER, ROWS, RunError, checkpoints
 
 
 class HasRows(Protocol):
@@ -46,13 +46,15 @@ class Member(NamedTuple):
       name: Of its directory, if that is a seed's, such as ``"seed-0"``; empty if not.
       metrics: What it measured; nothing if it has not come to the first round.
       about: What determines it, as its directory says.
-      problem: Why its rows could not be read, or are none; empty if they could.
+      problem: Why its rows could not be read, are none, or are not all; empty if nothing is wrong.
+      reason: Why it has ended, as its directory says.
     """
 
     name: str
     metrics: Columns
     about: Mapping[str, Any] = {}
     problem: str = ""
+    reason: str = ""
 
 
 def collect(runs: Runs) -> dict[str, list[Member]]:
@@ -165,7 +167,7 @@ def _by_numbers(path: Path) -> list[tuple[str, float]]:
 
 
 def _member(path: Path) -> Member:
-    said, rows, problem = _json(_said(path)), [], ""
+    said, ended, rows, problem = _json(_said(path)), _json(path / ENDED), [], ""
     others = sorted(path.parent.glob("seed-*.json"))  # of the same point, in a sweep
     try:
         rows = read_rows(path)
@@ -173,13 +175,16 @@ def _member(path: Path) -> Member:
         problem = str(error) if (path / ROWS).exists() else ""
     if said.get("error"):
         rows, problem = [], f"it failed with {said['error']}"
-    elif rows and not said and others:
-        problem = "it has not finished"
+    elif ended.get("error"):
+        problem = problem or f"it ended with {ended['error']}"
+    elif rows and not said and not ended and (others or (path / MARKER).exists()):
+        problem = "it has not ended: it goes on, or was killed"
     about = {**(_json(others[0]).get("arguments", {}) if others else {}), **_json(path / MARKER).get("about", {})}
     if saved := checkpoints(path):
         about |= {"versions": _json(saved[-1] / "about.json").get("versions", {})}
     name = path.name if re.fullmatch(_SEED, path.name) else ""
-    return Member(name, columns(rows), about, problem or ("" if rows else "it has no rounds yet"))
+    problem = problem or ("" if rows else "it has no rounds yet")
+    return Member(name, columns(rows), about, problem, str(ended.get("reason", "")))
 
 
 def _said(path: Path) -> Path:

@@ -27,7 +27,7 @@ from fedjx.experiment.evaluations import Evaluation
 from fedjx.experiment.identity import cohort_of, determined, example_of
 from fedjx.experiment.row_parts import grouped, log_of, totals_of
 from fedjx.experiment.rows import Row, flat
-from fedjx.experiment.run_directory import STATES, Run, Start, open_run
+from fedjx.experiment.run_directory import STATES, Run, Start, open_run, say_end
 from fedjx.experiment.sinks import Sink
 from fedjx.experiment.stop import StopRule, stopped
 from fedjx.privacy.budget import Budget, within
@@ -163,7 +163,9 @@ def run(
             if reason:
                 break
         saved.wait()
-        return Result(state, log.wait(), reason or _at_the_end(num_rounds, max(last, done), budget))
+        result = Result(state, log.wait(), reason or _at_the_end(num_rounds, max(last, done), budget))
+        say_end(directory, result.reason)
+        return result
 
 
 def _check_together(

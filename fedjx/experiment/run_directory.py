@@ -23,7 +23,7 @@ from fedjx.data.manifest import checked_text, replace_file
 from fedjx.data.state_journal import delete
 
 MARKER, LOCK, CHECKPOINTS, EVENTS = "run.json", "run.lock", "checkpoints", "events.out.tfevents.*"
-ROWS, TABLE, STATES = "metrics.jsonl", "metrics.csv", "client_states"
+ROWS, TABLE, STATES, ENDED = "metrics.jsonl", "metrics.csv", "client_states", "ended.json"
 _FORMAT, _VERSION = "fedjx run", 1
 
 Start = Literal["new", "resume", "auto", "overwrite"]
@@ -106,7 +106,28 @@ def open_run(
             _check_free(path, found, start == "overwrite")
             found = _begin(path, about, found)
         identity = hashlib.sha256(json.dumps(found["about"], sort_keys=True).encode()).hexdigest()
-        yield Run(path, identity, found["token"])
+        with _ending(run := Run(path, identity, found["token"])):
+            yield run
+
+
+@contextlib.contextmanager
+def _ending(run: Run) -> Iterator[None]:
+    """Says how a run has ended; of one that was killed, or goes on, nothing does."""
+    (run.path / ENDED).unlink(missing_ok=True)
+    try:
+        yield
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # no room, perhaps
+            say_end(run, error=f"{type(error).__name__}: {error}".removesuffix(": "))
+        raise
+    if not (run.path / ENDED).exists():
+        say_end(run)
+
+
+def say_end(run: Run | None, reason: str = "", error: str = "") -> None:
+    """Writes in its directory why a run has ended, for reports; of several processes the first does."""
+    if run is not None and run.token:
+        replace_file(run.path / ENDED, json.dumps({"reason": reason, "error": error}).encode())
 
 
 def versions() -> dict[str, str]:
@@ -220,7 +241,12 @@ def _has_begun(path: Path, token: str) -> bool:
     """Tells whether a directory has more than what a run leaves that fails before its first round has ended."""
     if has_rounds(path) or ((path / CHECKPOINTS).exists() and any((path / CHECKPOINTS).iterdir())):
         return True
-    own = {MARKER, f"{MARKER}.partial", LOCK, CHECKPOINTS, ROWS, f"{ROWS}.partial", TABLE, f"{TABLE}.partial", STATES}
+    own = {
+        LOCK,
+        CHECKPOINTS,
+        STATES,
+        *(name for file in (MARKER, ROWS, TABLE, ENDED) for name in (file, f"{file}.partial")),
+    }
     own |= {entry.name for entry in path.glob(f"{EVENTS}.{token}")}
     return any(entry.name not in own for entry in path.iterdir())
 

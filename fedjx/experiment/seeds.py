@@ -31,7 +31,7 @@ from fedjx.experiment.identity import cohort_of, determined, example_of
 from fedjx.experiment.log import Log
 from fedjx.experiment.loop import Result, run
 from fedjx.experiment.row_parts import grouped, log_of, totals_of
-from fedjx.experiment.run_directory import open_run
+from fedjx.experiment.run_directory import Run, open_run, say_end
 
 Draw = Callable[[int], np.ndarray]  # from the round to places in the data, as samplers do
 
@@ -186,6 +186,7 @@ class _Member(NamedTuple):
     """The run of a seed that goes on in lanes."""
 
     seed: int
+    directory: Run | None
     draw: Draw
     state: PyTree
     done: int
@@ -236,7 +237,7 @@ def _opened(stack: contextlib.ExitStack, task: _Task, seed: int, start: _Start) 
     saved = stack.enter_context(Checkpointer(directory))
     done, state = (saved.restore(state) or Checkpoint(0, state))[:2]
     log = stack.enter_context(log_of(directory, done, task.num_rounds, (), start.progress))
-    return _Member(seed, start.draw, state, done, saved, log, totals_of(task.algorithm, example, None))
+    return _Member(seed, directory, start.draw, state, done, saved, log, totals_of(task.algorithm, example, None))
 
 
 def _in_lanes(task: _Task, members: Sequence[_Member], done: int) -> tuple[dict[int, Result], str | None]:
@@ -270,6 +271,8 @@ def _in_lanes(task: _Task, members: Sequence[_Member], done: int) -> tuple[dict[
                 break
         for member in members:
             member.saved.wait()
+            member.log.wait()
+            say_end(member.directory, reason)
     ended = zip(members, apart(states), strict=True)
     return {member.seed: Result(state, member.log.wait(), reason) for member, state in ended}, None
 

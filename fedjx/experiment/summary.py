@@ -38,7 +38,7 @@ class Table(NamedTuple):
 
 
 def results(found: Mapping[str, Sequence[Member]], metric: str, mode: Mode, target: float | None) -> Table:
-    """Tabulates the last and the best of each run, when it reached a target, and what it has used.
+    """Tabulates the last and the best of each run, when it reached a target, what it has used, and why it ended.
 
     Numbers are means of seeds ± their standard deviation, the round of the target the median, for which a seed that
     did not reach it counts as the last.
@@ -47,15 +47,18 @@ def results(found: Mapping[str, Sequence[Member]], metric: str, mode: Mode, targ
     totals = [key for key in _TOTALS if any(len(points(metrics, key)[0]) for run in seeds.values() for metrics in run)]
     head = ["run", "seeds", "rounds", f"last {metric}", "best"]
     head += [] if target is None else [f"rounds to {target:g}"]
+    reasons = {name: list(dict.fromkeys(m.reason for m in members if m.reason)) for name, members in found.items()}
+    ended = ["ended"] if any(reasons.values()) else []
     rows = []
     for name, run in seeds.items():
         row = [name, _of(len(run), len(found[name])), _rounds(run)]
         row += [_spread(ends(run, metric, at, mode), _metric_text) for at in ("last", "best")]
         row += [] if target is None else [_reached(run, metric, target, mode)]
-        rows.append(row + [_spread(ends(run, key, "last", "max"), _total_text) for key in totals])
+        row += [_spread(ends(run, key, "last", "max"), _total_text) for key in totals]
+        rows.append(row + [_first(reasons[name]) for _ in ended])
     order = [rank(ends(run, metric, "last", mode).values, mode) for run in seeds.values()]
     best = int(np.argmin(order)) if len(order) > 1 and np.isfinite(min(order)) else None
-    return Table([*head, *(_TOTALS[key] for key in totals)], rows, best)
+    return Table([*head, *(_TOTALS[key] for key in totals), *ended], rows, best)
 
 
 def problems(found: Mapping[str, Sequence[Member]]) -> Iterator[str]:
@@ -112,6 +115,10 @@ def _in_rounds(at: np.ndarray) -> str:
 
 def _of(number: int, total: int) -> str:
     return f"{number}" if number == total else f"{number} of {total}"
+
+
+def _first(texts: Sequence[str]) -> str:
+    return "–" if not texts else texts[0] + (f", and {len(texts) - 1} more" if len(texts) > 1 else "")
 
 
 def _rounds(run: Sequence[Columns]) -> str:

@@ -25,9 +25,10 @@ def history(num_rounds=20, *, rate=0.1, seed=0, every=5, lost_from=None):
     return rows
 
 
-def write_run(path: Path, rows, about=None):
+def write_run(path: Path, rows, about=None, ended=None):
     """Writes the files of a run that are read again; of none that has not begun, if the rows are None."""
     path.mkdir(parents=True)
+    (path / "ended.json").write_text(json.dumps(ended or {"reason": "", "error": ""}))
     (path / "run.json").write_text(json.dumps({"format": "fedjx run", "about": about or {}}))
     if rows is not None:
         (path / "metrics.jsonl").write_bytes(b"".join(map(line, rows)))
@@ -41,6 +42,7 @@ def write_sweep(path: Path):
             told = {"error": "", "arguments": {"rate": rate}}
             (path / f"rate={rate}" / f"seed-{seed}.json").write_text(json.dumps(told))
     (path / "rate=0.1" / "seed-1.json").unlink()
+    (path / "rate=0.1" / "seed-1" / "ended.json").unlink()
     write_run(path / "rate=4.0" / "seed-0", history(2))
     told = {"error": "ValueError: rate must be <b>below</b> 2", "arguments": {"rate": 4.0}}
     (path / "rate=4.0" / "seed-0.json").write_text(json.dumps(told))

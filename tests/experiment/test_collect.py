@@ -62,11 +62,27 @@ def test_what_a_sweep_says_of_its_runs(tmp_path):
     found = collect(tmp_path / "s")
     assert {name: [member.problem for member in members] for name, members in found.items()} == {
         "rate=0.05": ["", ""],
-        "rate=0.1": ["", "it has not finished"],
+        "rate=0.1": ["", "it has not ended: it goes on, or was killed"],
         "rate=4.0": ["it failed with ValueError: rate must be <b>below</b> 2"],
     }
     assert sizes(found) == {"rate=0.05": [21, 21], "rate=0.1": [21, 21], "rate=4.0": [0]}
     assert found["rate=0.05"][0].about == {"rate": 0.05, "data": "8f3b"}
+
+
+def test_what_runs_say_of_their_end(tmp_path):
+    write_run(tmp_path / "a", history(2), ended={"reason": "all 2 rounds are done", "error": ""})
+    write_run(tmp_path / "b", history(2), ended={"reason": "", "error": "ValueError: no"})
+    write_run(tmp_path / "c", history(2))
+    (tmp_path / "c" / "ended.json").unlink()  # killed
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "metrics.jsonl").write_bytes((tmp_path / "c" / "metrics.jsonl").read_bytes())  # no `open_run`
+    found = {name: (members[0].problem, members[0].reason) for name, members in collect(tmp_path).items()}
+    assert found == {
+        "a": ("", "all 2 rounds are done"),
+        "b": ("it ended with ValueError: no", ""),
+        "c": ("it has not ended: it goes on, or was killed", ""),
+        "d": ("", ""),
+    }
 
 
 def test_what_sweep_returns():

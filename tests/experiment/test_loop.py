@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import shutil
 import signal
@@ -261,6 +262,7 @@ def test_it_stops_by_a_rule_and_stays_stopped(whole, tmp_path):
     result = few(stop=rules[1:])
     assert (result.reason, result.rows[-1]["round"]) == ("total/clients is 6, of at most 1", 2)
     assert few(stop=rules[1:]).rows == result.rows
+    assert json.loads((tmp_path / "run" / "ended.json").read_bytes()) == {"reason": result.reason, "error": ""}
     assert leaves(few().state) == leaves(whole.state)
 
 
@@ -290,6 +292,7 @@ def test_an_interrupt_waits_for_the_round_and_a_second_one_does_not(whole, tmp_p
 
         with pytest.raises(KeyboardInterrupt):
             run_quietly(ALGORITHM, TRAIN, SAMPLE, num_rounds=2000, path=tmp_path / str(times), sinks=[Sink(told)])
+        assert json.loads((tmp_path / str(times) / "ended.json").read_bytes())["error"] == "KeyboardInterrupt"
         return int(checkpoints(tmp_path / str(times))[-1].name), read_rows(tmp_path / str(times))[-1]["round"]
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it

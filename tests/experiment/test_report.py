@@ -79,7 +79,7 @@ def test_a_sweep(tmp_path):
     assert fast[:6] == ["rate=0.1", "2", "20", "0.6717 ± 0.0071", "0.6717 ± 0.0071", "12.25"]
     assert failed == ["rate=4.0", "0 of 1", "–", "–", "–", "–", "–", "–", "–"]
     assert page.texts["li"] == [
-        "rate=0.1: it has not finished (seed-1)",
+        "rate=0.1: it has not ended: it goes on, or was killed (seed-1)",
         "rate=4.0: it failed with ValueError: rate must be <b>below</b> 2 (seed-0)",
     ]
     assert page.texts["h2"] == ["Results", "test/accuracy", "Runs compared", "Other metrics", "Clients", "What was run"]
@@ -102,6 +102,15 @@ def test_a_sweep(tmp_path):
     ]
     assert page.texts["span"] == ["rate=0.05", "rate=0.1"] * 2  # the run that failed has no line
     assert '<tr class="best"><td>rate=0.1</td>' in (tmp_path / "report.html").read_text()
+
+
+def test_why_runs_have_ended(tmp_path):
+    for seed, reason in enumerate(("all 20 rounds are done", "it was told to end, by SIGTERM")):
+        write_run(tmp_path / "runs" / "a" / f"seed-{seed}", history(), ended={"reason": reason, "error": ""})
+    write_run(tmp_path / "runs" / "b", history(), ended={"reason": "", "error": "ValueError: no"})
+    page = reported(tmp_path / "runs", tmp_path)
+    assert [row[-1] for row in page.rows[:3]] == ["ended", "all 20 rounds are done, and 1 more", "–"]
+    assert page.texts["li"][:1] == ["b: it ended with ValueError: no"]
 
 
 def test_nothing_is_fetched_and_nothing_runs(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -93,11 +94,29 @@ def test_overwriting_deletes_what_the_run_has_written_and_nothing_else(tmp_path)
     with open_run(path, {"another": "run"}, start="overwrite") as run:
         pass
     left = contents(path)
-    assert {left.pop("run.json") != b"", left.pop("run.lock") != b""} == {True}
+    assert {left.pop(name) != b"" for name in ("run.json", "run.lock", "ended.json")} == {True}
     found = {re.sub(r"\.damaged-\w{8}", "", name): text for name, text in left.items()}
     assert found == {name: text.encode() for name, text in foreign.items()}
     with open_run(path, {"another": "run"}, start="resume") as run:
         assert last_checkpoint(run, STATE) is None
+
+
+def test_it_is_said_how_a_run_ended_and_not_while_it_goes_on(tmp_path):
+    said = tmp_path / "ended.json"
+
+    def fails():
+        with open_run(tmp_path, ABOUT, start="auto"):
+            assert not said.exists()
+            raise ValueError("my own fault")
+
+    for round in (2, 4):
+        with pytest.raises(ValueError, match="my own fault"):
+            fails()
+        assert json.loads(said.read_bytes()) == {"reason": "", "error": "ValueError: my own fault"}
+        begun(tmp_path, rounds=(round,), start="auto")
+        assert json.loads(said.read_bytes()) == {"reason": "", "error": ""}
+    refused("holds a run. Resume it", tmp_path)
+    assert json.loads(said.read_bytes()) == {"reason": "", "error": ""}
 
 
 def test_paths_that_are_no_directories(tmp_path):
@@ -227,7 +246,7 @@ def test_a_run_that_failed_before_its_first_round_is_begun_anew(tmp_path):
         refused(r"got {'flags': 'mended'}", path, other, start="resume")
         with open_run(path, other, **options):
             pass
-        assert sorted(x.name for x in path.iterdir()) == ["run.json", "run.lock"]
+        assert sorted(x.name for x in path.iterdir()) == ["ended.json", "run.json", "run.lock"]
         with open_run(path, other, start="resume"):
             pass
     second = '{"round": 1, "train/loss": 1.0}\n'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -91,6 +92,9 @@ def test_states_begin_with_the_bits_of_each_seed():
 def test_directories_are_those_of_runs_and_seeds_at_different_rounds_go_on(expected, tmp_path):
     run_seeds(ALGORITHM, TRAIN, sampler, seeds=SEEDS, path=tmp_path, **{**OPTIONS, "num_rounds": 2})
     assert read_rows(tmp_path / "seed-0")[-1]["round"] == 2
+    for seed in SEEDS:
+        said = json.loads((tmp_path / f"seed-{seed}" / "ended.json").read_bytes())
+        assert said == {"reason": "all 2 rounds are done", "error": ""}
     alone(3, path=tmp_path / "seed-3", start="resume")
     found = run_seeds(ALGORITHM, TRAIN, sampler, seeds=SEEDS, path=tmp_path, **OPTIONS)
     check_same(found, expected)
