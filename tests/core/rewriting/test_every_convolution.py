@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, given, seed, settings
 from hypothesis import strategies as st
 from jax import lax
 
@@ -130,9 +131,10 @@ def compared(case: Case) -> tuple[Any, Any]:
     return ours, jax.tree.map(lambda *parts: np.stack(parts), *theirs)
 
 
-@pytest.mark.timeout(900)  # JAX 0.12 takes half a second for each program, on a core of its own
+@pytest.mark.timeout(900)  # JAX 0.12 takes a third of a second for each program, on a core of its own
 @given(cases())
-@settings(max_examples=500, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@seed(sys.version_info.minor)  # each Python draws cases of its own, always the same
+@settings(max_examples=250, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 def test_any_convolution_is_what_its_definition_says(case):
     assume(has_outputs(case))
     ours, theirs = compared(case)
