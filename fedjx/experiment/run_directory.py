@@ -117,8 +117,7 @@ def _ending(run: Run) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        with contextlib.suppress(OSError):  # no room, perhaps
-            say_end(run, error=f"{type(error).__name__}: {error}".removesuffix(": "))
+        say_end(run, error=f"{type(error).__name__}: {error}".removesuffix(": "))
         raise
     if not (run.path / ENDED).exists():
         say_end(run)
@@ -126,7 +125,9 @@ def _ending(run: Run) -> Iterator[None]:
 
 def say_end(run: Run | None, reason: str = "", error: str = "") -> None:
     """Writes in its directory why a run has ended, for reports; of several processes the first does."""
-    if run is not None and run.token:
+    if run is None or not run.token:
+        return
+    with contextlib.suppress(OSError):  # no room: what has come of the run is worth more
         replace_file(run.path / ENDED, json.dumps({"reason": reason, "error": error}).encode())
 
 

@@ -119,6 +119,15 @@ def test_it_is_said_how_a_run_ended_and_not_while_it_goes_on(tmp_path):
     assert json.loads(said.read_bytes()) == {"reason": "", "error": ""}
 
 
+def test_no_room_to_say_how_it_ended_is_no_end_of_its_own(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with open_run(tmp_path, ABOUT):
+        monkeypatch.setattr("fedjx.experiment.run_directory.replace_file", full)
+    assert not (tmp_path / "ended.json").exists()
+
+
 def test_paths_that_are_no_directories(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
