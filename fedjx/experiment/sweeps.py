@@ -117,7 +117,14 @@ class Sweep(NamedTuple):
         return "\n".join([*lines, *(f"{_run_name(found)}: {found.error}" for found in failed)])
 
 
-def sweep(fn: Callable[..., Any], grid: Grid, *, seeds: int | Sequence[int], path: str | Path | None = None) -> Sweep:
+def sweep(
+    fn: Callable[..., Any],
+    grid: Grid,
+    *,
+    seeds: int | Sequence[int],
+    path: str | Path | None = None,
+    progress: bool = True,
+) -> Sweep:
     """Runs a function at each point of a grid, each with the same seeds, and keeps what comes of it.
 
     Killed at any moment and called again, it runs what is missing: a run that has finished is read, and one that was
@@ -138,6 +145,7 @@ def sweep(fn: Callable[..., Any], grid: Grid, *, seeds: int | Sequence[int], pat
       path: The sweep's directory: what is measured is in ``<point>/seed-<n>/metrics.jsonl``. One sweep at a time has
         it, and none has a run's. Of several processes the first one writes, and all read. Nothing is written if not
         given.
+      progress: Whether stderr says which run begins.
 
     Raises:
       RunError: If somebody else has the directory, or a run, or what is in it was run with other arguments; and any
@@ -163,7 +171,8 @@ def sweep(fn: Callable[..., Any], grid: Grid, *, seeds: int | Sequence[int], pat
         for number, (point, group) in enumerate(groups, 1):
             missing = [seed for seed in group if (name_of(point), seed) not in found]
             if missing:
-                _say(f"{number} of {len(groups)}: {_described(point, missing)}")
+                if progress:
+                    _say(f"{number} of {len(groups)}: {_described(point, missing)}")
                 found |= {(name_of(point), outcome.seed): outcome for outcome in _run(plan, point, missing)}
     done = Sweep(tuple(found[name_of(point), seed] for point in points for seed in seeds))
     if failed := [outcome for outcome in done.outcomes if outcome.error]:

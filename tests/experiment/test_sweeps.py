@@ -43,9 +43,12 @@ def same(a, b):
     return json.dumps([o._asdict() for o in a.outcomes]) == json.dumps([o._asdict() for o in b.outcomes])
 
 
-def test_every_point_runs_with_the_same_seeds_seed_by_seed():
+def test_every_point_runs_with_the_same_seeds_seed_by_seed(capsys):
     train, calls = calls_of()
     found = sweep(train, RATES, seeds=2)
+    assert capsys.readouterr().err.splitlines()[1] == "2 of 4: rate=0.5, seed 0"
+    assert same(sweep(calls_of()[0], RATES, seeds=2, progress=False), found)
+    assert capsys.readouterr().err == ""
     assert calls == [(0.1, 0), (0.5, 0), (0.1, 1), (0.5, 1)]
     assert [(o.point["rate"], o.seed) for o in found.outcomes] == [(0.1, 0), (0.1, 1), (0.5, 0), (0.5, 1)]
     assert found.outcomes[3].rows[2] == {"round": 2, "loss": 0.26, "list": [0.5, pytest.approx(math.nan, nan_ok=True)]}
